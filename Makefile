@@ -1,0 +1,43 @@
+# Everything runs in .venv; the first target that needs it makes it.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+# On a machine without an NVIDIA driver torch comes from its CPU index, where one can be reached: no CUDA packages.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: install demo test test-slow lint types up bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	bash .ci/install-torch $(BIN)/python $(TORCH) $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,postgres,demo,test]'
+	touch $@
+
+demo: install
+	$(BIN)/tersor demo
+
+up: install
+	$(BIN)/tersor up $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

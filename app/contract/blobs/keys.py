@@ -1,0 +1,42 @@
+"""Where things lie in the blob store."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from uuid import uuid4
+
+OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was written."""
+
+    sha256: str
+    size_bytes: int
+
+
+def blob_key(sha256: str) -> str:
+    """An uploaded file, by its content: two characters of folder, so that no folder grows too large."""
+    return f"blobs/sha256/{sha256[:2]}/{sha256[2:]}"
+
+
+def output_key(job_id: str, attempt: int, name: str) -> str:
+    """A file that one attempt at a job writes; raises ValueError for a name that is not a plain file name."""
+    if OUTPUT_NAME.fullmatch(name) is None:
+        raise ValueError(f"an output is named by letters, digits, dot, dash and underscore; got {name!r}")
+    return f"{output_prefix(job_id, attempt)}{name}"
+
+
+def output_prefix(job_id: str, attempt: int) -> str:
+    """Everything that one attempt at a job writes."""
+    return f"jobs/{job_id}/{attempt}/"
+
+
+def incoming_key() -> str:
+    """A place of its own for bytes whose digest is not known yet."""
+    return f"{INCOMING}{uuid4().hex}"
+
+
+INCOMING = "incoming/"

@@ -1,0 +1,80 @@
+"""What can be done: each technique with its spec, its needs and its place in the order. Drives `GET /v1/techniques`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.contract.errors import OrderRefused
+from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec
+from app.contract.training import Strict
+
+Family = Literal["pruning", "training", "quantization"]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """The declarative header of a technique; the worker's class of the same name does the work."""
+
+    name: str
+    family: Family
+    title: str
+    spec: type[Strict]
+    needs: str
+    applies_to: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    may_not_follow: frozenset[str] = field(default_factory=frozenset)
+    exports: tuple[str, ...] = ("native", "onnx")
+    requires_export: str | None = None
+
+
+TECHNIQUES: tuple[Technique, ...] = (
+    Technique(
+        name="prune",
+        family="pruning",
+        title="Prune weights",
+        spec=Prune,
+        needs="A labelled `train` split where `training` is given; no data otherwise.",
+        applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers.",
+        may_not_follow=frozenset({"quantize"}),
+    ),
+    Technique(
+        name="finetune",
+        family="training",
+        title="Train, with or without distillation",
+        spec=Finetune,
+        needs="A labelled `train` split; `validation` for early stopping.",
+        applies_to="Every model.",
+        may_not_follow=frozenset({"quantize"}),
+    ),
+    Technique(
+        name="quantize",
+        family="quantization",
+        title="Quantize to int8",
+        spec=Quantize,
+        needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data.",
+        applies_to="static: Linear, convolutions, Embedding, attention. dynamic: Linear and attention only.",
+        devices=("cpu",),
+        may_not_follow=frozenset({"quantize"}),
+        requires_export="onnx",
+    ),
+)
+
+BY_NAME: dict[str, Technique] = {technique.name: technique for technique in TECHNIQUES}
+
+
+def check_order(spec: ResolvedSpec) -> None:
+    """Raises OrderRefused, with the pointer of the later step, where two steps cannot follow each other."""
+    for i, step in enumerate(spec.steps):
+        for earlier in spec.steps[:i]:
+            if earlier.technique in BY_NAME[step.technique].may_not_follow:
+                raise OrderRefused(
+                    f"{step.technique} cannot follow {earlier.technique}: post-training quantization freezes "
+                    "the weights, so it has to be the last step. Move it to the end.",
+                    pointer=spec.pointer(i),
+                )
+        needed = BY_NAME[step.technique].requires_export
+        if needed is not None and needed not in spec.export:
+            raise OrderRefused(
+                f"{step.technique} is delivered as {needed}: add {needed!r} to export.", pointer="/export"
+            )

@@ -1,0 +1,167 @@
+"""Whether a model, a dataset and the steps of a job fit each other; asked at submit and again before the job starts."""
+
+from __future__ import annotations
+
+import fnmatch
+
+from app.contract.catalogue import check_order
+from app.contract.errors import DatasetMismatch, InvalidSpec, Unsupported
+from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts, calibration_split
+from app.contract.spec import Prune, Quantize, ResolvedSpec
+from app.contract.training import Training
+
+_PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
+_NAMES_SHOWN = 8  # enough layers to see how they are named
+
+
+def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -> None:
+    """Raises OrderRefused, DatasetMismatch, InvalidSpec or Unsupported: what was expected, what came, the field."""
+    check_order(spec)
+    if dataset is not None:
+        check_pair(model, dataset)
+    check_splits(spec, dataset)
+    for index, step in enumerate(spec.steps):
+        pointer = spec.pointer(index)
+        if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
+            raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
+        if isinstance(step, Prune | Quantize):
+            _check_patterns(step.exclude, model, pointer)
+
+
+def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None) -> None:
+    """Raises DatasetMismatch unless the dataset has the splits that the steps need; the model does not matter here."""
+    for index, step in enumerate(spec.steps):
+        pointer = spec.pointer(index)
+        training = getattr(step, "training", None)
+        if training is not None:
+            _check_training(training, dataset, pointer)
+        if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:
+            raise DatasetMismatch(
+                "Static quantization needs a `calibration`, `train` or `validation` split to find activation ranges; "
+                + _has(dataset),
+                pointer=pointer if dataset is not None else "/dataset",
+            )
+
+
+def check_pair(model: ModelFacts, dataset: DatasetFacts) -> None:
+    """Raises DatasetMismatch (pointer /dataset) unless each split can feed the model and targets are its classes."""
+    if dataset.kind not in model.accepts:
+        raise DatasetMismatch(
+            f"The model takes {' or '.join(model.accepts)}; the dataset holds {dataset.kind}.", pointer="/dataset"
+        )
+    for name, split in dataset.splits.items():
+        if dataset.kind == "arrays":
+            _check_arrays(model, name, split)
+        if dataset.kind == "images" and model.format == "architecture":
+            _check_pictures(model, name, split)
+        if split.target_max is not None and split.target_max >= model.classes:
+            raise DatasetMismatch(
+                f"Split `{name}` has targets up to {split.target_max}; "
+                f"the model has {model.classes} classes (0 to {model.classes - 1}).",
+                pointer="/dataset",
+            )
+        if split.target_min is not None and split.target_min < 0:
+            raise DatasetMismatch(f"Split `{name}` has the negative target {split.target_min}.", pointer="/dataset")
+    if dataset.labels is not None:
+        label_map(model, dataset)
+
+
+def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:
+    """The model's class of each dataset label: by name where the names agree, else by order where the counts do.
+
+    Raises DatasetMismatch where neither holds.
+    """
+    names = dataset.labels or ()
+    known = {label: i for i, label in enumerate(model.labels or ())}
+    if known and all(name in known for name in names):
+        return tuple(known[name] for name in names)
+    generic = not known or all(label.upper().startswith("LABEL_") for label in known)
+    if generic and len(names) == model.classes:
+        return tuple(range(len(names)))
+    unknown = [name for name in names if name not in known][:5]
+    raise DatasetMismatch(
+        f"The dataset has {len(names)} labels and the model {model.classes}"
+        + (f"; the model does not know {', '.join(map(repr, unknown))}" if known else "")
+        + ". Name the folders or labels as the model does, or give `labels` in the model's spec.",
+        pointer="/dataset",
+    )
+
+
+def _check_patterns(patterns: tuple[str, ...], model: ModelFacts, pointer: str) -> None:
+    """A pattern that names no layer is most likely a misspelt one."""
+    names = [layer.name for layer in model.layers]
+    known = {way for name in names for way in (name, f"{name}.weight", name.rpartition(".")[0])}
+    for index, pattern in enumerate(patterns):
+        if not fnmatch.filter(known, pattern):
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            raise InvalidSpec(
+                f"{pattern!r} matches no layer. The model's layers are {shown}.", pointer=f"{pointer}/exclude/{index}"
+            )
+
+
+def _check_arrays(model: ModelFacts, name: str, split: SplitFacts) -> None:
+    given = {tensor.name: tensor for tensor in split.inputs}
+    if len(given) == len(model.inputs) == 1:
+        pairs = [(model.inputs[0], split.inputs[0])]
+    elif missing := [tensor.name for tensor in model.inputs if tensor.name not in given]:
+        raise DatasetMismatch(
+            f"Split `{name}` lacks the input {missing[0]!r}: "
+            f"expected the arrays {', '.join(t.name for t in model.inputs)}.",
+            pointer="/dataset",
+        )
+    else:
+        pairs = [(tensor, given[tensor.name]) for tensor in model.inputs]
+    for wanted, got in pairs:
+        if not _fits(wanted, got):
+            raise DatasetMismatch(
+                f"Split `{name}` has samples of {_show(got)}; the model takes {_show(wanted)}.", pointer="/dataset"
+            )
+
+
+def _check_pictures(model: ModelFacts, name: str, split: SplitFacts) -> None:
+    """Height and width as the architecture takes them: only a Hugging Face folder says how to resize."""
+    wanted, got = model.inputs[0].shape[1:], split.inputs[0].shape[1:]
+    if wanted != got:
+        size = "different sizes" if None in got else f"{' x '.join(map(str, got))} (height x width)"
+        raise DatasetMismatch(
+            f"Split `{name}` has pictures of {size}; the model takes {' x '.join(map(str, wanted))}. "
+            "Resize them before the upload.",
+            pointer="/dataset",
+        )
+
+
+def _fits(wanted: TensorFacts, got: TensorFacts) -> bool:
+    same_kind = wanted.dtype.startswith("float") == got.dtype.startswith("float")
+    return (
+        same_kind
+        and len(wanted.shape) == len(got.shape)
+        and all(a is None or b is None or a == b for a, b in zip(wanted.shape, got.shape, strict=True))
+    )
+
+
+def _check_training(training: Training, dataset: DatasetFacts | None, pointer: str) -> None:
+    train = dataset.splits.get("train") if dataset is not None else None
+    if train is None or not train.has_targets:
+        raise DatasetMismatch(
+            "Training needs a `train` split with targets; " + _has(dataset),
+            pointer=pointer if dataset is not None else "/dataset",
+        )
+    validation = dataset.splits.get("validation") if dataset is not None else None
+    if training.early_stopping is not None and (validation is None or not validation.has_targets):
+        raise DatasetMismatch(
+            "Early stopping needs a `validation` split with targets; " + _has(dataset), pointer=pointer
+        )
+
+
+def _has(dataset: DatasetFacts | None) -> str:
+    if dataset is None:
+        return "the job names no dataset."
+    parts = [
+        f"{name} ({split.samples}{'' if split.has_targets else ', no targets'})"
+        for name, split in dataset.splits.items()
+    ]
+    return f"the dataset has {', '.join(parts)}."
+
+
+def _show(tensor: TensorFacts) -> str:
+    return f"{tensor.dtype} [{', '.join('*' if d is None else str(d) for d in tensor.shape)}]"

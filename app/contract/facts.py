@@ -1,0 +1,87 @@
+"""What an inspection finds out about an upload: enough for app to refuse a job that cannot work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["image-classification", "text-classification"]
+Dimension = int | None  # None is a dimension that may vary
+
+
+class Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorFacts(Facts):
+    """One input of a model or of a sample, without the batch dimension."""
+
+    name: str
+    shape: tuple[Dimension, ...]
+    dtype: str
+
+
+class LayerFacts(Facts):
+    """One layer with weights: its name as in the state dict (without `.weight`), its type, its weight's shape."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+class ModelFacts(Facts):
+    """An inspected model."""
+
+    format: Literal["architecture", "huggingface"]
+    task: Task
+    accepts: tuple[Literal["arrays", "images", "text"], ...] = Field(
+        description="The kinds of dataset that can feed it."
+    )
+    inputs: tuple[TensorFacts, ...]
+    classes: int
+    labels: tuple[str, ...] | None = None
+    parameters: int
+    layers: tuple[LayerFacts, ...]
+
+
+class SplitFacts(Facts):
+    """One split of an inspected dataset."""
+
+    samples: int
+    inputs: tuple[TensorFacts, ...] = Field(description="One entry an array; for images and text a single entry.")
+    has_targets: bool
+    target_min: int | None = None
+    target_max: int | None = None
+
+
+class DatasetFacts(Facts):
+    """An inspected dataset. `labels` are names where the data carries names (folders, strings), in target order."""
+
+    kind: Literal["arrays", "images", "text"]
+    splits: dict[str, SplitFacts]
+    labels: tuple[str, ...] | None = None
+
+
+SPLITS = ("train", "validation", "test", "calibration")
+
+
+def evaluation_split(dataset: DatasetFacts | None) -> str | None:
+    """The labelled split that metrics are measured on: test, else validation, else none."""
+    return _first(dataset, ("test", "validation"), labelled=True)
+
+
+def calibration_split(dataset: DatasetFacts | None) -> str | None:
+    """The split that activation ranges are found on: calibration, else train, else validation; never test."""
+    return _first(dataset, ("calibration", "train", "validation"), labelled=False)
+
+
+def _first(dataset: DatasetFacts | None, names: tuple[str, ...], *, labelled: bool) -> str | None:
+    if dataset is None:
+        return None
+    for name in names:
+        split = dataset.splits.get(name)
+        if split is not None and (split.has_targets or not labelled):
+            return name
+    return None

@@ -1,0 +1,85 @@
+"""Named recipes: each is a list of steps and nothing else."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from app.contract.errors import InvalidSpec
+from app.contract.spec import Finetune, JobSpec, Prune, Quantize, ResolvedSpec, Step
+from app.contract.training import Distill, Strict, Training
+
+
+class Recipe(Strict):
+    """A preset."""
+
+    name: str
+    title: str
+    description: str
+    needs: tuple[str, ...] = Field(description="The splits that the dataset must have.")
+    steps: tuple[Step, ...]
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        name="int8",
+        title="Static int8",
+        description="Static 8-bit quantization without training. Needs only calibration data.",
+        needs=("calibration",),
+        steps=(Quantize(method="static"),),
+    ),
+    Recipe(
+        name="sparse",
+        title="80 % sparse",
+        description="Gradual magnitude pruning to 80 % sparsity with distillation from the uploaded model.",
+        needs=("train",),
+        steps=(
+            Prune(
+                sparsity=0.8,
+                schedule="cubic",
+                training=Training(epochs=5, lr=1e-3, schedule="cosine", distill=Distill()),
+            ),
+        ),
+    ),
+    Recipe(
+        name="small",
+        title="Sparse, distilled, int8",
+        description="Gradual pruning to 80 % and fine-tuning, both distilled from the upload, then static int8.",
+        needs=("train",),
+        steps=(
+            Prune(sparsity=0.8, schedule="cubic", training=Training(epochs=4, lr=1e-3, distill=Distill())),
+            Finetune(training=Training(epochs=2, lr=1e-3, schedule="cosine", distill=Distill())),
+            Quantize(method="static"),
+        ),
+    ),
+    Recipe(
+        name="threshold-int8",
+        title="Threshold pruning, Adam, int8",
+        description="A worked example of the literature: weights below 0.01 go, Adam at 0.001 for 10 epochs, 8 bits.",
+        needs=("train",),
+        steps=(
+            Prune(threshold=0.01, training=Training(epochs=10, optimizer="adam", lr=1e-3)),
+            Quantize(method="static"),
+        ),
+    ),
+)
+
+BY_NAME: dict[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
+
+
+def resolve(spec: JobSpec) -> ResolvedSpec:
+    """Unfolds the recipe and fills in every default.
+
+    Raises InvalidSpec (pointer /recipe) for a name that is none of the recipes.
+    """
+    steps = spec.steps
+    if spec.recipe is not None:
+        recipe = BY_NAME.get(spec.recipe)
+        if recipe is None:
+            raise InvalidSpec(
+                f"There is no recipe {spec.recipe!r}. There are: {', '.join(BY_NAME)}.", pointer="/recipe"
+            )
+        steps = recipe.steps
+    assert steps is not None
+    return ResolvedSpec(
+        model=spec.model, dataset=spec.dataset, recipe=spec.recipe, steps=steps, export=spec.export, seed=spec.seed
+    )

@@ -1,0 +1,107 @@
+"""What the store hands out: plain frozen data. Times are UTC and carry their time zone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from app.contract.errors import Problem
+from app.contract.facts import DatasetFacts, ModelFacts
+from app.contract.spec import JobSpec, ResolvedSpec
+from app.contract.states import JobState, UploadStatus
+
+UploadKind = Literal["model", "dataset"]
+WorkKind = Literal["model", "dataset", "job"]
+
+
+@dataclass(frozen=True)
+class UploadRecord:
+    """A model or a dataset: the bytes' digest, and what the inspection found (`facts`) or objected to (`problem`)."""
+
+    id: str
+    account: str
+    kind: UploadKind
+    filename: str
+    sha256: str
+    size_bytes: int
+    spec: dict[str, Any]
+    status: UploadStatus
+    problem: Problem | None
+    facts: ModelFacts | DatasetFacts | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job.
+
+    `progress` is 0..1. `attempt` is the fencing token of the latest claim, 0 before the first. `version` grows with
+    every change and drives the ETag. `queue_position` is 1 for the job that is next, and None unless queued.
+    """
+
+    id: str
+    account: str
+    spec: JobSpec
+    resolved: ResolvedSpec
+    state: JobState
+    progress: float
+    step: str | None
+    attempt: int
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Problem | None
+    warnings: tuple[str, ...]
+    goal_met: bool | None
+    version: int
+    queue_position: int | None
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """One file that a job delivered; `key` is where the blob store has it."""
+
+    job_id: str
+    name: str
+    format: str
+    size_bytes: int
+    sha256: str
+    media_type: str
+    key: str
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """An API key without its secret."""
+
+    id: str
+    account: str
+    name: str
+    prefix: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one piece of work. `attempt` is the fencing token: writes of an older one are refused."""
+
+    work_id: str
+    kind: WorkKind
+    attempt: int
+    owner: str
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker process that has said it is alive."""
+
+    id: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    last_seen_at: datetime

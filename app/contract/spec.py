@@ -1,0 +1,115 @@
+"""The job specification: a model, its data, and the ordered steps to take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from app.contract.training import Strict, Training
+
+MAX_STEPS = 16
+MAX_METADATA_BYTES = 16_384
+
+Pattern = Annotated[
+    str, Field(min_length=1, max_length=256, description="A layer's name; * and ? match as in a shell.")
+]
+ExportFormat = Literal["native", "onnx"]
+
+
+class Prune(Strict):
+    """Removes weights: the smallest by magnitude become zero and stay zero through every later step."""
+
+    technique: Literal["prune"] = "prune"
+    granularity: Literal["unstructured"] = "unstructured"
+    criterion: Literal["magnitude"] = "magnitude"
+    sparsity: Annotated[float | None, Field(gt=0, lt=1, description="Share of the prunable weights to remove.")] = None
+    threshold: Annotated[float | None, Field(gt=0, description="Remove every weight with |w| below this.")] = None
+    scope: Literal["global", "layer"] = Field(
+        "global", description="Whether `sparsity` is met over all prunable weights together or in every layer."
+    )
+    schedule: Literal["one_shot", "cubic"] = Field(
+        "one_shot", description="All at once, or growing along a cubic during training (Zhu & Gupta 2017)."
+    )
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+    training: Training | None = Field(None, description="Training that follows (one_shot) or accompanies (cubic).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Prune:
+        if (self.sparsity is None) == (self.threshold is None):
+            raise ValueError("give exactly one of sparsity and threshold")
+        if self.schedule == "cubic" and self.training is None:
+            raise ValueError("schedule cubic grows the sparsity during training: give training")
+        if self.schedule == "cubic" and self.sparsity is None:
+            raise ValueError("schedule cubic grows towards a sparsity: give sparsity instead of threshold")
+        return self
+
+
+class Finetune(Strict):
+    """Trains the model as it stands, keeping whatever earlier steps imposed on its weights."""
+
+    technique: Literal["finetune"] = "finetune"
+    training: Training = Field(default_factory=Training)
+
+
+class Calibration(Strict):
+    """How the range of an activation is found from calibration samples."""
+
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    samples: Annotated[int, Field(ge=1, le=65_536)] = 256
+
+
+class Quantize(Strict):
+    """Stores weights as 8-bit integers and computes in integers where the runtime can. Delivered as ONNX."""
+
+    technique: Literal["quantize"] = "quantize"
+    method: Literal["static", "dynamic"] = Field(
+        "static",
+        description="static: activation ranges from calibration data, all layers. "
+        "dynamic: ranges at run time, Linear layers only; convolutions stay floating point, which is faster there.",
+    )
+    dtype: Literal["int8"] = "int8"
+    per_channel: bool = Field(True, description="One scale an output channel of the weights instead of one a tensor.")
+    activations: Literal["auto", "uint8", "int8"] = Field("auto", description="auto: uint8 on x86, int8 elsewhere.")
+    calibration: Calibration = Field(default_factory=Calibration, description="For method static.")
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+
+
+Step = Annotated[Prune | Finetune | Quantize, Field(discriminator="technique")]
+
+
+class JobSpec(Strict):
+    """A job as a client submits it: `recipe` or `steps`, not both."""
+
+    model: Annotated[str, Field(pattern=r"^mdl_[0-9a-z]{26}$", examples=["mdl_01jd3m8s5q2v7x9z4b6c8d0e2f"])]
+    dataset: Annotated[str | None, Field(pattern=r"^dst_[0-9a-z]{26}$")] = None
+    recipe: Annotated[str | None, Field(min_length=1, max_length=64)] = None
+    steps: Annotated[tuple[Step, ...] | None, Field(min_length=1, max_length=MAX_STEPS)] = None
+    export: Annotated[tuple[ExportFormat, ...], Field(min_length=1, max_length=8)] = ("native", "onnx")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Anything; comes back with the job.")
+
+    @model_validator(mode="after")
+    def _recipe_or_steps(self) -> JobSpec:
+        if (self.recipe is None) == (self.steps is None):
+            raise ValueError("give recipe or steps, not both and not neither")
+        if len(set(self.export)) != len(self.export):
+            raise ValueError("export names a format twice")
+        if len(self.model_dump_json(include={"metadata"})) > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes")
+        return self
+
+
+class ResolvedSpec(Strict):
+    """A job as it runs: the recipe unfolded, every default filled in."""
+
+    model: str
+    dataset: str | None
+    recipe: str | None
+    steps: tuple[Step, ...]
+    export: tuple[ExportFormat, ...]
+    seed: int
+
+    def pointer(self, index: int) -> str:
+        """The JSON pointer of a step in what the client sent: a recipe's steps are not in it."""
+        return "/recipe" if self.recipe is not None else f"/steps/{index}"

@@ -1,0 +1,91 @@
+"""A job specification, from the client's JSON to a job that can work, or to the sentence that says why it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.contract.catalogue import check_order
+from app.contract.compatibility import check, check_splits
+from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound
+from app.contract.facts import DatasetFacts, ModelFacts
+from app.contract.recipes import resolve
+from app.contract.records import JobRecord, UploadKind, UploadRecord
+from app.contract.spec import JobSpec, ResolvedSpec
+from app.contract.states import UploadStatus
+from app.contract.store import JobStore
+from app.errors import InvalidFields, InvalidParameter
+from app.pointers import violations
+
+MAX_KEY = 255
+
+
+def parse(document: Any) -> JobSpec:
+    """Raises InvalidFields, with every field at fault."""
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise InvalidFields(violations(error, document)) from None
+
+
+def submit(store: JobStore, account: str, spec: JobSpec, key: str | None) -> tuple[JobRecord, bool]:
+    """The job, and whether it is new: the same key with the same specification gives the earlier job.
+
+    Raises what `check` raises, InvalidSpec for a model or a dataset that is not there, ModelRejected, DatasetRejected.
+    What cannot be known while an upload is being inspected is checked by the worker.
+    """
+    resolved = resolve(spec)
+    check_order(resolved)
+    printed = fingerprint(spec)
+    earlier = store.find_replay(account, key, printed) if key is not None else None
+    if earlier is not None:
+        return earlier, False
+    _check_inputs(store, account, resolved)
+    return store.add_job(account, spec, resolved, key, printed if key is not None else None)
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """SHA-256 of the specification: equal whatever the order of its fields and however its numbers are written."""
+    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """The key itself; raises InvalidParameter unless it is 1 to 255 visible ASCII characters."""
+    if header is None:
+        return None
+    if not (1 <= len(header) <= MAX_KEY and all("!" <= character <= "~" for character in header)):
+        raise InvalidParameter(
+            f"An Idempotency-Key has 1 to {MAX_KEY} visible ASCII characters and no spaces.", "Idempotency-Key"
+        )
+    return header
+
+
+def _check_inputs(store: JobStore, account: str, spec: ResolvedSpec) -> None:
+    model = _usable(store, account, "model", spec.model)
+    dataset = None if spec.dataset is None else _usable(store, account, "dataset", spec.dataset)
+    facts = None if dataset is None else dataset.facts
+    if dataset is not None and facts is None:
+        return  # it is being inspected
+    assert facts is None or isinstance(facts, DatasetFacts)
+    if isinstance(model.facts, ModelFacts):
+        check(spec, model.facts, facts)
+    else:
+        check_splits(spec, facts)
+
+
+def _usable(store: JobStore, account: str, kind: UploadKind, id: str) -> UploadRecord:
+    try:
+        record = store.get_upload(account, id)
+    except NotFound:
+        raise InvalidSpec(
+            f"There is no {kind} {id}, or it belongs to another account. Upload it first.", pointer=f"/{kind}"
+        ) from None
+    if record.status is UploadStatus.REJECTED:
+        why = record.problem.detail if record.problem is not None else "its inspection failed."
+        refused = ModelRejected if kind == "model" else DatasetRejected
+        raise refused(f"The {kind} {id} was rejected: {why}", pointer=f"/{kind}")
+    return record

@@ -1,0 +1,46 @@
+"""What the documents list is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from app import errors as web_errors
+from app.contract.catalogue import TECHNIQUES
+from app.contract.errors import problem_classes
+from app.contract.recipes import RECIPES
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_setting_is_documented_and_none_is_invented() -> None:
+    listed = set(re.findall(r"`TERSOR_([A-Z_]+)`", (ROOT / "docs" / "operations.md").read_text()))
+    assert listed == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_readme_lists_every_technique_and_recipe() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in [technique.name for technique in TECHNIQUES] + [recipe.name for recipe in RECIPES]:
+        assert f"| `{name}` |" in readme
+
+
+def test_the_readme_shows_what_the_demo_printed() -> None:
+    shown = (ROOT / "README.md").read_text().split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+    for name in ("lenet.safetensors", "model.onnx", "model.safetensors"):
+        assert name in shown
+    assert "Every recomputed figure equals the report's." in shown
+
+
+def test_the_http_guide_lists_every_error_code() -> None:
+    guide = (ROOT / "docs" / "http.md").read_text()
+    assert web_errors.InvalidParameter.code in problem_classes()  # those of the web layer count
+    internal = {"internal_error", "lease_lost"}  # never sent to a client for anything it did
+    missing = [code for code in problem_classes() if code not in internal and f"`{code}`" not in guide]
+    assert not missing
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.contract.facts import LayerFacts
+from app.contract.report import ArtifactReport, Latency, Measurement, Metric
+from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
+from app.contract.training import EarlyStopping, Training
+from tests.worker.helpers import mlp, tiny_model
+from worker.evaluation.warnings import warnings
+from worker.techniques.quantization.quantize import eligible_layers
+
+FACTS = tiny_model(mlp()).facts
+STATIC: tuple[Step, ...] = (Quantize(),)
+
+
+def measurement(*, size: int = 1000, accuracy: float | None = 0.9, seconds: float = 1e-3) -> Measurement:
+    metric = None if accuracy is None else Metric(name="accuracy", value=accuracy, split="test", samples=500)
+    latency = Latency(median_s=seconds, p95_s=seconds, batch_size=1, runs=30, threads=2)
+    return Measurement(
+        runtime="onnxruntime",
+        size_bytes=size,
+        parameters=1,
+        nonzero_parameters=1,
+        macs=1,
+        metric=metric,
+        latency=latency,
+        peak_memory_bytes=1,
+        layers=(),
+    )
+
+
+def artifact(name: str = "model.onnx", same_runtime: float | None = None, **figures: Any) -> ArtifactReport:
+    own = measurement(**figures)
+    speedup = 1e-3 / own.latency.median_s
+    return ArtifactReport(
+        name=name,
+        format="onnx" if name.endswith(".onnx") else "native",
+        sha256="",
+        measurement=own,
+        size_ratio=1000 / own.size_bytes,
+        metric_change=None,
+        speedup=speedup,
+        speedup_same_runtime=speedup if same_runtime is None else same_runtime,
+    )
+
+
+def said(*artifacts: ArtifactReport, steps: tuple[Step, ...] = STATIC, accuracy: float | None = 0.9) -> tuple[str, ...]:
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=steps, export=("onnx",), seed=0)
+    return warnings(spec, FACTS, measurement(accuracy=accuracy), artifacts)
+
+
+def test_a_good_artifact_gets_none() -> None:
+    assert said(artifact(size=300, seconds=5e-4)) == ()
+
+
+def test_noise_is_no_warning() -> None:
+    assert said(artifact(size=300, seconds=1.05e-3)) == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "sentence"),
+    [
+        (
+            artifact(size=300, seconds=2e-3),
+            "model.onnx is slower than the uploaded model: 2 ms a sample (median, 2 threads) against 1 ms.",
+        ),
+        (
+            artifact(size=300, seconds=5e-4, same_runtime=0.5),
+            "model.onnx is slower than the uploaded model converted unchanged to onnxruntime: 0.5 ms a sample "
+            "(median, 2 threads) against 0.25 ms. What it gains, it gains by its runtime.",
+        ),
+        (
+            artifact(size=300, accuracy=0.85),
+            "model.onnx is less accurate: 85.00% against 90.00% on 500 samples of test.",
+        ),
+        (artifact(size=1000), "model.onnx is not smaller than the upload (1,000 bytes against 1,000)."),
+    ],
+)
+def test_what_got_worse_is_said_with_its_figures(one: ArtifactReport, sentence: str) -> None:
+    assert said(one) == (sentence,)
+
+
+def test_a_sparse_native_file_says_why_it_is_no_smaller() -> None:
+    (sentence,) = said(artifact("model.safetensors"), steps=(Prune(sparsity=0.5),))
+    assert sentence.endswith("native keeps zeros in a dense file, so sparsity does not make it smaller.")
+
+
+def test_the_worst_comes_first() -> None:
+    worse = artifact(size=1000, seconds=2e-3, accuracy=0.8)
+    kinds = [sentence.split(" is ")[1].split()[0] for sentence in said(worse)]
+    assert kinds == ["slower", "less", "not"]
+
+
+def test_missing_metric_and_float_leftovers() -> None:
+    layers = (LayerFacts(name="0", type="Conv2d", shape=(1, 1, 3, 3), parameters=9),) * 2
+    spec = ResolvedSpec(
+        model="m", dataset=None, recipe=None, steps=(Quantize(method="dynamic"),), export=("native", "onnx"), seed=0
+    )
+    facts = FACTS.model_copy(update={"layers": layers})
+    files = (artifact("model.pt", size=500, accuracy=None), artifact(size=300, accuracy=None))
+    found = warnings(spec, facts, measurement(accuracy=None), files)
+    assert found[0].startswith("Accuracy was not measured")
+    assert "model.pt is floating point; the int8 weights are in model.onnx." in found
+    assert "Dynamic quantization left 2 convolutions in floating point." in found
+
+
+def test_gpt2s_linear_layers_are_no_convolutions() -> None:
+    layer = LayerFacts(name="0", type="Conv1D", shape=(4, 4), parameters=16)
+    step = Quantize(method="dynamic")
+    assert eligible_layers(step, (layer,)) == [layer]
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
+    facts = FACTS.model_copy(update={"layers": (layer,)})
+    assert warnings(spec, facts, measurement(), (artifact(size=300),)) == ()
+
+
+@pytest.mark.parametrize(("split", "told"), [("validation", True), ("test", False)])
+def test_accuracy_on_the_split_that_chose_the_weights_is_said(split: str, told: bool) -> None:
+    step = Finetune(training=Training(epochs=1, early_stopping=EarlyStopping(patience=1)))
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
+    metric = Metric(name="accuracy", value=0.9, split=split, samples=500)
+    uploaded = measurement().model_copy(update={"metric": metric})
+    found = warnings(spec, FACTS, uploaded, (artifact(size=300),))
+    assert any("early stopping chose the weights" in sentence for sentence in found) is told
+
+
+def test_a_zip_is_deflated_and_blames_no_dense_file() -> None:
+    (sentence,) = said(artifact("model.zip"), steps=(Prune(sparsity=0.5),))
+    assert "dense" not in sentence

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.contract.records import Claim
+from tests.worker.test_supervise import eventually
+from worker import limits, messages
+from worker.child import _without_paths
+from worker.forkserver import scrub_environment
+from worker.scratch import remove_stale, scratch_folder
+
+MIB = 1 << 20
+
+
+def test_the_memory_of_a_group_is_what_its_processes_hold_for_themselves() -> None:
+    """64 MiB held in a forked child, which shares the parent's own 64 MiB: together 128 MiB and two interpreters."""
+    code = (
+        "import os, sys, time\n"
+        "held = bytearray(b'x') * (64 << 20)\n"
+        "if os.fork() == 0: more = bytearray(b'y') * (64 << 20)\n"
+        "print('up', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        try:
+            assert len(limits.members(process.pid)) == 2
+            assert 128 * MIB < limits.group_memory(process.pid) < 160 * MIB
+        finally:
+            os.killpg(process.pid, 9)
+    eventually(lambda: limits.group_memory(process.pid) == 0)
+
+
+def test_a_setting_wins_over_a_share_of_the_machine() -> None:
+    assert limits.memory_of_one_job(5, 2) == 5
+    assert limits.memory_of_one_job(0, 2) == int(0.9 * limits.memory_of_machine() / 2)
+    assert limits.threads_of_one_job(5, 2) == 5
+    assert limits.threads_of_one_job(0, 10_000) == 1
+
+
+def test_secrets_leave_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERSOR_DATABASE_URL", "postgresql://secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HARMLESS", "1")
+    removed = scrub_environment()
+    assert removed["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert "TERSOR_DATABASE_URL" not in os.environ
+    assert os.environ["HARMLESS"] == "1"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"null",
+        b'{"kind": "progress", "progress": 2, "step": "x"}',
+        b'{"kind": "progress", "progress": NaN, "step": "x"}',
+        b'{"kind": "started", "extra": 1}',
+        b'{"kind": "job_done", "report": {}, "artifacts": []}',
+        b'{"kind": "unheard of"}',
+        b"\x80\x04K\x01.",  # a pickle
+    ],
+)
+def test_what_no_child_of_ours_says_is_refused(said: bytes) -> None:
+    with pytest.raises(ValidationError):
+        messages.parse(said)
+
+
+def test_details_name_no_folder() -> None:
+    text = "cannot read '/var/lib/tersor/scratch/job_1-1/model' here\nsecond line /etc/passwd"
+    assert _without_paths(text) == "cannot read model' here"
+    assert _without_paths("") == "no details"
+
+
+def test_scratch_folders_go_with_their_owner(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    claim = Claim("job_1", "job", 1, "worker-1")
+    with scratch_folder(root, claim) as folder:
+        (folder / "file").write_text("x")
+        stale = root / "job_2-1"
+        stale.mkdir()
+        (stale / "file").write_text("x")
+        assert remove_stale(root) == 1
+        assert sorted(path.name for path in root.iterdir()) == ["job_1-1"]
+    assert list(root.iterdir()) == []
+
+
+def test_a_process_that_hides_its_details_is_counted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert limits.group_memory(os.getpgid(0)) > MIB

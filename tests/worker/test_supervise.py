@@ -1,0 +1,341 @@
+"""One attempt, with real child processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.contract.errors import BlobMissing, Conflict, LeaseLost, NotFound
+from app.contract.records import Claim, JobRecord
+from app.contract.states import JobState, UploadStatus
+from tests.worker.bench import ACCOUNT, Bench
+from worker.lease import LeaseKeeper
+from worker.supervise import Supervisor
+
+HANG_SECONDS = 30.0  # long past anything that these tests wait for
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.supervise.COPY_PAUSES", (0.01, 0.01))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.store.close()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+class Sleeper:
+    """A job whose child and grandchild sleep, supervised in a thread."""
+
+    def __init__(self, bench: Bench, supervisor: Supervisor | None = None) -> None:
+        self.bench = bench
+        self.note = bench.settings.data_dir / "pids"
+        self.job = bench.submit(bench.ready_model(str(self.note).encode()))
+        self.supervisor = supervisor or bench.supervisor(job="sleep")
+        self.claim = bench.claim(self.job.id)
+        self.thread = threading.Thread(target=self.supervisor.run, args=(self.claim,))
+
+    def start(self) -> list[int]:
+        self.thread.start()
+        eventually(self.note.exists)
+        return [int(pid) for pid in self.note.read_text().split()]
+
+    def join(self) -> JobRecord:
+        self.thread.join(HANG_SECONDS)
+        assert not self.thread.is_alive()
+        return self.bench.job(self.job.id)
+
+
+def test_a_job_delivers_its_outputs_and_its_report(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERSOR_DATABASE_URL", "postgresql://secret")
+    job = bench.run("succeed", b"some weights")
+    assert (job.state, job.progress, job.warnings) == (JobState.SUCCEEDED, 1.0, ("mind the gap",))
+    model, seen = bench.store.artifacts(ACCOUNT, job.id)
+    assert (model.name, model.size_bytes, model.key) == ("model.bin", 12, f"jobs/{job.id}/1/model.bin")
+    target = bench.settings.data_dir / "fetched"
+    bench.blobs.fetch(model.key, target)
+    assert target.read_bytes() == b"some weights"
+    assert bench.store.report(ACCOUNT, job.id)["warnings"] == ["mind the gap"]
+    target.unlink()
+    bench.blobs.fetch(seen.key, target)
+    assert target.read_text() == "[] True True ''"  # no secrets, its own TMPDIR, its own group, nothing to read
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "words"),
+    [
+        ("raise_ours", "training_diverged", "lower learning rate"),
+        ("raise_bug", "job_failed", "RuntimeError: no such key in model"),
+        ("raise_memory_error", "out_of_memory", "smaller batch size"),
+        ("ask_torch_for_too_much", "out_of_memory", "smaller batch size"),
+        ("die_by_signal", "crashed", "SIGSEGV"),
+        ("die_by_kill", "out_of_memory", "system killed"),
+        ("leave", "crashed", "exit code 3"),
+        ("deliver_another_file", "export_failed", "no regular file"),
+        ("deliver_a_bad_name", "export_failed", "unusable name"),
+    ],
+)
+def test_what_goes_wrong_in_the_child_is_told(bench: Bench, entry: str, code: str, words: str) -> None:
+    job = bench.run(entry)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == code
+    assert words in job.error.detail
+    assert str(bench.settings.data_dir) not in job.error.detail
+    assert not list(bench.settings.data_dir.glob("blobs/jobs/*/*/*"))
+    with pytest.raises(Conflict, match="failed"):
+        bench.store.report(ACCOUNT, job.id)
+
+
+def test_the_memory_of_the_whole_group_is_limited(tmp_path: Path) -> None:
+    job = Bench(tmp_path, job_memory_bytes=256 << 20).run("allocate")  # 160 MiB each in child and grandchild
+    assert job.error is not None
+    assert job.error.code == "out_of_memory"
+    assert "256 MiB" in job.error.detail
+
+
+def test_the_size_of_a_file_is_limited(tmp_path: Path) -> None:
+    job = Bench(tmp_path, job_disk_bytes=16 << 20).run("write_too_much")
+    assert job.error is not None
+    assert (job.error.code, "16777216 bytes" in job.error.detail) == ("job_failed", True)
+
+
+def test_the_time_is_limited(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, job_timeout_seconds=1.0)
+    sleeper = Sleeper(bench)
+    pids = sleeper.start()
+    job = sleeper.join()
+    assert job.error is not None
+    assert job.error.code == "timeout"
+    eventually(lambda: all(gone(pid) for pid in pids))
+
+
+def test_progress_arrives_while_the_job_runs(bench: Bench) -> None:
+    sleeper = Sleeper(bench)
+    sleeper.start()
+    eventually(lambda: bench.job(sleeper.job.id).step == "sleep")
+    job = bench.job(sleeper.job.id)
+    assert (job.state, job.progress) == (JobState.RUNNING, 0.25)
+    assert job.eta_seconds is not None
+    bench.store.request_cancel(ACCOUNT, job.id)
+    sleeper.join()
+
+
+def test_a_cancelled_job_ends_with_its_grandchild(bench: Bench) -> None:
+    sleeper = Sleeper(bench)
+    pids = sleeper.start()
+    assert bench.store.request_cancel(ACCOUNT, sleeper.job.id).state is JobState.RUNNING
+    job = sleeper.join()
+    assert (job.state, job.error) == (JobState.CANCELLED, None)
+    eventually(lambda: all(gone(pid) for pid in pids))  # the grandchild ignores SIGTERM
+
+
+def test_a_worker_that_leaves_hands_the_job_back(bench: Bench) -> None:
+    sleeper = Sleeper(bench)
+    pids = sleeper.start()
+    sleeper.supervisor.stopping.set()
+    job = sleeper.join()
+    assert (job.state, job.progress, job.step) == (JobState.QUEUED, 0.0, None)
+    eventually(lambda: all(gone(pid) for pid in pids))
+    bench.supervisor().run(bench.claim(job.id, "worker-2"))
+    assert bench.job(job.id).state is JobState.SUCCEEDED
+
+
+def test_a_lost_lease_ends_the_child_and_writes_nothing(bench: Bench) -> None:
+    sleeper = Sleeper(bench)
+    pids = sleeper.start()
+    bench.store.release(sleeper.claim)  # as if another worker had taken it over
+    other = bench.claim(sleeper.job.id, "worker-2")
+    job = sleeper.join()
+    eventually(lambda: all(gone(pid) for pid in pids))
+    assert (job.state, job.attempt) == (JobState.RUNNING, other.attempt)
+    with pytest.raises(LeaseLost):
+        bench.store.heartbeat(sleeper.claim, 1.0)
+
+
+def test_a_long_job_keeps_its_lease(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, lease_seconds=0.6)
+    sleeper = Sleeper(bench)
+    sleeper.start()
+    time.sleep(1.5)  # more than two leases
+    assert bench.store.claim(sleeper.job.id, "worker-2", 1.0) is None
+    bench.store.request_cancel(ACCOUNT, sleeper.job.id)
+    assert sleeper.join().state is JobState.CANCELLED
+
+
+def test_a_killed_worker_takes_its_children_along_and_the_job_runs_again(bench: Bench) -> None:
+    note = bench.settings.data_dir / "pids"
+    job = bench.submit(bench.ready_model(str(note).encode()))
+    code = (
+        "import sys; from pathlib import Path; from tests.worker.bench import Bench\n"
+        "bench = Bench(Path(sys.argv[1]), lease_seconds=1.0)\n"
+        "bench.supervisor(job='sleep').run(bench.claim(sys.argv[2]))\n"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(bench.settings.data_dir), job.id])
+    try:
+        eventually(note.exists)
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    pids = [int(pid) for pid in note.read_text().split()]
+    eventually(lambda: all(gone(pid) for pid in pids))
+    assert bench.job(job.id).state is JobState.RUNNING  # nobody has noticed yet
+    eventually(lambda: bench.store.next_work(["job"]) == job.id)
+    bench.supervisor().run(bench.claim(job.id, "worker-2"))
+    finished = bench.job(job.id)
+    assert (finished.state, finished.attempt) == (JobState.SUCCEEDED, 2)
+
+
+def test_an_inspection_makes_an_upload_ready(bench: Bench) -> None:
+    upload = bench.upload()
+    job = bench.submit(upload)
+    assert bench.store.claim(job.id, "worker-1", 1.0) is None  # it waits
+    bench.supervisor().run(bench.claim(upload.id))
+    record = bench.store.get_upload(ACCOUNT, upload.id)
+    assert record.status is UploadStatus.READY
+    assert record.facts is not None
+    assert bench.store.next_work(["job"]) == job.id
+
+
+def test_a_rejected_upload_keeps_no_bytes_and_fails_what_waited(bench: Bench) -> None:
+    upload = bench.upload()
+    job = bench.submit(upload)
+    bench.supervisor(inspection="reject").run(bench.claim(upload.id))
+    record = bench.store.get_upload(ACCOUNT, upload.id)
+    assert record.status is UploadStatus.REJECTED
+    assert record.problem is not None
+    assert record.problem.code == "model_rejected"
+    assert "ValueError: a bug met upload" in record.problem.detail
+    assert not bench.blobs.exists(bench.blobs.blob_key(upload.sha256))
+    failed = bench.job(job.id)
+    assert failed.error is not None
+    assert (failed.state, failed.error.code, failed.error.pointer) == (JobState.FAILED, "model_rejected", "/model")
+
+
+def test_bytes_that_another_upload_needs_are_kept(bench: Bench) -> None:
+    ready = bench.ready_model()
+    rejected = bench.upload()
+    bench.supervisor(inspection="reject").run(bench.claim(rejected.id))
+    assert bench.blobs.exists(bench.blobs.blob_key(ready.sha256))
+
+
+def test_a_job_whose_bytes_are_gone_fails(bench: Bench) -> None:
+    model = bench.ready_model()
+    job = bench.submit(model)
+    bench.blobs.delete(bench.blobs.blob_key(model.sha256))
+    for _ in range(bench.settings.max_attempts):  # a store that hiccups may have them again
+        assert bench.job(job.id).state is JobState.QUEUED
+        bench.supervisor().run(bench.claim(job.id))
+    error = bench.job(job.id).error
+    assert error is not None
+    assert error.code == BlobMissing.code
+
+
+def test_others_see_nothing_of_it(bench: Bench) -> None:
+    job = bench.run("succeed")
+    with pytest.raises(NotFound):
+        bench.store.artifacts("somebody else", job.id)
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "words"),
+    [
+        ("inspect_and_die", "worker_lost", "system killed"),
+        ("inspect_on_a_full_disk", "service_unavailable", "No space left"),
+    ],
+)
+def test_the_workers_own_trouble_costs_no_upload_its_bytes(bench: Bench, entry: str, code: str, words: str) -> None:
+    upload = bench.upload()
+    for _ in range(bench.settings.max_attempts):
+        assert bench.store.get_upload(ACCOUNT, upload.id).status is UploadStatus.INSPECTING
+        bench.supervisor(inspection=entry).run(bench.claim(upload.id))
+    record = bench.store.get_upload(ACCOUNT, upload.id)
+    assert record.status is UploadStatus.REJECTED
+    assert record.problem is not None
+    assert (record.problem.code, record.problem.retryable) == (code, True)
+    assert words in record.problem.detail
+    assert bench.blobs.exists(bench.blobs.blob_key(upload.sha256))
+
+
+def test_a_copy_that_fails_once_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_file, failures = bench.blobs.put_file, [OSError(5, "Input/output error")]
+
+    def hiccup(path: Path, key: str) -> object:
+        if key.startswith("jobs/") and failures:
+            raise failures.pop()
+        return put_file(path, key)
+
+    monkeypatch.setattr(bench.blobs, "put_file", hiccup)
+    job = bench.run("succeed")
+    assert (job.state, job.attempt, failures) == (JobState.SUCCEEDED, 1, [])
+
+
+def test_an_attempt_that_cannot_be_supervised_goes_back_at_once(bench: Bench) -> None:
+    job = bench.submit(bench.ready_model())
+    bench.settings.scratch.write_text("in the way of the folder")
+    bench.supervisor().run(bench.claim(job.id))
+    assert bench.job(job.id).state is JobState.QUEUED
+
+
+def test_outputs_of_a_killed_attempt_are_removed_by_the_next(bench: Bench) -> None:
+    job = bench.submit(bench.ready_model())
+    killed = bench.claim(job.id)
+    left = bench.settings.data_dir / "left"
+    left.write_text("half of an artifact")
+    key = bench.blobs.output_key(job.id, killed.attempt, "model.bin")
+    bench.blobs.put_file(left, key)
+    bench.store.release(killed)
+    bench.supervisor().run(bench.claim(job.id))
+    assert bench.job(job.id).state is JobState.SUCCEEDED
+    assert not bench.blobs.exists(key)
+
+
+def test_a_job_is_cancelled_when_nothing_of_it_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper, left = Sleeper(bench), []
+    pids = sleeper.start()
+    cancel = bench.store.cancel_job
+
+    def look_and_cancel(claim: Claim) -> None:
+        left.extend([*bench.settings.scratch.iterdir(), *(pid for pid in pids if not gone(pid))])
+        cancel(claim)
+
+    monkeypatch.setattr(bench.store, "cancel_job", look_and_cancel)
+    bench.store.request_cancel(ACCOUNT, sleeper.job.id)
+    assert sleeper.join().state is JobState.CANCELLED
+    assert left == []
+
+
+def test_a_keeper_that_meets_an_unforeseen_error_gives_the_lease_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = bench.claim(bench.submit(bench.ready_model()).id)
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("not an error of the database's")
+
+    monkeypatch.setattr(bench.store, "heartbeat", fail)
+    monkeypatch.setattr(bench.store, "cancel_requested", fail)
+    with LeaseKeeper(bench.store, claim, 0.3) as keeper:
+        eventually(lambda: keeper.verdict == "lost")

@@ -1,0 +1,159 @@
+"""What a step leaves on a weight, so that every later step keeps it: masks, as parametrizations of `torch.nn.utils`.
+
+Names are those of the plain state dict (`0.weight`, `encoder.layer.1.attention.self.query.weight`), whether a weight is
+constrained or not. A weight that several layers share (tied) has one mask and is listed once, under its first name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Mask(nn.Module):
+    """Keeps the weights where `mask` (bool, of the weight's shape) is true; the others are exactly +0.0.
+
+    A selection rather than a product: -w * 0 would be -0.0 and inf * 0 not a number. Its gradient is exactly zero where
+    the mask is false, so neither a gradient nor, in the weights that the module computes with, weight decay or momentum
+    can bring a pruned weight back.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.to(torch.bool))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.mask, weight, 0.0)
+
+
+def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Keeps the parameter `name` of `module` at zero wherever `mask` is false, in every layer that shares it.
+
+    A second mask on the same weight is combined with the first by AND. Raises ValueError where the shapes differ and
+    AttributeError where there is no such parameter.
+    """
+    owner, attribute = _locate(module, name)
+    weight = stored(owner, attribute)
+    if mask.shape != weight.shape:
+        raise ValueError(f"the mask of {name} has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
+    mask = mask.to(device=weight.device, dtype=torch.bool)
+    existing = _mask_of(owner, attribute)
+    if existing is not None:
+        existing.mask.logical_and_(mask)
+        mask = existing.mask
+    else:
+        shared = Mask(mask.clone())
+        for layer, key in list(_owners(module, weight)):
+            parametrize.register_parametrization(layer, key, shared)
+    with torch.no_grad():
+        weight.masked_fill_(~mask, 0.0)
+
+
+def masks(module: nn.Module) -> dict[str, Tensor]:
+    """The mask of every masked weight by the weight's name; bool, true where the weight is kept."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for prefix, layer in module.named_modules():
+        for attribute in _parametrized(layer):
+            mask = _mask_of(layer, attribute)
+            if mask is not None and id(mask) not in seen:
+                seen.add(id(mask))
+                found[f"{prefix}.{attribute}".lstrip(".")] = mask.mask
+    return found
+
+
+def baked(module: nn.Module) -> nn.Module:
+    """A copy in eval mode, free of parametrizations, whose weights are what the constraints make of them.
+
+    Its state dict has the plain names, and weights that were shared still are.
+    """
+    plain = copy.deepcopy(module, _without_views(module))
+    values: dict[nn.Parameter, nn.Parameter] = {}
+    for layer in list(plain.modules()):
+        if parametrize.is_parametrized(layer):
+            _bake(layer, values)
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()
+    return plain.eval()
+
+
+def stored(owner: nn.Module, attribute: str) -> nn.Parameter:
+    """The trained parameter behind a weight of a layer: what an optimizer sees, before constraints.
+
+    Raises AttributeError where the layer has no parameter of that name.
+    """
+    if parametrize.is_parametrized(owner, attribute):
+        parameter = _parametrizations(owner)[attribute].original
+    else:
+        parameter = owner._parameters.get(attribute)
+    if not isinstance(parameter, nn.Parameter):
+        raise AttributeError(f"{type(owner).__name__} has no parameter {attribute!r}")
+    return parameter
+
+
+def _bake(layer: nn.Module, values: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Puts the constrained values in place of the parametrizations; `values` carries shared ones from layer to layer.
+
+    `parametrize.remove_parametrizations` would not do on a copy: it takes the attribute off the class, which the copy
+    has in common with the original, and leaves the original without its weight.
+    """
+    plain: dict[str, nn.Parameter | None] = {}
+    for attribute in _parametrized(layer):
+        parameter = stored(layer, attribute)
+        if parameter not in values:
+            value = getattr(layer, attribute).detach().clone()
+            values[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        plain[attribute] = values[parameter]
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    # First, where torch's own layers have them: the weight before its bias.
+    layer._parameters = {**plain, **layer._parameters}
+
+
+def _locate(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute
+
+
+def _owners(module: nn.Module, weight: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
+    """Each layer and attribute that holds this very parameter."""
+    for layer in module.modules():
+        if isinstance(layer, parametrize.ParametrizationList):
+            continue
+        for attribute, parameter in list(layer._parameters.items()):
+            if parameter is weight:
+                yield layer, attribute
+        for attribute in _parametrized(layer):
+            if stored(layer, attribute) is weight:
+                yield layer, attribute
+
+
+def _parametrizations(layer: nn.Module) -> Any:
+    return layer.parametrizations
+
+
+def _parametrized(layer: nn.Module) -> list[str]:
+    return list(_parametrizations(layer)) if parametrize.is_parametrized(layer) else []
+
+
+def _mask_of(layer: nn.Module, attribute: str) -> Mask | None:
+    if not parametrize.is_parametrized(layer, attribute):
+        return None
+    return next((entry for entry in _parametrizations(layer)[attribute] if isinstance(entry, Mask)), None)
+
+
+def _without_views(module: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy that leaves out what recurrent layers keep beside their parameters.
+
+    They hold on to the masked weights of their last forward pass, which deepcopy refuses because a graph hangs on them;
+    the copy makes its own.
+    """
+    views = [view for layer in module.modules() if isinstance(layer, nn.RNNBase) for view in layer._flat_weights]
+    return {id(view): torch.empty(0) for view in views if view is not None and not isinstance(view, nn.Parameter)}

@@ -1,0 +1,33 @@
+"""The only thing that a technique touches besides tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from app.contract.spec import Quantize
+from worker.data.feed import Feed
+from worker.model import Model
+
+
+@dataclass
+class Context:
+    """What a running job hands to each of its steps.
+
+    `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
+    mode. `quantization` is what a quantize step leaves for the exporter, since int8 lives in the artifact and not in
+    the module.
+    """
+
+    model: Model
+    teacher: nn.Module
+    feed: Feed | None
+    device: torch.device
+    seed: int
+    scratch: Path
+    progress: Callable[[float], None]
+    quantization: Quantize | None = None

@@ -1,0 +1,43 @@
+"""The two things that a child process does: run a job, inspect an upload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.contract.records import UploadKind
+from worker.child import Report
+from worker.messages import Inspected, JobDone, Output
+from worker.request import RunRequest
+
+
+@dataclass(frozen=True)
+class InspectRequest:
+    """One attempt at an inspection; `path` lies inside `scratch`."""
+
+    kind: UploadKind
+    path: Path
+    filename: str
+    spec: dict[str, Any]
+    scratch: Path
+
+
+def job(request: RunRequest, progress: Report) -> JobDone:
+    """Optimizes a model."""
+    from worker.run import run_job
+
+    result = run_job(request, progress)
+    outputs = tuple(
+        Output(path=str(file.path), name=file.name, format=file.format, media_type=file.media_type)
+        for file in result.artifacts
+    )
+    return JobDone(report=result.report, artifacts=outputs)
+
+
+def inspection(request: InspectRequest, progress: Report) -> Inspected:
+    """Finds out what an upload is."""
+    from worker.inspect import inspect_upload
+
+    facts = inspect_upload(request.kind, request.path, request.filename, request.spec, request.scratch)
+    return Inspected(facts=facts)

@@ -1,0 +1,88 @@
+"""The uploaded model and the artifacts side by side: all reloaded, all measured in the same run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.contract.report import ArtifactReport, Latency, Measurement
+from app.contract.spec import Quantize
+from worker.context import Context
+from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
+from worker.evaluation.measure import Bench, latencies, measure, memories
+from worker.export.onnx import export_onnx
+from worker.export.registry import Exported
+from worker.model import Inputs
+from worker.request import RunRequest
+
+UPLOADED = "uploaded"
+# The upload turned into ONNX and nothing else: what an ONNX artifact gains beyond the change of runtime.
+CONVERTED = "uploaded, converted"
+CHUNK = 1 << 20
+
+
+def reload(request: RunRequest, context: Context, exported: Exported) -> Reloaded:
+    """An artifact in the runtime that its format is for."""
+    if exported.reference is not None:
+        return OnnxFile(exported.path, exported.reference, context.model.facts, request.threads)
+    return TorchFile(exported.path, exported.path.name, request.model_spec, request.scratch, request.threads)
+
+
+def compare(
+    request: RunRequest, context: Context, samples: Inputs, exported: Sequence[Exported], files: Sequence[Reloaded]
+) -> tuple[Measurement, tuple[ArtifactReport, ...]]:
+    """The measurement of the upload and the report of each artifact; `files` are the artifacts, reloaded."""
+    upload = TorchFile(request.model_path, request.model_filename, request.model_spec, request.scratch, request.threads)
+    names = [one.path.name for one in exported]
+    measured: dict[str, Reloaded] = {UPLOADED: upload, **dict(zip(names, files, strict=True))}
+    rivals = dict(measured)
+    if any(one.reference is not None for one in exported):
+        rivals[CONVERTED] = _converted(request, context, upload, exported)
+    bench = Bench(tuple(t[:1].contiguous() for t in samples), context.feed, request.scratch, request.threads)
+    taken = latencies(rivals, bench)
+    memory = memories(measured, bench)
+    uploaded = measure(upload, taken[UPLOADED], memory[UPLOADED], bench)
+    unchanged = {"torch": taken[UPLOADED], "onnxruntime": taken.get(CONVERTED, taken[UPLOADED])}
+    reports = (
+        _side_by_side(one, measure(file, taken[name], memory[name], bench), uploaded, unchanged)
+        for one, file, name in zip(exported, files, names, strict=True)
+    )
+    return uploaded, tuple(reports)
+
+
+def _converted(request: RunRequest, context: Context, upload: TorchFile, exported: Sequence[Exported]) -> OnnxFile:
+    """The upload as float ONNX. Where no step changed a weight, the int8 file was made from just that."""
+    reference = next((one.reference for one in exported if one.reference is not None), None)
+    unchanged = all(isinstance(step, Quantize) for step in request.spec.steps)
+    if reference is None or not unchanged:
+        reference = export_onnx(upload.module, context.model, request.scratch / "uploaded.onnx")
+    return OnnxFile(reference, reference, context.model.facts, request.threads)
+
+
+def _side_by_side(
+    exported: Exported, measurement: Measurement, uploaded: Measurement, unchanged: Mapping[str, Latency]
+) -> ArtifactReport:
+    own = measurement.latency.median_s
+    change = None
+    if measurement.metric is not None and uploaded.metric is not None:
+        change = measurement.metric.value - uploaded.metric.value
+    return ArtifactReport(
+        name=exported.path.name,
+        format=exported.format,
+        sha256=sha256(exported.path),
+        measurement=measurement,
+        size_ratio=uploaded.size_bytes / measurement.size_bytes,
+        metric_change=change,
+        speedup=uploaded.latency.median_s / own,
+        speedup_same_runtime=unchanged[measurement.runtime].median_s / own,
+    )
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

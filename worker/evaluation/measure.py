@@ -1,0 +1,69 @@
+"""Every figure of the report, taken on files that were loaded again, all of them in the same run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.contract.facts import evaluation_split
+from app.contract.report import Latency, Measurement, Metric
+from worker.data.feed import Feed
+from worker.evaluation.artifact import Reloaded
+from worker.evaluation.latency import measure_in_turns
+from worker.evaluation.memory import peak_memories
+from worker.evaluation.metrics import accuracy
+from worker.model import Inputs
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all files are measured with: the same sample, data and threads."""
+
+    sample: Inputs
+    feed: Feed | None
+    scratch: Path
+    threads: int
+
+
+def latencies(files: Mapping[str, Reloaded], bench: Bench) -> dict[str, Latency]:
+    """Latency of one sample for each file, in turns."""
+    rivals = {name: functools.partial(file, bench.sample) for name, file in files.items()}
+    return measure_in_turns(rivals, batch_size=1, threads=bench.threads)
+
+
+def memories(files: Mapping[str, Reloaded], bench: Bench) -> dict[str, int]:
+    """Peak memory of each file, in bytes above its bare runtime; one fresh process a runtime."""
+    found: dict[str, int] = {}
+    for runtime in dict.fromkeys(file.runtime for file in files.values()):
+        chosen = {
+            name: file.probe(bench.sample, bench.scratch) for name, file in files.items() if file.runtime == runtime
+        }
+        found |= dict(zip(chosen, peak_memories(runtime, list(chosen.values())), strict=True))
+    return found
+
+
+def measure(file: Reloaded, latency: Latency, peak_memory: int, bench: Bench) -> Measurement:
+    """One file's figures; `latency` was taken in turns with its rivals, `peak_memory` in a fresh process."""
+    parameters, nonzero = file.parameters()
+    return Measurement(
+        runtime=file.runtime,
+        size_bytes=file.path.stat().st_size,
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=file.macs(bench.sample),
+        metric=metric(file, bench.feed),
+        latency=latency,
+        peak_memory_bytes=peak_memory,
+        layers=file.layers(),
+    )
+
+
+def metric(file: Reloaded, feed: Feed | None) -> Metric | None:
+    """Accuracy on the labelled test split, else on validation, else None."""
+    split = evaluation_split(feed.data.facts) if feed is not None else None
+    if feed is None or split is None:
+        return None
+    value, samples = accuracy(file, feed, split)
+    return Metric(name="accuracy", value=value, split=split, samples=samples)

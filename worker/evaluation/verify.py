@@ -1,0 +1,68 @@
+"""Whether an artifact, loaded again from its bytes, says what it must say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from app.contract.errors import ArtifactUnverified
+from worker.data.feed import Feed
+from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
+from worker.export.registry import Exported
+from worker.model import Inputs, Model
+
+# Another runtime adds in another order: float32 networks then agree to about four digits of the largest logit.
+TOLERANCE_OTHER_RUNTIME = 1e-3
+# The same kernels on the same weights; only the number of threads may have changed since.
+TOLERANCE_SAME_RUNTIME = 1e-5
+SAMPLES = 32  # enough that a wrong axis or a fixed batch cannot hide, and quick on any model
+
+
+def check_samples(model: Model, feed: Feed | None) -> Inputs:
+    """Real samples where there are any, else the model's example inputs; [at most SAMPLES, …]."""
+    if feed is not None:
+        for split in ("test", "validation", "calibration", "train"):
+            if split in feed.data.splits:
+                return next(iter(feed.batches(split, SAMPLES, limit=SAMPLES))).inputs
+    return model.example(batch=4)
+
+
+def verify(exported: Exported, module: nn.Module, samples: Inputs, reload: Callable[[Exported], Reloaded]) -> Reloaded:
+    """The artifact loaded again. Raises ArtifactUnverified unless it gives the outputs of `module`.
+
+    A floating-point artifact must agree within float32 rounding, for one sample as for many. For an int8 one that is
+    asked of the float file that it was made from; its own outputs must be finite and of the right shape (how good
+    they are is for the report to say).
+    """
+    loaded = reload(exported)
+    with torch.inference_mode():
+        expected = module(*samples).float().numpy()
+    if isinstance(loaded, TorchFile):
+        _check_equal(loaded, samples, expected, TOLERANCE_SAME_RUNTIME)
+    elif isinstance(loaded, OnnxFile):
+        judged = loaded if exported.reference == exported.path else loaded.float_reference()
+        _check_equal(judged, samples, expected, TOLERANCE_OTHER_RUNTIME)
+    _check_finite(loaded, samples, expected)
+    return loaded
+
+
+def _check_equal(loaded: Reloaded, samples: Inputs, expected: np.ndarray, tolerance: float) -> None:
+    one = tuple(tensor[:1] for tensor in samples)
+    for inputs, wanted in ((samples, expected), (one, expected[:1])):
+        got = loaded(inputs)
+        difference = float(np.max(np.abs(got - wanted))) if got.shape == wanted.shape else float("inf")
+        allowed = tolerance * max(1.0, float(np.max(np.abs(expected))))
+        if not difference <= allowed:  # also where either is not a number
+            raise ArtifactUnverified(
+                f"{loaded.path.name} was written, but its outputs differ by {difference:.3g} from the model's "
+                f"on a batch of {len(wanted)} ({allowed:.3g} is allowed)."
+            )
+
+
+def _check_finite(loaded: Reloaded, samples: Inputs, expected: np.ndarray) -> None:
+    got = loaded(samples)
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        raise ArtifactUnverified(f"{loaded.path.name} gives outputs that are not finite or not of the right shape.")

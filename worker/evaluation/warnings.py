@@ -1,0 +1,89 @@
+"""What a client must not overlook: got slower, less accurate or no smaller, or is not what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from app.contract.facts import ModelFacts
+from app.contract.report import ArtifactReport, Measurement
+from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
+from worker.techniques.quantization.quantize import CONVOLUTIONS
+
+# Medians of the same file, measured twice on a shared machine, differ by up to a tenth.
+NOISE = 0.9
+# A file within 2 % of the upload's size differs by its header only.
+SAME_SIZE = 1.02
+
+
+def warnings(
+    spec: ResolvedSpec, facts: ModelFacts, uploaded: Measurement, artifacts: Sequence[ArtifactReport]
+) -> tuple[str, ...]:
+    """Sentences, the worst first."""
+    found: list[str] = []
+    for judge in (_slower, _less_accurate, _not_smaller):
+        found.extend(sentence for artifact in artifacts for sentence in judge(artifact, uploaded, spec))
+    if uploaded.metric is None:
+        found.append("Accuracy was not measured: the job has no dataset with a labelled test or validation split.")
+    elif uploaded.metric.split == "validation" and any(_stops_early(step) for step in spec.steps):
+        found.append(
+            "Accuracy was measured on the validation split, by which early stopping chose the weights, and is "
+            "flattered by that. Give the dataset a test split."
+        )
+    found.extend(_not_as_asked(spec, facts, artifacts))
+    return tuple(found)
+
+
+def _stops_early(step: Step) -> bool:
+    training = None if isinstance(step, Quantize) else step.training
+    return training is not None and training.early_stopping is not None
+
+
+def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
+    own = artifact.measurement.latency
+    taken = f"{own.median_s * 1e3:.3g} ms a sample (median, {own.threads} thread{'s' if own.threads != 1 else ''})"
+    if artifact.speedup < NOISE:
+        was = uploaded.latency.median_s * 1e3
+        yield f"{artifact.name} is slower than the uploaded model: {taken} against {was:.3g} ms."
+    elif artifact.speedup_same_runtime < NOISE:
+        was = own.median_s * artifact.speedup_same_runtime * 1e3
+        yield (
+            f"{artifact.name} is slower than the uploaded model converted unchanged to "
+            f"{artifact.measurement.runtime}: {taken} against {was:.3g} ms. What it gains, it gains by its runtime."
+        )
+
+
+def _less_accurate(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
+    metric = artifact.measurement.metric
+    if metric is not None and uploaded.metric is not None and metric.value < uploaded.metric.value:
+        yield (
+            f"{artifact.name} is less accurate: {metric.value:.2%} against {uploaded.metric.value:.2%} "
+            f"on {metric.samples} samples of {metric.split}."
+        )
+
+
+def _not_smaller(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
+    if artifact.size_ratio >= SAME_SIZE:
+        return
+    sizes = f"{artifact.measurement.size_bytes:,} bytes against {uploaded.size_bytes:,}"
+    dense = (
+        artifact.format == "native"
+        and not artifact.name.endswith(".zip")
+        and any(isinstance(step, Prune) for step in spec.steps)
+    )
+    why = ": native keeps zeros in a dense file, so sparsity does not make it smaller" if dense else ""
+    yield f"{artifact.name} is not smaller than the upload ({sizes}){why}."
+
+
+def _not_as_asked(spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport]) -> Iterator[str]:
+    step = next((step for step in spec.steps if isinstance(step, Quantize)), None)
+    if step is None:
+        return
+    for artifact in artifacts:
+        if artifact.format == "native":
+            yield f"{artifact.name} is floating point; the int8 weights are in model.onnx."
+    if step.method == "dynamic":
+        left = sum(layer.type in CONVOLUTIONS for layer in facts.layers)
+        if left:
+            yield f"Dynamic quantization left {left} convolution{'s' if left != 1 else ''} in floating point."
+    if any(layer.type in ("LSTM", "GRU") for layer in facts.layers):
+        yield "Recurrent layers stayed in floating point: ONNX Runtime has no int8 form of them."

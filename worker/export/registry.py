@@ -1,0 +1,71 @@
+"""The artifact formats by name: who writes each, and how it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from app.contract.facts import calibration_split
+from app.contract.spec import ExportFormat, Quantize
+from worker.context import Context
+from worker.export.native import export_native
+from worker.export.onnx import export_onnx
+from worker.techniques.quantization.calibration import CALIBRATION_BATCH, StreamingReader
+from worker.techniques.quantization.onnx_int8 import quantize_file
+from worker.techniques.quantization.quantize import excluded
+
+BINARY = "application/octet-stream"
+ZIP = "application/zip"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX."""
+
+    path: Path
+    format: ExportFormat
+    media_type: str
+    reference: Path | None
+
+
+Exporter = Callable[[nn.Module, Context, Path], Exported]
+
+
+def write_native(module: nn.Module, context: Context, folder: Path) -> Exported:
+    """The upload's own format; floating point even after a quantize step, which lives in the ONNX file."""
+    path = export_native(module, context.model, folder)
+    return Exported(path, "native", ZIP if path.suffix == ".zip" else BINARY, None)
+
+
+def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
+    """ONNX: floating point, or int8 where a quantize step asked for it."""
+    path = folder / "model.onnx"
+    step = context.quantization
+    if step is None:
+        export_onnx(module, context.model, path)
+        return Exported(path, "onnx", BINARY, path)
+    reference = export_onnx(module, context.model, context.scratch / "float.onnx")
+    float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
+    quantize_file(reference, path, step, _reader(context, step), float_layers)
+    return Exported(path, "onnx", BINARY, reference)
+
+
+def _reader(context: Context, step: Quantize) -> StreamingReader | None:
+    if step.method == "dynamic":
+        return None
+    assert context.feed is not None  # compatibility.check asked for calibration data
+    split = calibration_split(context.feed.data.facts)
+    assert split is not None
+    samples = min(step.calibration.samples, context.feed.size(split))
+    # Data lies sorted by class more often than not: the first samples would all be of one.
+    order = torch.Generator().manual_seed(context.seed)
+    batches = context.feed.batches(split, CALIBRATION_BATCH, shuffle=order, limit=samples)
+    names = [tensor.name for tensor in context.model.facts.inputs]
+    return StreamingReader(batches, names, -(-samples // CALIBRATION_BATCH))
+
+
+EXPORTERS: dict[ExportFormat, Exporter] = {"native": write_native, "onnx": write_onnx}

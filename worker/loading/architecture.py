@@ -1,0 +1,153 @@
+"""A declarative architecture with its weights in a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from app.contract.architecture import InputSpec, ModelSpec
+from app.contract.errors import DatasetMismatch, ModelRejected
+from app.contract.facts import ModelFacts, TensorFacts
+from worker.data.base import RawBatch
+from worker.data.pictures import to_tensor
+from worker.loading.describe import check_finite, check_forward, layer_facts
+from worker.loading.layers import build
+from worker.loading.weights import Weights, assign
+from worker.model import Inputs, Model
+from worker.vetting.boundary import first_line
+
+# Of one layer for two samples. A few numbers of JSON can ask for more than any machine has.
+MAX_ACTIVATION_BYTES = 8 << 30
+INPUT = "input"
+_PICTURE_CHANNELS = (1, 3)
+
+Kind = Literal["arrays", "images", "text"]
+
+
+def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
+    """Builds the module on the meta device, so that nothing is allocated before names and shapes are known to fit.
+
+    Raises ModelRejected where the layers do not fit each other, the weights do not fit the layers, a value is not
+    finite, or the output is not [batch, classes].
+    """
+    assert spec.architecture is not None
+    assert spec.input is not None
+    assert spec.task is not None
+    module = _build(spec)
+    _trace(module, spec.input)
+    assign(module, weights.state)
+    check_finite(module.state_dict())
+    classes = check_forward(
+        module, _example(spec.input, 2), _example(spec.input, 1), None if spec.labels is None else len(spec.labels)
+    )
+    facts = ModelFacts(
+        format="architecture",
+        task=spec.task,
+        accepts=_accepts(spec),
+        inputs=(TensorFacts(name=INPUT, shape=spec.input.shape, dtype=spec.input.dtype),),
+        classes=classes,
+        labels=spec.labels,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        layers=layer_facts(module),
+    )
+
+    stored = {name: tensor.dtype for name, tensor in weights.state.items() if tensor.is_floating_point()}
+
+    def save(changed: nn.Module, folder: Path) -> Path:
+        return weights.write(changed.state_dict(), folder)
+
+    return Model(module, facts, _encoder(spec.input, _vocabulary(module)), save, stored)
+
+
+def _build(spec: ModelSpec) -> nn.Sequential:
+    assert spec.architecture is not None
+    try:
+        with torch.device("meta"):
+            return build(spec.architecture.layers).eval()
+    except Exception as failure:  # torch checks arguments with asserts, ValueErrors and RuntimeErrors alike
+        raise ModelRejected(
+            f"The architecture cannot be built: {first_line(failure)}", pointer="/architecture/layers"
+        ) from failure
+
+
+def _accepts(spec: ModelSpec) -> tuple[Kind, ...]:
+    assert spec.input is not None
+    shape = spec.input.shape
+    picture = len(shape) == 3 and shape[0] in _PICTURE_CHANNELS and spec.input.dtype == "float32"
+    return ("arrays", "images") if picture and spec.task == "image-classification" else ("arrays",)
+
+
+def _trace(module: nn.Sequential, spec: InputSpec) -> None:
+    """A forward on the meta device: shapes without memory. Raises ModelRejected that names the layer that fails."""
+    current = ["", "", ""]
+
+    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            current[:] = [name, type(layer).__name__, str(list(inputs[0].shape)) if inputs else ""]
+
+        return hook
+
+    def after(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.nbytes > MAX_ACTIVATION_BYTES:
+            raise MemoryError(f"its output {list(output.shape)} takes {output.nbytes} bytes")
+
+    hooks = [layer.register_forward_pre_hook(before(name)) for name, layer in module.named_modules() if name]
+    hooks += [layer.register_forward_hook(after) for layer in module.modules()]
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype), device="meta"))
+    except Exception as failure:  # torch checks shapes with errors of many classes
+        name, kind, shape = current
+        raise ModelRejected(
+            f"The architecture does not fit its input: layer {name!r} ({kind}) fails on an input of shape {shape}: "
+            f"{first_line(failure)}",
+            pointer="/architecture/layers",
+        ) from failure
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _example(spec: InputSpec, batch: int) -> Inputs:
+    """Normal noise, or ones where the input is token ids."""
+    generator = torch.Generator().manual_seed(0)
+    if spec.dtype == "int64":
+        return (torch.ones(batch, *spec.shape, dtype=torch.int64),)
+    return (torch.randn(batch, *spec.shape, generator=generator),)
+
+
+def _vocabulary(module: nn.Sequential) -> int | None:
+    """How many ids the model knows, where its first layer is an embedding."""
+    first = next((layer for layer in module.modules() if not list(layer.children())), None)
+    return first.num_embeddings if isinstance(first, nn.Embedding) else None
+
+
+def _encoder(spec: InputSpec, vocabulary: int | None) -> Callable[[RawBatch], Inputs]:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+
+    def encode(raw: RawBatch) -> Inputs:
+        """Arrays in the model's dtype; pictures in its channels, divided by 255. Raises DatasetMismatch."""
+        if isinstance(raw.inputs, dict):
+            tensor = raw.inputs[INPUT] if INPUT in raw.inputs else next(iter(raw.inputs.values()))
+            _check_ids(tensor, vocabulary)
+            return (tensor.to(dtype),)
+        if raw.inputs and isinstance(raw.inputs[0], str):
+            raise DatasetMismatch("The model takes arrays: upload token ids instead of text.", pointer="/dataset")
+        return (torch.stack([to_tensor(image, spec.shape) for image in raw.inputs if not isinstance(image, str)]),)
+
+    return encode
+
+
+def _check_ids(tensor: Tensor, vocabulary: int | None) -> None:
+    if vocabulary is None or tensor.numel() == 0:
+        return
+    low, high = (int(value) for value in tensor.aminmax())
+    if low < 0 or high >= vocabulary:
+        raise DatasetMismatch(
+            f"The dataset holds token ids from {low} to {high}; the model's embedding knows 0 to {vocabulary - 1}.",
+            pointer="/dataset",
+        )

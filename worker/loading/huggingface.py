@@ -1,0 +1,196 @@
+"""A Hugging Face folder in an archive: any classifier of transformers' own code, offline, without remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging as transformers_logging
+
+from app.contract.architecture import ModelSpec
+from app.contract.errors import ModelRejected
+from app.contract.facts import ModelFacts, Task
+from worker.loading.describe import check_finite, check_forward, layer_facts
+from worker.loading.folder import Folder, pack, unpack
+from worker.loading.preprocess import image_feeding, text_feeding
+from worker.model import Model
+from worker.vetting.archive import open_archive
+from worker.vetting.boundary import first_line
+
+_TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
+    "image-classification": ("ForImageClassification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "text-classification": (
+        "ForSequenceClassification",
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+}
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+# Tied weights are stored once; a config that describes more than this of what the files hold would be made of noise.
+MAX_TIES = 4
+
+transformers_logging.disable_progress_bar()
+
+
+def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
+    """Loads a `…ForImageClassification` or `…ForSequenceClassification`; unpacks to a new folder under `scratch`.
+
+    Raises ModelRejected for code, pickles, unknown model types, weights that do not fit the config, and for outputs
+    that are no logits [batch, classes].
+    """
+    work = Path(tempfile.mkdtemp(prefix="huggingface-", dir=scratch))
+    archive = open_archive(path, work, ModelRejected)
+    try:
+        folder = unpack(archive, work / "model")
+    finally:
+        archive.close()
+    task, name = _classifier(folder.config, spec)
+    with _quiet():
+        module = _load(folder, name)
+        feeding = image_feeding(folder, module) if task == "image-classification" else text_feeding(folder, module)
+    _positional(module, tuple(tensor.name for tensor in feeding.inputs))
+    labels = spec.labels or _labels(module.config)
+    facts = ModelFacts(
+        format="huggingface",
+        task=task,
+        accepts=feeding.accepts,
+        inputs=feeding.inputs,
+        classes=len(labels),
+        labels=labels,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        layers=layer_facts(module),
+    )
+    model = Model(module, facts, feeding.encode, _saver(folder), _stored(folder, module))
+    _check(model, len(labels))
+    return model
+
+
+def _classifier(config: dict[str, Any], spec: ModelSpec) -> tuple[Task, str]:
+    """The task and the class of transformers that a config names."""
+    architectures, kind = config.get("architectures"), config.get("model_type")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str) or not isinstance(kind, str):
+        raise ModelRejected("config.json needs `architectures` and `model_type`, as save_pretrained writes them.")
+    for task, (suffix, known) in _TASKS.items():
+        if not name.endswith(suffix):
+            continue
+        names = known.get(kind)
+        if name not in (names if isinstance(names, tuple | list) else (names,)):
+            raise ModelRejected(
+                f"transformers {transformers.__version__} knows no {name[:80]!r} of model_type {kind[:80]!r}."
+            )
+        if spec.task is not None and spec.task != task:
+            raise ModelRejected(f"The spec's task is {spec.task}; the model is {name}.", pointer="/task")
+        return task, name
+    raise ModelRejected(
+        f"The model is {name[:80]!r}; this version takes …ForImageClassification and …ForSequenceClassification."
+    )
+
+
+def _load(folder: Folder, name: str) -> Any:
+    kind = getattr(transformers, name)
+    config = kind.config_class.from_pretrained(folder.path, local_files_only=True)
+    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
+        raise ModelRejected(
+            f"The model has problem_type {config.problem_type!r} and {config.num_labels} labels; this version takes "
+            "classifiers with one of at least two labels a sample."
+        )
+    _check_numbers(kind, config, folder)
+    module, info = kind.from_pretrained(
+        folder.path,
+        config=config,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else "eager",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in `info`, for a sentence of our own
+    )
+    if mismatched := sorted(map(str, info["mismatched_keys"])):
+        raise ModelRejected(f"The weights do not fit config.json: {mismatched[0]}.")
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise ModelRejected(f"The weights lack {', '.join(map(repr, missing[:4]))}{more}, which config.json describes.")
+    check_finite(module.state_dict())
+    return module.eval()
+
+
+def _check_numbers(kind: Any, config: Any, folder: Folder) -> None:
+    """Builds the model on the meta device first: a config alone can ask for any amount of memory."""
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in kind(config).parameters())
+    if described > MAX_TIES * folder.numbers:
+        raise ModelRejected(
+            f"config.json describes {described} parameters and the weight files hold {folder.numbers} numbers: they "
+            "do not belong together."
+        )
+
+
+def _positional(module: Any, names: tuple[str, ...]) -> None:
+    """Makes `module(*inputs)` give logits, in place: names of layers and `save_pretrained` stay as they are."""
+    kind = type(module)
+
+    class Positional(kind):  # type: ignore[misc, valid-type]  # the class is known only now
+        def forward(self, *inputs: Tensor) -> Tensor:
+            logits: Tensor = super().forward(**dict(zip(names, inputs, strict=True))).logits
+            return logits
+
+    Positional.__name__ = kind.__name__
+    Positional.__qualname__ = kind.__qualname__
+    module.__class__ = Positional
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+
+
+def _check(model: Model, labels: int) -> None:
+    try:
+        check_forward(model.module, model.example(2), model.example(1), labels)
+    except ModelRejected:
+        raise
+    except Exception as failure:  # models raise errors of every class
+        raise ModelRejected(f"The model fails on a plain input: {first_line(failure)}") from failure
+
+
+def _stored(folder: Folder, module: nn.Module) -> dict[str, torch.dtype]:
+    """The dtype in which `_saver` writes each floating tensor."""
+    dtype = _DTYPES[folder.float_dtype]
+    return {name: dtype for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+
+
+def _saver(folder: Folder) -> Callable[[nn.Module, Path], Path]:
+    def save(module: nn.Module, target: Path) -> Path:
+        """A zip of the folder with new weights, in the dtype that came: float16 must not come back twice as large."""
+        dtypes = _stored(folder, module)
+        state = {
+            name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype))
+            for name, tensor in module.state_dict().items()
+        }
+        with tempfile.TemporaryDirectory(prefix="save-", dir=folder.path.parent) as name, _quiet():
+            module.save_pretrained(name, state_dict=state)  # type: ignore[operator]  # transformers' own module
+            return pack(folder, Path(name), target / "model.zip")
+
+    return save
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports at length what is checked here anyway."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

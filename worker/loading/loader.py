@@ -1,0 +1,59 @@
+"""Upload bytes to a Model: which loader, by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app.contract.architecture import ModelSpec, model_spec
+from app.contract.errors import ModelRejected
+from worker.loading.architecture import load_architecture
+from worker.loading.weights import HOW_TO_SAVE, read_safetensors, read_torch
+from worker.model import Model
+from worker.vetting.boundary import refusing
+from worker.vetting.sniff import refuse, sniff
+
+ADVICE = (
+    "A model is its weights (.safetensors, or a state dict by torch.save) with spec.architecture, "
+    "or a zip or tar of a Hugging Face folder with config.json and model.safetensors."
+)
+_READERS = {"safetensors": read_safetensors, "torch-zip": read_torch, "legacy-torch": read_torch}
+
+
+def load_model(path: Path, filename: str, spec: dict[str, Any], scratch: Path) -> Model:
+    """Reads an uploaded model; what is unpacked goes under `scratch` and is needed as long as the model is.
+
+    Raises ModelRejected with a sentence that says what came and what to send instead, whatever the file provokes,
+    and runs nothing that the file holds. A full or failing disk stays an OSError.
+    """
+    with refusing(ModelRejected, filename, "a model"):
+        parsed = model_spec(spec, ModelRejected)
+        kind = sniff(path)
+        if kind in _READERS:
+            _need_architecture(parsed)
+            return load_architecture(parsed, _READERS[kind](path))
+        if kind in ("zip", "tar"):
+            return _load_folder(path, parsed, scratch)
+        hint = HOW_TO_SAVE if kind in ("pickle", "torchscript") else ADVICE
+        raise refuse(kind, filename, hint, ModelRejected)
+
+
+def _load_folder(path: Path, spec: ModelSpec, scratch: Path) -> Model:
+    if spec.architecture is not None:
+        raise ModelRejected(
+            "The file is an archive and the spec has an architecture: upload the weights alone, or leave it out.",
+            pointer="/architecture",
+        )
+    # Only here, since transformers takes seconds to import.
+    from worker.loading.huggingface import load_huggingface
+
+    return load_huggingface(path, spec, scratch)
+
+
+def _need_architecture(spec: ModelSpec) -> None:
+    if spec.architecture is None:
+        raise ModelRejected(
+            "Weights alone say nothing of the layers between them: give spec.architecture, spec.input and spec.task, "
+            "or upload a zip of a Hugging Face folder.",
+            pointer="/architecture",
+        )

@@ -1,0 +1,63 @@
+"""The Model: a trainable torch module, how to feed it, and how to write it back in the format it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from app.contract.facts import ModelFacts
+from worker.data.base import RawBatch
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+"""The positional arguments of `Model.module`, in the order of `ModelFacts.inputs`; the first dimension is the batch."""
+
+# Stands in for a dimension that may vary where an example input is needed.
+EXAMPLE_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    `module(*inputs)` gives logits [batch, classes]. `encode` turns raw samples (arrays, images, strings) into `Inputs`.
+    `save(module, folder)` writes a module of the same structure in the upload's own format and returns the file; the
+    module must be free of parametrizations (`worker.constraints.baked`). `stored` is the dtype of each floating tensor
+    in that file, by its name in the state dict; one that is not named is stored as the module has it.
+    """
+
+    module: nn.Module
+    facts: ModelFacts
+    encode: Callable[[RawBatch], Inputs]
+    save: Callable[[nn.Module, Path], Path]
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def round_as_stored(self, module: nn.Module) -> nn.Module:
+        """Rounds the weights of `module` to what the file can hold of them, in place, and returns the module.
+
+        Everything is computed in float32, also where the upload is float16 or bfloat16: after a training the weights
+        lie between the values that its file has.
+        """
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                dtype = self.stored.get(name, tensor.dtype)
+                if tensor.is_floating_point() and dtype != tensor.dtype:
+                    tensor.copy_(tensor.to(dtype))
+        return module
+
+    def example(self, batch: int = 1, seed: int = 0) -> Inputs:
+        """Inputs of the right shapes and dtypes: normal noise for floats, ones (valid ids and masks) for integers."""
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for tensor in self.facts.inputs:
+            shape = [batch, *(EXAMPLE_LENGTH if d is None else d for d in tensor.shape)]
+            dtype: torch.dtype = getattr(torch, tensor.dtype)
+            if dtype.is_floating_point:
+                made.append(torch.randn(shape, generator=generator, dtype=dtype))
+            else:
+                made.append(torch.ones(shape, dtype=dtype))
+        return tuple(made)

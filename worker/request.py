@@ -1,0 +1,46 @@
+"""What the supervisor asks of a child process, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.contract.report import Report
+from app.contract.spec import ResolvedSpec
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One attempt at a job. Every path lies inside `scratch`; outputs go under `output`, an empty folder."""
+
+    job_id: str
+    spec: ResolvedSpec
+    model_path: Path
+    model_filename: str
+    model_spec: dict[str, Any]
+    model_sha256: str
+    dataset_path: Path | None
+    dataset_filename: str | None
+    dataset_spec: dict[str, Any] | None
+    scratch: Path
+    output: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that the job delivers; `name` is what the client asks for."""
+
+    path: Path
+    name: str
+    format: str
+    media_type: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished job hands back."""
+
+    report: Report
+    artifacts: tuple[OutputFile, ...]

@@ -1,0 +1,155 @@
+"""The story of a job: load, steps, export, verify, measure, report. Runs in a process of its own."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from app.contract.compatibility import check
+from app.contract.errors import Unsupported
+from app.contract.report import Report, StepReport
+from app.contract.spec import ResolvedSpec
+from worker.constraints import baked
+from worker.context import Context
+from worker.data import open_data
+from worker.data.feed import Feed
+from worker.evaluation.compare import compare, reload
+from worker.evaluation.environment import environment
+from worker.evaluation.verify import check_samples, verify
+from worker.evaluation.warnings import warnings
+from worker.export.onnx import check_size
+from worker.export.registry import EXPORTERS
+from worker.loading import load_model
+from worker.request import OutputFile, RunRequest, RunResult
+from worker.techniques.registry import TECHNIQUES
+
+Progress = Callable[[float, str], None]
+"""Takes the share of the job that is done, 0 to 1, and the name of the stage or step that is running."""
+
+# Shares of the progress bar at which the stages after the steps begin. Training, where there is any, is most of a job.
+STEPS_FROM, EXPORT_FROM, VERIFY_FROM, MEASURE_FROM = 0.02, 0.75, 0.87, 0.9
+
+
+def run_job(request: RunRequest, progress: Progress) -> RunResult:
+    """Runs one attempt and leaves its artifacts in `request.output`. Raises the errors of app.contract.errors."""
+    clock = Clock()
+    _settle(request)
+    progress(0.0, "load")
+    with clock("load"):
+        context = _load(request)
+        _check(request.spec, context)
+    with clock("steps"):
+        steps = _run_steps(request.spec, context, progress)
+    progress(EXPORT_FROM, "export")
+    with clock("export"):
+        # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
+        module = context.model.round_as_stored(baked(context.model.module).cpu().eval())
+        exported = [EXPORTERS[name](module, context, request.output) for name in request.spec.export]
+    progress(VERIFY_FROM, "verify")
+    with clock("verify"):
+        samples = check_samples(context.model, context.feed)
+        files = [verify(one, module, samples, functools.partial(reload, request, context)) for one in exported]
+    progress(MEASURE_FROM, "measure")
+    with clock("measure"):
+        uploaded, artifacts = compare(request, context, samples, exported, files)
+    progress(1.0, "measure")
+    report = Report(
+        warnings=warnings(request.spec, context.model.facts, uploaded, artifacts),
+        spec=request.spec,
+        seed=request.spec.seed,
+        uploaded=uploaded,
+        uploaded_sha256=request.model_sha256,
+        artifacts=artifacts,
+        steps=steps,
+        seconds=clock.seconds,
+        environment=environment(str(context.device), request.threads),
+    )
+    return RunResult(
+        report=report,
+        artifacts=tuple(OutputFile(one.path, one.path.name, one.format, one.media_type) for one in exported),
+    )
+
+
+class Clock:
+    """Wall time by stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _settle(request: RunRequest) -> None:
+    """Threads and seeds, for everything that follows."""
+    torch.set_num_threads(request.threads)
+    seed = request.spec.seed
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def _load(request: RunRequest) -> Context:
+    model = load_model(request.model_path, request.model_filename, request.model_spec, request.scratch)
+    feed = None
+    if request.dataset_path is not None:
+        assert request.dataset_filename is not None
+        data = open_data(request.dataset_path, request.dataset_filename, request.dataset_spec or {}, request.scratch)
+        feed = Feed(model, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.module.to(device)
+    return Context(
+        model=model,
+        teacher=_frozen(model.module),
+        feed=feed,
+        device=device,
+        seed=request.spec.seed,
+        scratch=request.scratch,
+        progress=lambda share: None,
+    )
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """A copy that nothing trains: the teacher."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def _check(spec: ResolvedSpec, context: Context) -> None:
+    """Everything that can be refused is refused before anything is computed."""
+    facts = context.model.facts
+    check(spec, facts, None if context.feed is None else context.feed.data.facts)
+    for index, step in enumerate(spec.steps):
+        reason = TECHNIQUES[step.technique].applies(step, context.model)
+        if reason is not None:
+            raise Unsupported(reason, pointer="/recipe" if spec.recipe is not None else f"/steps/{index}")
+    if "onnx" in spec.export:
+        check_size(context.model.module)
+
+
+def _run_steps(spec: ResolvedSpec, context: Context, progress: Progress) -> tuple[StepReport, ...]:
+    """The steps in order, each with an equal share of the progress that belongs to steps."""
+    done = []
+    width = (EXPORT_FROM - STEPS_FROM) / len(spec.steps)
+    for index, step in enumerate(spec.steps):
+        start = STEPS_FROM + index * width
+        context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
+        context.progress(0.0)
+        began = time.perf_counter()
+        details = TECHNIQUES[step.technique].apply(step, context)
+        done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
+    return tuple(done)
+
+
+def _step_progress(progress: Progress, name: str, start: float, width: float, share: float) -> None:
+    progress(start + width * share, name)

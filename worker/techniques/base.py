@@ -1,0 +1,25 @@
+"""What a technique is in the worker: the code behind an entry of `app.contract.catalogue`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, TypeVar
+
+from app.contract.training import Strict
+from worker.context import Context
+from worker.model import Model
+
+SpecT = TypeVar("SpecT", bound=Strict, contravariant=True)
+DetailValue = float | int | str | bool | None | list[dict[str, float | int | str | None]]
+Details = dict[str, DetailValue]
+
+
+class Technique(Protocol[SpecT]):
+    """One technique. `name` equals the catalogue's."""
+
+    name: ClassVar[str]
+
+    def applies(self, step: SpecT, model: Model) -> str | None:
+        """None where it applies, else the reason why not as a sentence."""
+
+    def apply(self, step: SpecT, context: Context) -> Details:
+        """Changes `context.model.module` in place; returns what the report says about the step."""

@@ -1,0 +1,116 @@
+"""Which weights of a network can be pruned: matrices and kernels, never biases, norms or positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from app.contract.errors import InvalidSpec
+from worker.constraints import impose_mask, masks, stored
+
+LAYERS_NAMED = 8  # so many names of layers in an error are enough to see the pattern of names
+
+
+@dataclass(frozen=True)
+class PrunableWeight:
+    """One weight tensor: the layer's name and the weight's own, as in the plain state dict."""
+
+    layer: str
+    name: str
+    owner: nn.Module
+    attribute: str
+
+    def value(self) -> Tensor:
+        """The weight that the layer computes with."""
+        return getattr(self.owner, self.attribute).detach()
+
+
+def prunable(module: nn.Module) -> list[PrunableWeight]:
+    """Every weight that can be pruned, in the network's order; one that layers share is there once."""
+    found: list[PrunableWeight] = []
+    seen: set[int] = set()
+    for layer, owner in module.named_modules():
+        for attribute in _attributes(owner):
+            parameter = stored(owner, attribute)
+            if id(parameter) not in seen and parameter.is_floating_point():
+                seen.add(id(parameter))
+                found.append(PrunableWeight(layer, f"{layer}.{attribute}".lstrip("."), owner, attribute))
+    return found
+
+
+def select(module: nn.Module, exclude: tuple[str, ...]) -> list[PrunableWeight]:
+    """The prunable weights without those whose layer or own name matches a pattern.
+
+    Raises InvalidSpec for a pattern that matches nothing, naming the layers that there are, and where nothing is left.
+    """
+    weights = prunable(module)
+    for pattern in exclude:
+        if not any(_matches(weight, pattern) for weight in weights):
+            raise InvalidSpec(f"exclude: {pattern!r} matches no layer that can be pruned. There are {_names(weights)}.")
+    left = [weight for weight in weights if not any(_matches(weight, pattern) for pattern in exclude)]
+    if not left:
+        raise InvalidSpec(f"exclude leaves nothing to prune of {_names(weights)}. Give fewer patterns.")
+    return left
+
+
+class WeightSet:
+    """The weights that one step prunes, and the masks on them."""
+
+    def __init__(self, module: nn.Module, weights: list[PrunableWeight]) -> None:
+        self.module = module
+        self.weights = weights
+
+    def values(self) -> list[Tensor]:
+        return [weight.value() for weight in self.weights]
+
+    def kept(self) -> list[Tensor]:
+        """The mask of each weight; all true where there is none yet."""
+        imposed = masks(self.module)
+        return [
+            imposed[weight.name] if weight.name in imposed else torch.ones_like(weight.value(), dtype=torch.bool)
+            for weight in self.weights
+        ]
+
+    def drop(self, dropped: list[Tensor]) -> None:
+        """Prunes, beside what is pruned already."""
+        for weight, gone in zip(self.weights, dropped, strict=True):
+            impose_mask(self.module, weight.name, ~gone)
+
+    def total(self) -> int:
+        return sum(value.numel() for value in self.values())
+
+    def removed(self) -> int:
+        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self.kept())
+
+
+def _attributes(layer: nn.Module) -> Iterator[str]:
+    """The names of a layer's own parameters that can be pruned."""
+    if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding)) or _is_transformers_conv1d(layer):
+        yield "weight"
+    elif isinstance(layer, nn.MultiheadAttention):
+        projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        yield from (name for name in projections if getattr(layer, name) is not None)
+    elif isinstance(layer, nn.RNNBase):
+        yield from (name for name in layer._flat_weights_names if name.startswith("weight_"))
+
+
+def _is_transformers_conv1d(layer: nn.Module) -> bool:
+    """GPT-2's linear layer; by name, since importing transformers for a type would cost seconds."""
+    return any(
+        cls.__module__ == "transformers.pytorch_utils" and cls.__name__ == "Conv1D" for cls in type(layer).__mro__
+    )
+
+
+def _matches(weight: PrunableWeight, pattern: str) -> bool:
+    return fnmatchcase(weight.layer, pattern) or fnmatchcase(weight.name, pattern)
+
+
+def _names(weights: list[PrunableWeight]) -> str:
+    names = list(dict.fromkeys(weight.layer or weight.name for weight in weights))
+    more = f" and {len(names) - LAYERS_NAMED} more" if len(names) > LAYERS_NAMED else ""
+    return ", ".join(names[:LAYERS_NAMED]) + more

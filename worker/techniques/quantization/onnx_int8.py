@@ -1,0 +1,157 @@
+"""A float ONNX file to an int8 one, through ONNX Runtime's quantizer.
+
+Static files are QDQ: weights stored as int8 (symmetric, zero point 0, so that a pruned zero stays an exact zero) with
+one scale an output channel, activations uint8 on x86. Dynamic files quantize matrix products with constant weights
+only: a dynamically quantized convolution is slower than a floating-point one.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from app.contract.errors import ExportFailed
+from app.contract.spec import Quantize
+from worker.export.quiet import quiet
+from worker.export.strip import strip
+from worker.techniques.quantization.calibration import StreamingReader
+from worker.techniques.quantization.stored import check_stored, weight_inputs
+
+CALIBRATION = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+# Operators with weights, then those through which 8-bit values pass so that a convolutional network stays in integers
+# from end to end. Softmax, normalizations and activation functions other than Relu stay floating point: their ranges
+# are wide, and 8 bits there cost accuracy for little time.
+STATIC_OPS = [
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "Mul", "Relu", "Clip"),
+    *(
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+    ),
+]
+# In a transformer the sums between the blocks carry outliers that one scale a tensor cannot hold.
+TRANSFORMER_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
+DYNAMIC_OPS = ("MatMul", "Gemm")
+# What the quantizer calls a Gemm after it has split it into MatMul and Add.
+SPLIT_GEMM = "_MatMul"
+
+
+def activation_type(wanted: Literal["auto", "uint8", "int8"]) -> Literal["uint8", "int8"]:
+    """The integer type of activations: `auto` is uint8 on x86, whose int8 instructions multiply unsigned by signed."""
+    if wanted != "auto":
+        return wanted
+    return "uint8" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "int8"
+
+
+def reduced_range(step: Quantize) -> bool:
+    """Whether weights use -64..64 of their 8 bits, as they must where activations are uint8.
+
+    x86 processors without VNNI add two uint8 x int8 products in 16 bits and clip the sum: with weights up to 127 whole
+    output channels come out wrong there, with weights up to 64 no sum can overflow (2 * 255 * 64 < 2^15). Dynamic
+    quantization always has uint8 activations.
+    """
+    return step.method == "dynamic" or activation_type(step.activations) == "uint8"
+
+
+def quantize_file(
+    source: Path, target: Path, step: Quantize, reader: StreamingReader | None, float_layers: Collection[str]
+) -> None:
+    """Writes the int8 form of the float ONNX file `source` to `target`.
+
+    `float_layers` are the layers (names of the torch module) that stay floating point; `reader` gives calibration
+    batches for method static. Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to
+    become int8 did not, or is in the file twice.
+    """
+    with tempfile.TemporaryDirectory(dir=source.parent, prefix="int8-") as folder, quiet():
+        prepared = prepare(source, Path(folder) / "prepared.onnx")
+        proto = onnx.load(prepared)
+        kept = [node.name for node, weight in weight_inputs(proto.graph) if layer_of(weight) in float_layers]
+        try:
+            if step.method == "static":
+                assert reader is not None  # compatibility.check asked for calibration data
+                _static(prepared, target, step, reader, kept, _static_ops(proto))
+            else:
+                _dynamic(prepared, target, step, kept)
+        except Exception as error:
+            raise ExportFailed(f"ONNX Runtime could not quantize the model: {error}") from error
+    quantized = onnx.load(target)
+    strip(quantized)
+    onnx.save_model(quantized, str(target))
+    promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
+    check_stored(proto, quantized, promised, kept)
+
+
+def prepare(source: Path, target: Path) -> Path:
+    """Shape inference, so that the quantizer knows every tensor.
+
+    ONNX's own is enough for what the exporter writes (`check_stored` would tell); ONNX Runtime's symbolic one gives up
+    on transformers and then leaves files in the working folder. Graph optimization is left out as well: the exporter
+    has folded constants and batch norms, and the runtime's pass would rename weights that the report traces to layers.
+    """
+    quant_pre_process(source, target, skip_optimization=True, skip_symbolic_shape=True)
+    return target
+
+
+def layer_of(weight: str) -> str:
+    """The name that the model's facts list a weight under: `emb.weight` -> `emb`, `0.in_proj_weight` as it is."""
+    return weight.removesuffix(".weight")
+
+
+def _static_ops(proto: onnx.ModelProto) -> list[str]:
+    is_transformer = any(node.op_type == "LayerNormalization" for node in proto.graph.node)
+    return TRANSFORMER_OPS if is_transformer else STATIC_OPS
+
+
+def _static(
+    source: Path, target: Path, step: Quantize, reader: StreamingReader, kept: list[str], ops: list[str]
+) -> None:
+    quantize_static(
+        source,
+        target,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=ops,
+        per_channel=step.per_channel,
+        activation_type=ACTIVATIONS[activation_type(step.activations)],
+        weight_type=QuantType.QInt8,
+        reduce_range=reduced_range(step),
+        nodes_to_exclude=kept,
+        calibrate_method=CALIBRATION[step.calibration.method],
+        extra_options={
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            # One batch at a time, see StreamingReader.
+            "CalibStridedMinMax": 1,
+        },
+    )
+
+
+def _dynamic(source: Path, target: Path, step: Quantize, kept: list[str]) -> None:
+    quantize_dynamic(
+        source,
+        target,
+        op_types_to_quantize=list(DYNAMIC_OPS),
+        per_channel=step.per_channel,
+        weight_type=QuantType.QInt8,
+        reduce_range=reduced_range(step),
+        nodes_to_exclude=[*kept, *(name + SPLIT_GEMM for name in kept)],
+        extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+    )

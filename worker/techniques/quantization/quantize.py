@@ -1,0 +1,80 @@
+"""The quantize step: checks that int8 can be had and leaves the wish to the exporter, since int8 lives in the file."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from app.contract.facts import LayerFacts, calibration_split
+from app.contract.spec import Quantize
+from worker.context import Context
+from worker.model import Model
+from worker.techniques.base import Details
+from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
+from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
+
+# Attention's packed projection is a matrix product like that of a Linear layer. The subclass is its output projection.
+# Conv1D is what GPT-2 calls its linear layers.
+DYNAMIC_TYPES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D")
+CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+# Recurrent layers stay floating point: ONNX Runtime has no static int8 LSTM or GRU.
+STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS, "Embedding")
+
+
+class QuantizeTechnique:
+    """Post-training quantization to int8, static or dynamic, delivered as ONNX."""
+
+    name: ClassVar[str] = "quantize"
+
+    def applies(self, step: Quantize, model: Model) -> str | None:
+        """None, or why no weight of the model would become int8."""
+        layers = model.facts.layers
+        eligible = eligible_layers(step, layers)
+        if not eligible and step.method == "dynamic":
+            return (
+                "Dynamic quantization covers Linear layers and the model has none: convolutions are never quantized "
+                "dynamically, since that makes them slower. Use method static with calibration data."
+            )
+        if not eligible:
+            return "The model has no Linear, convolution or Embedding layer to quantize."
+        if all(excluded(layer.name, step) for layer in eligible):
+            return "exclude leaves no layer to quantize."
+        return None
+
+    def apply(self, step: Quantize, context: Context) -> Details:
+        """Notes the step for the exporter. Details: how it will be done and which layers stay floating point."""
+        context.quantization = step
+        layers = context.model.facts.layers
+        chosen = [layer for layer in eligible_layers(step, layers) if not excluded(layer.name, step)]
+        details: Details = {
+            "method": step.method,
+            "dtype": step.dtype,
+            "per_channel": step.per_channel,
+            "activations": activation_type(step.activations),
+            "weights_within_7_bits": reduced_range(step),
+            "layers_int8": len(chosen),
+            "layers_float": sum(len(layer.shape) >= MIN_WEIGHT_DIMENSIONS for layer in layers) - len(chosen),
+        }
+        if step.method == "static" and context.feed is not None:
+            split = calibration_split(context.feed.data.facts)
+            assert split is not None  # compatibility.check asked for one
+            details["calibration_method"] = step.calibration.method
+            details["calibration_split"] = split
+            details["calibration_samples"] = min(step.calibration.samples, context.feed.size(split))
+        return details
+
+
+def eligible_layers(step: Quantize, layers: tuple[LayerFacts, ...]) -> list[LayerFacts]:
+    """The layers whose type the method covers."""
+    types = DYNAMIC_TYPES if step.method == "dynamic" else STATIC_TYPES
+    return [layer for layer in layers if layer.type in types]
+
+
+def excluded(layer: str, step: Quantize) -> bool:
+    """Whether one of the step's patterns names the layer, its weight, or the layer that a packed weight belongs to.
+
+    The facts list `0` for `0.weight`, but a packed weight by its own name: `1.self_attn.in_proj_weight`.
+    """
+    parent, _, own = layer.rpartition(".")
+    ways = (layer, parent) if "weight" in own else (layer, f"{layer}.weight")
+    return any(fnmatchcase(way, pattern) for way in ways for pattern in step.exclude)

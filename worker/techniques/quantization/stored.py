@@ -1,0 +1,150 @@
+"""What an ONNX file really stores: which weights are integers, with which scales, and if floats were left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+
+from app.contract.errors import ExportFailed
+
+# Which input of an operator is its weight.
+WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+QUANTIZED_INPUT = {"MatMulInteger": 1, "ConvInteger": 1}
+# What ONNX Runtime's quantizer appends to a weight's name.
+TRANSPOSED = "_Transposed"
+SUFFIXES = ("_quantized", TRANSPOSED)
+MIN_WEIGHT_DIMENSIONS = 2  # a vector is a bias or a norm's gain
+RECURRENT_BIAS = 3  # the input of LSTM and GRU that stacks their biases, one row a direction
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as the file holds it. `scale` and `zero_point` broadcast against `values`; None for floats.
+
+    `transposed` says that the quantizer turned it round (it makes a MatMul of a Gemm).
+    """
+
+    name: str
+    values: np.ndarray
+    transposed: bool = False
+    scale: np.ndarray | None = None
+    zero_point: np.ndarray | None = None
+
+    def dequantized(self) -> np.ndarray:
+        """The float32 weight that the stored integers stand for, the way round that it had before quantization."""
+        values = self.values
+        if self.scale is not None and self.zero_point is not None:
+            values = (values.astype(np.float32) - self.zero_point.astype(np.float32)) * self.scale
+        return values.T if self.transposed else values
+
+    def zeros(self) -> int:
+        """How many stored weights stand for an exact zero."""
+        if self.zero_point is None:
+            return int(np.count_nonzero(self.values == 0))
+        return int(np.count_nonzero(self.values == self.zero_point))
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.values.dtype.itemsize
+
+
+def weight_inputs(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:
+    """Each node of a float graph whose weight is a constant, with that weight's name."""
+    constant = {tensor.name for tensor in graph.initializer if len(tensor.dims) >= MIN_WEIGHT_DIMENSIONS}
+    for node in graph.node:
+        position = WEIGHT_INPUT.get(node.op_type)
+        if position is not None and node.input[position] in constant:
+            yield node, node.input[position]
+
+
+def base_name(name: str) -> str:
+    """The weight's name before the quantizer appended to it."""
+    while True:
+        shorter = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+        if shorter == name:
+            return name
+        name = shorter
+
+
+def stored_weights(proto: ModelProto) -> list[StoredWeight]:
+    """Every weight of at least two dimensions, in the file's order; integers with the scales they are read with."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    scales = _scales(proto.graph, arrays)
+    helpers = {name for pair in scales.values() for name in pair[:2]}
+    helpers |= recurrent_biases(proto.graph)
+    found = []
+    for name, values in arrays.items():
+        if values.ndim < MIN_WEIGHT_DIMENSIONS or name in helpers:
+            continue
+        if name in scales:
+            scale, zero_point, axis = scales[name]
+            found.append(
+                StoredWeight(
+                    base_name(name),
+                    values,
+                    TRANSPOSED in name,
+                    _along(arrays[scale], values, axis),
+                    _along(arrays.get(zero_point, np.zeros((), values.dtype)), values, axis),
+                )
+            )
+        elif np.issubdtype(values.dtype, np.floating):
+            found.append(StoredWeight(base_name(name), values, TRANSPOSED in name))
+    return found
+
+
+def recurrent_biases(graph: GraphProto) -> set[str]:
+    """The names of the biases of LSTM and GRU nodes, which have two dimensions and are no weights all the same."""
+    return {
+        node.input[RECURRENT_BIAS]
+        for node in graph.node
+        if node.op_type in ("LSTM", "GRU") and len(node.input) > RECURRENT_BIAS
+    }
+
+
+def check_stored(source: ModelProto, quantized: ModelProto, ops: Collection[str], kept: Collection[str]) -> None:
+    """Raises ExportFailed unless each weight of `ops` in `source` is in `quantized` as an integer, and only so.
+
+    `kept` names the nodes that were to stay floating point; a weight that such a node shares may be there both ways.
+    """
+    pairs = list(weight_inputs(source.graph))
+    promised = {weight for node, weight in pairs if node.op_type in ops and node.name not in kept}
+    spared = {weight for node, weight in pairs if node.name in kept}
+    stored = stored_weights(quantized)
+    integers = {weight.name for weight in stored if weight.scale is not None}
+    floats = {weight.name for weight in stored if weight.scale is None}
+    if missing := sorted(promised - integers):
+        raise ExportFailed(f"{', '.join(missing[:5])} should be stored as int8 and is not.")
+    if doubled := sorted((promised - spared) & floats):
+        raise ExportFailed(f"{', '.join(doubled[:5])} would be stored twice, as int8 and as floating point.")
+
+
+def _scales(graph: GraphProto, arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str, int]]:
+    """Of each integer weight: the names of scale and zero point, and the axis of the scales."""
+    found = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            zero_point = node.input[2] if len(node.input) > 2 else ""
+            found[node.input[0]] = (node.input[1], zero_point, axis)
+        elif node.op_type in QUANTIZED_INPUT and node.input[QUANTIZED_INPUT[node.op_type]] in arrays:
+            weight = node.input[QUANTIZED_INPUT[node.op_type]]
+            # The quantizer multiplies the integer product with a scale that it names after the weight.
+            found[weight] = (scale_name(weight), node.input[3], -1)
+    return found
+
+
+def scale_name(weight: str) -> str:
+    """The name that ONNX Runtime's dynamic quantizer gives to the scale of a weight."""
+    return weight.removesuffix("_quantized") + "_scale"
+
+
+def _along(values: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+    """One value an index of `axis`, shaped to broadcast against the weight; a scalar stays one."""
+    if values.size == 1:
+        return values.reshape(())
+    shape = [1] * weight.ndim
+    shape[axis] = values.size
+    return values.reshape(shape)

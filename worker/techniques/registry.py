@@ -1,0 +1,24 @@
+"""Every technique by its name: an explicit table, so that nothing is found by accident and nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from worker.techniques.base import Technique
+from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.quantization.quantize import QuantizeTechnique
+from worker.techniques.training.finetune import FinetuneTechnique
+
+
+def table(techniques: Iterable[Technique[Any]]) -> dict[str, Technique[Any]]:
+    """The techniques by name; two of one name are a programming error (RuntimeError)."""
+    found: dict[str, Technique[Any]] = {}
+    for technique in techniques:
+        if technique.name in found:
+            raise RuntimeError(f"two techniques share the name {technique.name}")
+        found[technique.name] = technique
+    return found
+
+
+TECHNIQUES: dict[str, Technique[Any]] = table((PruneTechnique(), FinetuneTechnique(), QuantizeTechnique()))
