@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.errors import Problem
-from app.contract.facts import DatasetFacts, LayerFacts, ModelFacts, SplitFacts, Task, TensorFacts
+from app.contract.facts import DataKind, DatasetFacts, LayerFacts, ModelFacts, SplitFacts, Task, TensorFacts
 from app.contract.records import ArtifactRecord, JobRecord, UploadRecord
 from app.contract.spec import ExportFormat, Step
 from app.contract.states import JobState, UploadStatus
@@ -48,9 +48,7 @@ class ModelView(UploadView):
 
     format: Literal["architecture", "huggingface"] | None = None
     task: Task | None = None
-    accepts: tuple[Literal["arrays", "images", "text"], ...] | None = Field(
-        None, description="The kinds of dataset that can feed it."
-    )
+    accepts: tuple[DataKind, ...] | None = Field(None, description="The kinds of dataset that can feed it.")
     inputs: tuple[TensorFacts, ...] | None = None
     classes: int | None = None
     labels: tuple[str, ...] | None = None
@@ -61,7 +59,7 @@ class ModelView(UploadView):
 class DatasetView(UploadView):
     """An uploaded dataset. What the inspection finds out is null until the status is `ready`."""
 
-    kind: Literal["arrays", "images", "text"] | None = None
+    kind: DataKind | None = None
     splits: dict[str, SplitFacts] | None = None
     labels: tuple[str, ...] | None = None
 

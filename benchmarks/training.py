@@ -60,7 +60,7 @@ def context(module: nn.Module, inputs: Tensor, targets: Tensor) -> Context:
         parameters=0,
         layers=(),
     )
-    splits = {"train": SplitFacts(samples=len(inputs), inputs=(tensor,), has_targets=True)}
+    splits = {"train": SplitFacts(samples=len(inputs), inputs=(tensor,), targets="classes")}
     model = Model(module, facts, _encode, lambda module, folder: folder)
     data = Data(DatasetFacts(kind="arrays", splits=splits), {"train": InMemory(inputs, targets)})
     return Context(

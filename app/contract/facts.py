@@ -6,7 +6,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["image-classification", "text-classification"]
+Task = Literal[
+    "image-classification",
+    "text-classification",
+    "audio-classification",
+    "token-classification",
+    "causal-lm",
+    "masked-lm",
+    "sentence-embedding",
+    "speech-recognition",
+    "regression",
+    "multi-label",
+]
+DataKind = Literal["arrays", "images", "text", "audio", "tokens"]
+"""What a sample is: named arrays, a picture, a string, a sound, or a sequence of words."""
+TargetKind = Literal["classes", "values", "transcripts", "tags"]
+"""What a target is: a class number, an array of numbers, a string, or one class number a word."""
 Dimension = int | None  # None is a dimension that may vary
 
 
@@ -36,9 +51,7 @@ class ModelFacts(Facts):
 
     format: Literal["architecture", "huggingface"]
     task: Task
-    accepts: tuple[Literal["arrays", "images", "text"], ...] = Field(
-        description="The kinds of dataset that can feed it."
-    )
+    accepts: tuple[DataKind, ...] = Field(description="The kinds of dataset that can feed it.")
     inputs: tuple[TensorFacts, ...]
     classes: int
     labels: tuple[str, ...] | None = None
@@ -50,16 +63,20 @@ class SplitFacts(Facts):
     """One split of an inspected dataset."""
 
     samples: int
-    inputs: tuple[TensorFacts, ...] = Field(description="One entry an array; for images and text a single entry.")
-    has_targets: bool
+    inputs: tuple[TensorFacts, ...] = Field(description="One entry an array; for other kinds a single entry.")
+    targets: TargetKind | None = Field(None, description="What the targets are; null where there are none.")
     target_min: int | None = None
     target_max: int | None = None
+
+    @property
+    def has_targets(self) -> bool:
+        return self.targets is not None
 
 
 class DatasetFacts(Facts):
     """An inspected dataset. `labels` are names where the data carries names (folders, strings), in target order."""
 
-    kind: Literal["arrays", "images", "text"]
+    kind: DataKind
     splits: dict[str, SplitFacts]
     labels: tuple[str, ...] | None = None
 

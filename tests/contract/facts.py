@@ -26,7 +26,7 @@ def model_facts(**changes: Any) -> ModelFacts:
 
 def split_facts(**changes: Any) -> SplitFacts:
     """A hundred labelled samples that fit `model_facts()`."""
-    facts = SplitFacts(samples=100, inputs=(PIXELS,), has_targets=True, target_min=0, target_max=9)
+    facts = SplitFacts(samples=100, inputs=(PIXELS,), targets="classes", target_min=0, target_max=9)
     return facts.model_copy(update=changes)
 
 

@@ -27,7 +27,7 @@ MODEL_FACTS = ModelFacts(
     parameters=10,
     layers=(),
 )
-DATASET_FACTS = DatasetFacts(kind="arrays", splits={"train": SplitFacts(samples=3, inputs=(INPUT,), has_targets=False)})
+DATASET_FACTS = DatasetFacts(kind="arrays", splits={"train": SplitFacts(samples=3, inputs=(INPUT,))})
 
 T = TypeVar("T")
 

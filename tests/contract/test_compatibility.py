@@ -45,7 +45,7 @@ def test_quantize_must_be_exported_as_onnx() -> None:
 
 
 TRAIN_ONLY = dataset_facts("train")
-UNLABELLED = dataset_facts(splits={"train": split_facts(has_targets=False, target_min=None, target_max=None)})
+UNLABELLED = dataset_facts(splits={"train": split_facts(targets=None, target_min=None, target_max=None)})
 STOPPING = {"technique": "finetune", "training": {"early_stopping": {}}}
 
 
@@ -137,7 +137,7 @@ def test_a_pattern_that_matches_no_layer_is_refused(technique: dict[str, Any]) -
 
 
 def test_which_split_serves_what() -> None:
-    bare = SplitFacts(samples=1, inputs=(), has_targets=False)
+    bare = SplitFacts(samples=1, inputs=(), targets=None)
     assert evaluation_split(dataset_facts("train", "validation", "test")) == "test"
     assert evaluation_split(dataset_facts("train", "validation")) == "validation"
     assert evaluation_split(dataset_facts(splits={"test": bare})) is None

@@ -92,7 +92,7 @@ def memory_data(splits: dict[str, tuple[Tensor, Tensor | None]]) -> Data:
         name: SplitFacts(
             samples=len(inputs),
             inputs=(TensorFacts(name="input", shape=tuple(inputs.shape[1:]), dtype="float32"),),
-            has_targets=targets is not None,
+            targets=None if targets is None else "classes",
             target_min=None if targets is None else int(targets.min()),
             target_max=None if targets is None else int(targets.max()),
         )

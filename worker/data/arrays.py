@@ -170,7 +170,7 @@ def _facts(name: str, split: ArraySplit) -> SplitFacts:
         inputs=tuple(
             TensorFacts(name=key, shape=array.shape[1:], dtype=array.dtype.name) for key, array in split.inputs.items()
         ),
-        has_targets=split.has_targets,
+        targets="classes" if split.has_targets else None,
         target_min=low,
         target_max=high,
     )

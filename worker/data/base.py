@@ -11,18 +11,30 @@ from torch import Tensor
 
 from app.contract.facts import DatasetFacts
 
-RawInputs: TypeAlias = dict[str, Tensor] | list[Image] | list[str]
+
+@dataclass(frozen=True)
+class Sound:
+    """One channel of sound: float32 [samples] in [-1, 1], and how many of them make a second."""
+
+    samples: Tensor
+    rate: int
+
+
+RawInputs: TypeAlias = dict[str, Tensor] | list[Image] | list[str] | list[Sound] | list[list[str]]
+RawTargets: TypeAlias = Tensor | list[str] | list[Tensor]
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Samples as they are stored: arrays by input name, or decoded images, or strings; targets int64 [batch] or None.
+    """Samples as they are stored: arrays by input name, decoded images, strings, sounds, or lists of words.
 
-    Targets of named labels are indices into `DatasetFacts.labels`, not yet the model's classes.
+    Targets are int64 [batch] (classes), float32 [batch, ...] (values), strings (transcripts), or an int64 tensor a
+    sample (tags, one a word); None where the split has none. Targets of named labels are indices into
+    `DatasetFacts.labels`, not yet the model's classes.
     """
 
     inputs: RawInputs
-    targets: Tensor | None
+    targets: RawTargets | None
 
 
 class Split(Protocol):

@@ -98,7 +98,7 @@ def _facts(split: ImageSplit, budget: list[int]) -> SplitFacts:
     return SplitFacts(
         samples=len(split),
         inputs=(TensorFacts(name=INPUT, shape=shape, dtype="uint8"),),
-        has_targets=split.has_targets,
+        targets="classes" if split.has_targets else None,
         target_min=min(split.targets) if split.targets else None,
         target_max=max(split.targets) if split.targets else None,
     )

@@ -225,7 +225,7 @@ def _facts(split: TextSplit) -> SplitFacts:
     return SplitFacts(
         samples=len(split),
         inputs=(TensorFacts(name=INPUT, shape=(), dtype="string"),),
-        has_targets=split.has_targets,
+        targets="classes" if split.has_targets else None,
         target_min=min(split.targets, default=None),
         target_max=max(split.targets, default=None),
     )
