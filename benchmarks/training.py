@@ -22,9 +22,11 @@ from app.contract.training import Training
 from benchmarks.harness import in_turns, ratio, seconds, table, where
 from worker.context import Context
 from worker.data.base import Data, RawBatch
+from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.demo.train_lenet import lenet, mnist
-from worker.model import Inputs, Model
+from worker.model import Model
+from worker.objectives.classification import Classification
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.training.loop import train
 
@@ -61,7 +63,7 @@ def context(module: nn.Module, inputs: Tensor, targets: Tensor) -> Context:
         layers=(),
     )
     splits = {"train": SplitFacts(samples=len(inputs), inputs=(tensor,), targets="classes")}
-    model = Model(module, facts, _encode, lambda module, folder: folder)
+    model = Model(module, facts, _encode, lambda module, folder: folder, Classification())
     data = Data(DatasetFacts(kind="arrays", splits=splits), {"train": InMemory(inputs, targets)})
     return Context(
         model=model,

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from app.contract.facts import ModelFacts
 from worker.data.base import RawBatch
-
-Inputs: TypeAlias = tuple[Tensor, ...]
-"""The positional arguments of `Model.module`, in the order of `ModelFacts.inputs`; the first dimension is the batch."""
+from worker.data.batch import Inputs
+from worker.objectives.base import Task
 
 # Stands in for a dimension that may vary where an example input is needed.
 EXAMPLE_LENGTH = 32
@@ -24,7 +22,7 @@ EXAMPLE_LENGTH = 32
 class Model:
     """A loaded model.
 
-    `module(*inputs)` gives logits [batch, classes]. `encode` turns raw samples (arrays, images, strings) into `Inputs`.
+    `module(*inputs)` gives one tensor, whose meaning is the `task`'s. `encode` turns raw samples into `Inputs`.
     `save(module, folder)` writes a module of the same structure in the upload's own format and returns the file; the
     module must be free of parametrizations (`worker.constraints.baked`). `stored` is the dtype of each floating tensor
     in that file, by its name in the state dict; one that is not named is stored as the module has it.
@@ -34,7 +32,9 @@ class Model:
     facts: ModelFacts
     encode: Callable[[RawBatch], Inputs]
     save: Callable[[nn.Module, Path], Path]
+    task: Task
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+    example_length: int = EXAMPLE_LENGTH
 
     def round_as_stored(self, module: nn.Module) -> nn.Module:
         """Rounds the weights of `module` to what the file can hold of them, in place, and returns the module.
@@ -54,7 +54,7 @@ class Model:
         generator = torch.Generator().manual_seed(seed)
         made = []
         for tensor in self.facts.inputs:
-            shape = [batch, *(EXAMPLE_LENGTH if d is None else d for d in tensor.shape)]
+            shape = [batch, *(self.example_length if d is None else d for d in tensor.shape)]
             dtype: torch.dtype = getattr(torch, tensor.dtype)
             if dtype.is_floating_point:
                 made.append(torch.randn(shape, generator=generator, dtype=dtype))

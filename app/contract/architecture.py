@@ -120,7 +120,7 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _complete(self) -> ModelSpec:
         if self.architecture is not None and self.task is None:
-            raise ValueError("an architecture needs a task: image-classification or text-classification")
+            raise ValueError("an architecture needs a task, such as image-classification")
         if self.architecture is not None and self.input is None:
             raise ValueError('an architecture needs its input: {"shape": [1, 28, 28], "dtype": "float32"}')
         if self.architecture is None and self.input is not None:

@@ -6,8 +6,9 @@ import fnmatch
 
 from app.contract.catalogue import check_order
 from app.contract.errors import DatasetMismatch, InvalidSpec, Unsupported
-from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts, calibration_split
+from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
 from app.contract.spec import Prune, Quantize, ResolvedSpec
+from app.contract.tasks import TASKS
 from app.contract.training import Training
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
@@ -19,7 +20,7 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
     check_order(spec)
     if dataset is not None:
         check_pair(model, dataset)
-    check_splits(spec, dataset)
+    check_splits(spec, dataset, model.task)
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
         if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
@@ -28,13 +29,16 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
             _check_patterns(step.exclude, model, pointer)
 
 
-def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None) -> None:
-    """Raises DatasetMismatch unless the dataset has the splits that the steps need; the model does not matter here."""
+def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | None = None) -> None:
+    """Raises DatasetMismatch unless the dataset has the splits that the steps need.
+
+    Without a task, whose model is still being inspected, labels are not asked for.
+    """
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
         training = getattr(step, "training", None)
         if training is not None:
-            _check_training(training, dataset, pointer)
+            _check_training(training, dataset, task, pointer)
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:
             raise DatasetMismatch(
                 "Static quantization needs a `calibration`, `train` or `validation` split to find activation ranges; "
@@ -54,16 +58,31 @@ def check_pair(model: ModelFacts, dataset: DatasetFacts) -> None:
             _check_arrays(model, name, split)
         if dataset.kind == "images" and model.format == "architecture":
             _check_pictures(model, name, split)
-        if split.target_max is not None and split.target_max >= model.classes:
-            raise DatasetMismatch(
-                f"Split `{name}` has targets up to {split.target_max}; "
-                f"the model has {model.classes} classes (0 to {model.classes - 1}).",
-                pointer="/dataset",
-            )
-        if split.target_min is not None and split.target_min < 0:
-            raise DatasetMismatch(f"Split `{name}` has the negative target {split.target_min}.", pointer="/dataset")
-    if dataset.labels is not None:
+        _check_targets(model, name, split)
+    if dataset.labels is not None and TASKS[model.task].names_classes:
         label_map(model, dataset)
+
+
+def _check_targets(model: ModelFacts, name: str, split: SplitFacts) -> None:
+    """Targets of another kind than the task's are refused, unless the task needs none; so are classes out of range."""
+    wanted = TASKS[model.task].targets
+    if wanted is None or split.targets is None:
+        return
+    if split.targets != wanted:
+        raise DatasetMismatch(
+            f"Split `{name}` has {split.targets} as targets; a {model.task} model learns from {wanted}.",
+            pointer="/dataset",
+        )
+    if not TASKS[model.task].names_classes:
+        return
+    if split.target_max is not None and split.target_max >= model.classes:
+        raise DatasetMismatch(
+            f"Split `{name}` has targets up to {split.target_max}; "
+            f"the model has {model.classes} classes (0 to {model.classes - 1}).",
+            pointer="/dataset",
+        )
+    if split.target_min is not None and split.target_min < 0:
+        raise DatasetMismatch(f"Split `{name}` has the negative target {split.target_min}.", pointer="/dataset")
 
 
 def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:
@@ -139,27 +158,35 @@ def _fits(wanted: TensorFacts, got: TensorFacts) -> bool:
     )
 
 
-def _check_training(training: Training, dataset: DatasetFacts | None, pointer: str) -> None:
+def _check_training(training: Training, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    """Labels are needed where no teacher stands in for them."""
+    if task is not None and TASKS[task].needs_teacher and training.distill is None:
+        raise Unsupported(f"A {task} model is trained by distillation: give `distill` in `training`.", pointer=pointer)
     train = dataset.splits.get("train") if dataset is not None else None
-    if train is None or not train.has_targets:
+    if train is None or not (training.distill is not None or _labelled(train, task)):
         raise DatasetMismatch(
-            "Training needs a `train` split with targets; " + _has(dataset),
+            f"Training needs a `train` split with {_targets(task)}, or `distill` and no targets; " + _has(dataset),
             pointer=pointer if dataset is not None else "/dataset",
         )
     validation = dataset.splits.get("validation") if dataset is not None else None
-    if training.early_stopping is not None and (validation is None or not validation.has_targets):
+    if training.early_stopping is not None and (validation is None or not _labelled(validation, task)):
         raise DatasetMismatch(
-            "Early stopping needs a `validation` split with targets; " + _has(dataset), pointer=pointer
+            f"Early stopping needs a `validation` split with {_targets(task)}; " + _has(dataset), pointer=pointer
         )
+
+
+def _labelled(split: SplitFacts, task: Task | None) -> bool:
+    return task is None or TASKS[task].labelled(split.targets)
+
+
+def _targets(task: Task | None) -> str:
+    return "samples" if task is None else TASKS[task].targets or "samples"
 
 
 def _has(dataset: DatasetFacts | None) -> str:
     if dataset is None:
         return "the job names no dataset."
-    parts = [
-        f"{name} ({split.samples}{'' if split.has_targets else ', no targets'})"
-        for name, split in dataset.splits.items()
-    ]
+    parts = [f"{name} ({split.samples}, {split.targets or 'no targets'})" for name, split in dataset.splits.items()]
     return f"the dataset has {', '.join(parts)}."
 
 

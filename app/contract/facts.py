@@ -84,21 +84,7 @@ class DatasetFacts(Facts):
 SPLITS = ("train", "validation", "test", "calibration")
 
 
-def evaluation_split(dataset: DatasetFacts | None) -> str | None:
-    """The labelled split that metrics are measured on: test, else validation, else none."""
-    return _first(dataset, ("test", "validation"), labelled=True)
-
-
 def calibration_split(dataset: DatasetFacts | None) -> str | None:
     """The split that activation ranges are found on: calibration, else train, else validation; never test."""
-    return _first(dataset, ("calibration", "train", "validation"), labelled=False)
-
-
-def _first(dataset: DatasetFacts | None, names: tuple[str, ...], *, labelled: bool) -> str | None:
-    if dataset is None:
-        return None
-    for name in names:
-        split = dataset.splits.get(name)
-        if split is not None and (split.has_targets or not labelled):
-            return name
-    return None
+    names = ("calibration", "train", "validation")
+    return next((name for name in names if dataset is not None and name in dataset.splits), None)

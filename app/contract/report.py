@@ -14,10 +14,11 @@ class Part(BaseModel):
 
 
 class Metric(Part):
-    """The task's metric on a labelled split."""
+    """The task's metric on a labelled split. A share (accuracy, error rate, F1) is 1 for the whole."""
 
-    name: Literal["accuracy"]
+    name: str
     value: float
+    higher_is_better: bool
     split: str
     samples: int
 
@@ -70,7 +71,7 @@ class ArtifactReport(Part):
     sha256: str
     measurement: Measurement
     size_ratio: float = Field(description="Uploaded bytes / artifact bytes: above 1 is smaller.")
-    metric_change: float | None = Field(description="Artifact minus uploaded: below 0 is less accurate.")
+    metric_change: float | None = Field(description="Artifact minus uploaded, in the metric's own unit.")
     speedup: float = Field(description="Uploaded model in its own runtime / artifact, medians: above 1 is faster.")
     speedup_same_runtime: float = Field(
         description="Uploaded model, converted unchanged to the artifact's runtime / artifact: "

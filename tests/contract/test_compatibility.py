@@ -8,9 +8,10 @@ import pytest
 
 from app.contract.compatibility import check, check_splits, label_map
 from app.contract.errors import DatasetMismatch, InvalidSpec, OrderRefused, TersorError, Unsupported
-from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts, TensorFacts, calibration_split, evaluation_split
+from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts, TensorFacts, calibration_split
 from app.contract.recipes import resolve
 from app.contract.spec import JobSpec
+from app.contract.tasks import evaluation_split
 from tests.contract.facts import dataset_facts, model_facts, split_facts
 
 MODEL = "mdl_" + "0" * 26
@@ -53,8 +54,9 @@ STOPPING = {"technique": "finetune", "training": {"early_stopping": {}}}
     ("step", "dataset", "pointer", "words"),
     [
         (FINETUNE, None, "/dataset", "names no dataset"),
-        (FINETUNE, dataset_facts("test"), "/steps/0", r"has test \(100\)"),
+        (FINETUNE, dataset_facts("test"), "/steps/0", r"has test \(100, classes\)"),
         (FINETUNE, UNLABELLED, "/steps/0", "no targets"),
+        (FINETUNE, dataset_facts(splits={"train": split_facts(targets="values")}), "/dataset", "learns from classes"),
         (STOPPING, TRAIN_ONLY, "/steps/0", "`validation`"),
         (QUANTIZE, dataset_facts("test"), "/steps/0", "calibration"),
         (QUANTIZE, None, "/dataset", "names no dataset"),
@@ -69,6 +71,30 @@ def test_mismatch_names_what_is_missing(
     with pytest.raises(DatasetMismatch, match=words) as caught:
         check(spec(step), model_facts(), dataset)
     assert caught.value.pointer == pointer
+
+
+DISTILLED = {"technique": "finetune", "training": {"distill": {}}}
+
+
+def test_a_teacher_stands_in_for_targets() -> None:
+    check(spec(DISTILLED), model_facts(), UNLABELLED)
+    stopping = {"technique": "finetune", "training": {"distill": {}, "early_stopping": {}}}
+    with pytest.raises(DatasetMismatch, match="Early stopping"):
+        check(spec(stopping), model_facts(), UNLABELLED)
+
+
+def test_a_task_without_a_loss_needs_a_teacher() -> None:
+    embedding = model_facts(task="sentence-embedding")
+    check(spec(DISTILLED), embedding, dataset_facts("train"))
+    with pytest.raises(Unsupported, match="distill"):
+        check(spec(FINETUNE), embedding, dataset_facts("train"))
+
+
+def test_the_classes_of_an_embedding_are_the_datasets_own() -> None:
+    many = dataset_facts(splits={"test": split_facts(target_max=5000)}, labels=tuple(map(str, range(5001))))
+    check(spec(PRUNE), model_facts(task="sentence-embedding"), many)
+    with pytest.raises(DatasetMismatch, match="10 classes"):
+        check(spec(PRUNE), model_facts(), many)
 
 
 def test_splits_can_be_checked_before_the_model_is_known() -> None:
@@ -138,10 +164,11 @@ def test_a_pattern_that_matches_no_layer_is_refused(technique: dict[str, Any]) -
 
 def test_which_split_serves_what() -> None:
     bare = SplitFacts(samples=1, inputs=(), targets=None)
-    assert evaluation_split(dataset_facts("train", "validation", "test")) == "test"
-    assert evaluation_split(dataset_facts("train", "validation")) == "validation"
-    assert evaluation_split(dataset_facts(splits={"test": bare})) is None
-    assert evaluation_split(None) is None
+    assert evaluation_split(dataset_facts("train", "validation", "test"), "image-classification") == "test"
+    assert evaluation_split(dataset_facts("train", "validation"), "image-classification") == "validation"
+    assert evaluation_split(dataset_facts(splits={"test": bare}), "image-classification") is None
+    assert evaluation_split(dataset_facts(splits={"test": bare}), "causal-lm") == "test"  # a text is its own target
+    assert evaluation_split(None, "image-classification") is None
     assert calibration_split(dataset_facts("test", "train", "calibration")) == "calibration"
     assert calibration_split(dataset_facts("test")) is None  # never calibrate on what is measured
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from app.contract.facts import DatasetFacts, LayerFacts, ModelFacts, SplitFacts, TensorFacts
 from worker.context import Context
 from worker.data.base import Data, RawBatch, Split
+from worker.data.batch import Inputs
 from worker.data.feed import Feed
-from worker.model import Inputs, Model
+from worker.model import Model
+from worker.objectives.classification import Classification
 
 CLASSES = 10
 SPLITS = {"train": 1000, "validation": 250, "test": 447, "calibration": 100}  # of the 1,797 digits
@@ -41,7 +43,7 @@ def tiny_model(module: nn.Module, *, shape: tuple[int, ...] = (64,), classes: in
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=layers,
     )
-    return Model(module, facts, _encode, _save)
+    return Model(module, facts, _encode, _save, Classification())
 
 
 def mlp(*, seed: int = 0, norm: bool = False, dropout: float = 0.0) -> nn.Sequential:

@@ -94,7 +94,7 @@ def resnet18(*, seed: int = 0) -> Positional:
 def model_of(module: nn.Module, *inputs: TensorFacts, classes: int) -> Model:
     """A Model with the given inputs."""
     model = tiny_model(module.eval(), classes=classes)
-    return Model(module, model.facts.model_copy(update={"inputs": inputs}), model.encode, model.save)
+    return Model(module, model.facts.model_copy(update={"inputs": inputs}), model.encode, model.save, model.task)
 
 
 def text_model(module: nn.Module, *, classes: int) -> Model:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from app.contract.compatibility import label_map
-from worker.data.base import Data
-from worker.model import Inputs, Model
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs of the model, and targets as int64 [batch] in the model's classes, or None."""
-
-    inputs: Inputs
-    targets: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.inputs[0])
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            tuple(tensor.to(device) for tensor in self.inputs),
-            None if self.targets is None else self.targets.to(device),
-        )
+from app.contract.tasks import TASKS
+from worker.data.base import Data, RawBatch, RawTargets
+from worker.data.batch import IGNORED, Batch
+from worker.model import Model
+from worker.objectives.base import Forward
+from worker.objectives.speech import transcripts
 
 
 class Feed:
@@ -35,9 +22,11 @@ class Feed:
 
     def __init__(self, model: Model, data: Data) -> None:
         self.data = data
+        self.task = model.task
         self._encode = model.encode
-        labels = data.facts.labels
-        self._classes = None if labels is None else torch.tensor(label_map(model.facts, data.facts))
+        self._kind = TASKS[model.facts.task].targets
+        named = data.facts.labels is not None and TASKS[model.facts.task].names_classes
+        self._classes = torch.tensor(label_map(model.facts, data.facts)) if named else None
 
     def size(self, split: str) -> int:
         """Samples in a split."""
@@ -52,8 +41,31 @@ class Feed:
         order = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
         order = order[:limit]
         for start in range(0, len(order), batch_size):
-            raw = source.read(order[start : start + batch_size].tolist())
-            targets = raw.targets
-            if targets is not None and self._classes is not None:
-                targets = self._classes[targets]
-            yield Batch(self._encode(raw), targets)
+            yield self._batch(source.read(order[start : start + batch_size].tolist()))
+
+    def score(self, forward: Forward, split: str) -> tuple[float, int]:
+        """The task's metric on a split, and on how many samples; draws no random numbers of the process.
+
+        A module behind `forward` must be in eval mode and take inputs that lie on the CPU. Raises DatasetMismatch where
+        the split holds no sample or no targets.
+        """
+        with torch.inference_mode():
+            return self.task.score(forward, self.batches(split, self.task.evaluation_batch))
+
+    def _batch(self, raw: RawBatch) -> Batch:
+        raw = replace(raw, targets=self._mapped(raw.targets))
+        inputs = self._encode(raw)
+        references = transcripts(raw) if self._kind == "transcripts" else None
+        return Batch(inputs, self.task.targets(raw, inputs), references)
+
+    def _mapped(self, targets: RawTargets | None) -> RawTargets | None:
+        """Class numbers of the dataset as those of the model."""
+        if self._classes is None or targets is None:
+            return targets
+        if isinstance(targets, Tensor):
+            return self._class_of(targets)
+        return [self._class_of(own) for own in targets if isinstance(own, Tensor)]
+
+    def _class_of(self, targets: Tensor) -> Tensor:
+        assert self._classes is not None
+        return torch.where(targets == IGNORED, IGNORED, self._classes[targets.clamp(min=0)])

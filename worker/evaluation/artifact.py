@@ -14,12 +14,12 @@ import torch
 from app.contract.errors import ArtifactUnverified
 from app.contract.facts import ModelFacts
 from app.contract.report import LayerReport
+from worker.data.batch import Inputs
 from worker.evaluation.layers import graph_layers, graph_parameters, module_layers
 from worker.evaluation.macs import module_macs
 from worker.evaluation.memory import Probe, Runtime
 from worker.evaluation.onnx_macs import graph_macs
 from worker.loading import load_model
-from worker.model import Inputs
 
 CPU = ["CPUExecutionProvider"]
 

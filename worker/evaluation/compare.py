@@ -9,11 +9,11 @@ from pathlib import Path
 from app.contract.report import ArtifactReport, Latency, Measurement
 from app.contract.spec import Quantize
 from worker.context import Context
+from worker.data.batch import Inputs
 from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
 from worker.evaluation.measure import Bench, latencies, measure, memories
 from worker.export.onnx import export_onnx
 from worker.export.registry import Exported
-from worker.model import Inputs
 from worker.request import RunRequest
 
 UPLOADED = "uploaded"
@@ -39,7 +39,8 @@ def compare(
     rivals = dict(measured)
     if any(one.reference is not None for one in exported):
         rivals[CONVERTED] = _converted(request, context, upload, exported)
-    bench = Bench(tuple(t[:1].contiguous() for t in samples), context.feed, request.scratch, request.threads)
+    sample = tuple(tensor[:1].contiguous() for tensor in samples)
+    bench = Bench(sample, context.feed, context.model.facts.task, request.scratch, request.threads)
     taken = latencies(rivals, bench)
     memory = memories(measured, bench)
     uploaded = measure(upload, taken[UPLOADED], memory[UPLOADED], bench)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from worker.data.batch import Inputs
 from worker.export.quiet import quiet
-from worker.model import Inputs
 
 FLOPS_PER_MAC = 2  # torch counts a multiplication and an addition as two
 

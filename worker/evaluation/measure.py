@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.contract.facts import evaluation_split
+from app.contract.facts import Task
 from app.contract.report import Latency, Measurement, Metric
+from app.contract.tasks import TASKS, evaluation_split
+from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.evaluation.artifact import Reloaded
 from worker.evaluation.latency import measure_in_turns
 from worker.evaluation.memory import peak_memories
-from worker.evaluation.metrics import accuracy
-from worker.model import Inputs
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all files are measured with: the same sample, data and threads."""
+    """What all files are measured with: the same sample, data, task and threads."""
 
     sample: Inputs
     feed: Feed | None
+    task: Task
     scratch: Path
     threads: int
 
@@ -53,17 +54,18 @@ def measure(file: Reloaded, latency: Latency, peak_memory: int, bench: Bench) ->
         parameters=parameters,
         nonzero_parameters=nonzero,
         macs=file.macs(bench.sample),
-        metric=metric(file, bench.feed),
+        metric=metric(file, bench.feed, bench.task),
         latency=latency,
         peak_memory_bytes=peak_memory,
         layers=file.layers(),
     )
 
 
-def metric(file: Reloaded, feed: Feed | None) -> Metric | None:
-    """Accuracy on the labelled test split, else on validation, else None."""
-    split = evaluation_split(feed.data.facts) if feed is not None else None
+def metric(file: Reloaded, feed: Feed | None, task: Task) -> Metric | None:
+    """The task's metric on the labelled test split, else on validation, else None."""
+    split = evaluation_split(feed.data.facts, task) if feed is not None else None
     if feed is None or split is None:
         return None
-    value, samples = accuracy(file, feed, split)
-    return Metric(name="accuracy", value=value, split=split, samples=samples)
+    value, samples = feed.score(file, split)
+    kind = TASKS[task]
+    return Metric(name=kind.metric, value=value, higher_is_better=kind.higher_is_better, split=split, samples=samples)

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from app.contract.errors import ArtifactUnverified
+from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
 from worker.export.registry import Exported
-from worker.model import Inputs, Model
+from worker.model import Model
 
 # Another runtime adds in another order: float32 networks then agree to about four digits of the largest logit.
 TOLERANCE_OTHER_RUNTIME = 1e-3
 # The same kernels on the same weights; only the number of threads may have changed since.
 TOLERANCE_SAME_RUNTIME = 1e-5
-SAMPLES = 32  # enough that a wrong axis or a fixed batch cannot hide, and quick on any model
+SAMPLES = 32  # enough that a wrong axis or a fixed batch cannot hide, and quick on any model; fewer of long outputs
 
 
 def check_samples(model: Model, feed: Feed | None) -> Inputs:
@@ -26,7 +27,8 @@ def check_samples(model: Model, feed: Feed | None) -> Inputs:
     if feed is not None:
         for split in ("test", "validation", "calibration", "train"):
             if split in feed.data.splits:
-                return next(iter(feed.batches(split, SAMPLES, limit=SAMPLES))).inputs
+                count = min(SAMPLES, model.task.evaluation_batch)
+                return next(iter(feed.batches(split, count, limit=count))).inputs
     return model.example(batch=4)
 
 

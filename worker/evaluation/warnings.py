@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.contract.facts import ModelFacts
-from app.contract.report import ArtifactReport, Measurement
+from app.contract.report import ArtifactReport, Measurement, Metric
 from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
+from app.contract.tasks import TASKS
 from worker.techniques.quantization.quantize import CONVOLUTIONS
 
 # Medians of the same file, measured twice on a shared machine, differ by up to a tenth.
 NOISE = 0.9
 # A file within 2 % of the upload's size differs by its header only.
 SAME_SIZE = 1.02
+# Metrics that are no shares of a whole.
+UNBOUNDED = ("perplexity", "mean_squared_error")
 
 
 def warnings(
@@ -23,11 +26,12 @@ def warnings(
     for judge in (_slower, _less_accurate, _not_smaller):
         found.extend(sentence for artifact in artifacts for sentence in judge(artifact, uploaded, spec))
     if uploaded.metric is None:
-        found.append("Accuracy was not measured: the job has no dataset with a labelled test or validation split.")
+        name = TASKS[facts.task].metric.replace("_", " ")
+        found.append(f"The {name} was not measured: the job has no dataset with a labelled test or validation split.")
     elif uploaded.metric.split == "validation" and any(_stops_early(step) for step in spec.steps):
         found.append(
-            "Accuracy was measured on the validation split, by which early stopping chose the weights, and is "
-            "flattered by that. Give the dataset a test split."
+            f"The {uploaded.metric.name.replace('_', ' ')} was measured on the validation split, by which early "
+            "stopping chose the weights, and is flattered by that. Give the dataset a test split."
         )
     found.extend(_not_as_asked(spec, facts, artifacts))
     return tuple(found)
@@ -54,11 +58,19 @@ def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec)
 
 def _less_accurate(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
     metric = artifact.measurement.metric
-    if metric is not None and uploaded.metric is not None and metric.value < uploaded.metric.value:
+    if metric is None or uploaded.metric is None:
+        return
+    loss = uploaded.metric.value - metric.value if metric.higher_is_better else metric.value - uploaded.metric.value
+    if loss > 0:
         yield (
-            f"{artifact.name} is less accurate: {metric.value:.2%} against {uploaded.metric.value:.2%} "
-            f"on {metric.samples} samples of {metric.split}."
+            f"{artifact.name} is less accurate: {metric.name.replace('_', ' ')} {_shown(metric)} against "
+            f"{_shown(uploaded.metric)} on {metric.samples} samples of {metric.split}."
         )
+
+
+def _shown(metric: Metric) -> str:
+    """A share as percent, other units as they are."""
+    return f"{metric.value:.5g}" if metric.name in UNBOUNDED else f"{metric.value:.2%}"
 
 
 def _not_smaller(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:

@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from app.contract.architecture import InputSpec, ModelSpec
 from app.contract.errors import DatasetMismatch, ModelRejected
 from app.contract.facts import ModelFacts, TensorFacts
 from worker.data.base import RawBatch
+from worker.data.batch import Inputs
 from worker.data.pictures import to_tensor
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.layers import build
 from worker.loading.weights import Weights, assign
-from worker.model import Inputs, Model
+from worker.model import Model
+from worker.objectives.registry import plain_task
 from worker.vetting.boundary import first_line
 
 # Of one layer for two samples. A few numbers of JSON can ask for more than any machine has.
 MAX_ACTIVATION_BYTES = 8 << 30
 INPUT = "input"
 _PICTURE_CHANNELS = (1, 3)
+PICTURE_TASKS = ("image-classification", "multi-label", "regression")
 
 Kind = Literal["arrays", "images", "text"]
 
@@ -32,17 +36,22 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
     """Builds the module on the meta device, so that nothing is allocated before names and shapes are known to fit.
 
     Raises ModelRejected where the layers do not fit each other, the weights do not fit the layers, a value is not
-    finite, or the output is not [batch, classes].
+    finite, or the output is not what the task asks for.
     """
     assert spec.architecture is not None
     assert spec.input is not None
     assert spec.task is not None
+    task = plain_task(spec.task)
     module = _build(spec)
     _trace(module, spec.input)
     assign(module, weights.state)
     check_finite(module.state_dict())
     classes = check_forward(
-        module, _example(spec.input, 2), _example(spec.input, 1), None if spec.labels is None else len(spec.labels)
+        module,
+        spec.task,
+        _example(spec.input, 2),
+        _example(spec.input, 1),
+        None if spec.labels is None else len(spec.labels),
     )
     facts = ModelFacts(
         format="architecture",
@@ -60,7 +69,7 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
     def save(changed: nn.Module, folder: Path) -> Path:
         return weights.write(changed.state_dict(), folder)
 
-    return Model(module, facts, _encoder(spec.input, _vocabulary(module)), save, stored)
+    return Model(module, facts, _encoder(spec.input, _vocabulary(module)), save, task, stored)
 
 
 def _build(spec: ModelSpec) -> nn.Sequential:
@@ -78,7 +87,7 @@ def _accepts(spec: ModelSpec) -> tuple[Kind, ...]:
     assert spec.input is not None
     shape = spec.input.shape
     picture = len(shape) == 3 and shape[0] in _PICTURE_CHANNELS and spec.input.dtype == "float32"
-    return ("arrays", "images") if picture and spec.task == "image-classification" else ("arrays",)
+    return ("arrays", "images") if picture and spec.task in PICTURE_TASKS else ("arrays",)
 
 
 def _trace(module: nn.Sequential, spec: InputSpec) -> None:
@@ -135,9 +144,9 @@ def _encoder(spec: InputSpec, vocabulary: int | None) -> Callable[[RawBatch], In
             tensor = raw.inputs[INPUT] if INPUT in raw.inputs else next(iter(raw.inputs.values()))
             _check_ids(tensor, vocabulary)
             return (tensor.to(dtype),)
-        if raw.inputs and isinstance(raw.inputs[0], str):
+        if raw.inputs and not isinstance(raw.inputs[0], Image):
             raise DatasetMismatch("The model takes arrays: upload token ids instead of text.", pointer="/dataset")
-        return (torch.stack([to_tensor(image, spec.shape) for image in raw.inputs if not isinstance(image, str)]),)
+        return (torch.stack([to_tensor(image, spec.shape) for image in raw.inputs if isinstance(image, Image)]),)
 
     return encode
 

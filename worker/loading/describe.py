@@ -1,4 +1,4 @@
-"""What every loader finds out about a module: its weighted layers, and that it computes what a classifier should."""
+"""What every loader finds out about a module: its weighted layers, and that its output is what its task says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from app.contract.errors import ModelRejected
-from app.contract.facts import LayerFacts
-from worker.model import Inputs
+from app.contract.facts import LayerFacts, Task
+from worker.data.batch import Inputs
 
 
 def layer_facts(module: nn.Module) -> tuple[LayerFacts, ...]:
@@ -44,26 +44,50 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def check_forward(module: nn.Module, example: Inputs, single: Inputs, labels: int | None) -> int:
-    """Runs batches of 2 and 1 and returns the number of classes.
+# What a task's output looks like behind the batch; None where any shape will do.
+_ROW, _SEQUENCE = ("classes",), ("steps", "classes")
+OUTPUTS: dict[Task, tuple[str, ...] | None] = {
+    "image-classification": _ROW,
+    "text-classification": _ROW,
+    "audio-classification": _ROW,
+    "multi-label": _ROW,
+    "sentence-embedding": ("dimensions",),
+    "token-classification": _SEQUENCE,
+    "causal-lm": _SEQUENCE,
+    "masked-lm": _SEQUENCE,
+    "speech-recognition": _SEQUENCE,
+    "regression": None,
+}
 
-    Raises ModelRejected unless the output is finite floats [batch, classes], with one class a label.
+
+def check_forward(module: nn.Module, task: Task, example: Inputs, single: Inputs, labels: int | None) -> int:
+    """Runs batches of 2 and 1 and returns the size of the output's last dimension: the number of classes.
+
+    Raises ModelRejected unless the output is one tensor of finite floats in the task's shape, with one class a label.
     """
     module.eval()
     with torch.no_grad():
         outputs = [module(*inputs) for inputs in (example, single)]
     for output, batch in zip(outputs, (2, 1), strict=True):
-        if output.ndim != 2 or len(output) != batch or not output.is_floating_point():
-            raise ModelRejected(
-                f"A batch of {batch} gives an output of shape {list(output.shape)}; a classifier gives logits "
-                f"[{batch}, classes]. End the network with Flatten and Linear, or pool the remaining dimensions."
-            )
-        if not bool(torch.isfinite(output).all()):
-            raise ModelRejected("The model's output for a plain input is NaN or infinite; the weights are not usable.")
-    classes = int(outputs[0].shape[1])
+        _check_output(output, batch, task)
+    classes = int(outputs[0].shape[-1])
     if labels is not None and classes != labels:
         raise ModelRejected(
             f"The model has {classes} outputs and the spec names {labels} labels: give one label a class.",
             pointer="/labels",
         )
     return classes
+
+
+def _check_output(output: object, batch: int, task: Task) -> None:
+    wanted = OUTPUTS[task]
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise ModelRejected("The model's output is not one tensor of floating-point numbers.")
+    if output.ndim < 2 or len(output) != batch or (wanted is not None and output.ndim != 1 + len(wanted)):
+        shape = ", ".join((str(batch), *(wanted or ("…",))))
+        hint = " End the network with Flatten and Linear, or pool the remaining dimensions." if wanted == _ROW else ""
+        raise ModelRejected(
+            f"A batch of {batch} gives an output of shape {list(output.shape)}; a {task} model gives [{shape}].{hint}"
+        )
+    if not bool(torch.isfinite(output).all()):
+        raise ModelRejected("The model's output for a plain input is NaN or infinite; the weights are not usable.")

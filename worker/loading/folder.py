@@ -25,12 +25,18 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?$")
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+# Of sentence-transformers.
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+SENTENCE_CONFIG = "sentence_bert_config.json"
+_NESTED = re.compile(r"\d_[A-Za-z]{1,40}/config\.json$")
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What the libraries get to see; other small files are only packed again.
 _SEEN = frozenset(
-    {CONFIG, INDEX, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"}
-    | {"vocab.json", "vocab.txt", "merges.txt"}
+    {CONFIG, INDEX, PREPROCESSOR, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"}
+    | {"added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "normalizer.json"}
 )
 
 
@@ -86,6 +92,9 @@ def unpack(archive: Archive, path: Path) -> Folder:
             originals[name] = member.read(MAX_JSON_BYTES, ModelRejected)
             if name in _SEEN:
                 (path / name).write_bytes(_without_paths(name, originals[name]))
+    for name, member in archive.members.items():
+        if _NESTED.match(name):
+            originals[name] = member.read(MAX_JSON_BYTES, ModelRejected)
     if INDEX in originals:
         _check_index(_json(INDEX, originals[INDEX]), members)
     config = _json(CONFIG, originals[CONFIG])
@@ -174,15 +183,17 @@ def _without_paths(name: str, content: bytes) -> bytes:
 
     Keys that name files or kernels elsewhere are left out: libraries would open them.
     """
-    if name not in (CONFIG, PREPROCESSOR, TOKENIZER_CONFIG):
+    if name not in (CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER_CONFIG):
         return content
     value = _json(name, content)
-    if "auto_map" in value or "custom_pipelines" in value:
+    parts = [value, *(part for part in value.values() if isinstance(part, dict))]
+    if any("auto_map" in part or "custom_pipelines" in part for part in parts):
         raise ModelRejected(
             f"{name!r} points to code of its own (auto_map), which is never run. Use a model of transformers' own."
         )
-    if name == PREPROCESSOR:
-        _check_sizes(value)
+    if name in (PREPROCESSOR, PROCESSOR):
+        for part in parts:
+            _check_sizes(part)
     kept = {k: v for k, v in value.items() if not (k.endswith(("_file", "name_or_path")) or "_implementation" in k)}
     kept.pop("chat_template", None)  # a template is a program
     return json.dumps(kept).encode()

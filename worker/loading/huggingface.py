@@ -1,4 +1,4 @@
-"""A Hugging Face folder in an archive: any classifier of transformers' own code, offline, without remote code."""
+"""A Hugging Face folder in an archive: any model of transformers' own code, offline, without remote code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from app.contract.architecture import ModelSpec
 from app.contract.errors import ModelRejected
-from app.contract.facts import ModelFacts, Task
+from app.contract.facts import ModelFacts
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.folder import Folder, pack, unpack
-from worker.loading.preprocess import image_feeding, text_feeding
+from worker.loading.transformers_kinds import KINDS, Answer, Kind, answer_of, is_sentence_transformer, problem
 from worker.model import Model
 from worker.vetting.archive import open_archive
 from worker.vetting.boundary import first_line
 
-_TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
-    "image-classification": ("ForImageClassification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    "text-classification": (
-        "ForSequenceClassification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ),
-}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Tied weights are stored once; a config that describes more than this of what the files hold would be made of noise.
 MAX_TIES = 4
@@ -43,10 +36,10 @@ transformers_logging.disable_progress_bar()
 
 
 def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
-    """Loads a `…ForImageClassification` or `…ForSequenceClassification`; unpacks to a new folder under `scratch`.
+    """Loads a model of any of `KINDS`; unpacks to a new folder under `scratch`.
 
     Raises ModelRejected for code, pickles, unknown model types, weights that do not fit the config, and for outputs
-    that are no logits [batch, classes].
+    that are not what the task asks for.
     """
     work = Path(tempfile.mkdtemp(prefix="huggingface-", dir=scratch))
     archive = open_archive(path, work, ModelRejected)
@@ -54,57 +47,59 @@ def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
         folder = unpack(archive, work / "model")
     finally:
         archive.close()
-    task, name = _classifier(folder.config, spec)
+    return model_of(folder, spec, _saver(folder))
+
+
+def model_of(folder: Folder, spec: ModelSpec, save: Callable[[nn.Module, Path], Path]) -> Model:
+    """The model of an unpacked folder, written back by `save`."""
+    kind, name = _kind(folder, spec)
     with _quiet():
         module = _load(folder, name)
-        feeding = image_feeding(folder, module) if task == "image-classification" else text_feeding(folder, module)
-    _positional(module, tuple(tensor.name for tensor in feeding.inputs))
-    labels = spec.labels or _labels(module.config)
+        task = (kind.labelled and problem(module.config)) or kind.task
+        if spec.task not in (None, task):
+            raise ModelRejected(f"The spec's task is {spec.task}; the model is a {name} for {task}.", pointer="/task")
+        feeding = kind.feed(folder, module)
+    _positional(module, tuple(tensor.name for tensor in feeding.inputs), answer_of(kind, folder))
+    labels = spec.labels or (_labels(module.config) if kind.labelled else None)
     facts = ModelFacts(
         format="huggingface",
         task=task,
         accepts=feeding.accepts,
         inputs=feeding.inputs,
-        classes=len(labels),
+        classes=0,
         labels=labels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=layer_facts(module),
     )
-    model = Model(module, facts, feeding.encode, _saver(folder), _stored(folder, module))
-    _check(model, len(labels))
-    return model
+    model = Model(module, facts, feeding.encode, save, feeding.task, _stored(folder, module), feeding.example_length)
+    return replace(model, facts=facts.model_copy(update={"classes": _check(model)}))
 
 
-def _classifier(config: dict[str, Any], spec: ModelSpec) -> tuple[Task, str]:
-    """The task and the class of transformers that a config names."""
-    architectures, kind = config.get("architectures"), config.get("model_type")
+def _kind(folder: Folder, spec: ModelSpec) -> tuple[Kind, str]:
+    """What the class of transformers that a config names is for."""
+    architectures, model_type = folder.config.get("architectures"), folder.config.get("model_type")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if not isinstance(name, str) or not isinstance(kind, str):
+    if not isinstance(name, str) or not isinstance(model_type, str):
         raise ModelRejected("config.json needs `architectures` and `model_type`, as save_pretrained writes them.")
-    for task, (suffix, known) in _TASKS.items():
-        if not name.endswith(suffix):
-            continue
-        names = known.get(kind)
-        if name not in (names if isinstance(names, tuple | list) else (names,)):
-            raise ModelRejected(
-                f"transformers {transformers.__version__} knows no {name[:80]!r} of model_type {kind[:80]!r}."
-            )
-        if spec.task is not None and spec.task != task:
-            raise ModelRejected(f"The spec's task is {spec.task}; the model is {name}.", pointer="/task")
-        return task, name
-    raise ModelRejected(
-        f"The model is {name[:80]!r}; this version takes …ForImageClassification and …ForSequenceClassification."
-    )
+    fitting = [kind for kind in KINDS if kind.has(name, model_type)]
+    if not fitting:
+        raise ModelRejected(
+            f"{name[:80]!r} of model_type {model_type[:80]!r} is no model of transformers {transformers.__version__} "
+            f"for any of these tasks: {', '.join(dict.fromkeys(kind.task for kind in KINDS))}."
+        )
+    chosen = next((kind for kind in fitting if kind.task == spec.task), fitting[0])
+    if chosen.task == "sentence-embedding" and spec.task is None and not is_sentence_transformer(folder):
+        raise ModelRejected(
+            f"{name!r} has no head, and the folder no modules.json of sentence-transformers: give the spec "
+            '{"task": "sentence-embedding"} to have the mean of its states, or upload a model with a head.',
+            pointer="/task",
+        )
+    return chosen, name
 
 
 def _load(folder: Folder, name: str) -> Any:
     kind = getattr(transformers, name)
     config = kind.config_class.from_pretrained(folder.path, local_files_only=True)
-    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
-        raise ModelRejected(
-            f"The model has problem_type {config.problem_type!r} and {config.num_labels} labels; this version takes "
-            "classifiers with one of at least two labels a sample."
-        )
     _check_numbers(kind, config, folder)
     module, info = kind.from_pretrained(
         folder.path,
@@ -136,14 +131,14 @@ def _check_numbers(kind: Any, config: Any, folder: Folder) -> None:
         )
 
 
-def _positional(module: Any, names: tuple[str, ...]) -> None:
-    """Makes `module(*inputs)` give logits, in place: names of layers and `save_pretrained` stay as they are."""
+def _positional(module: Any, names: tuple[str, ...], answer: Answer) -> None:
+    """Makes `module(*inputs)` give one tensor, in place: names of layers and `save_pretrained` stay as they are."""
     kind = type(module)
 
     class Positional(kind):  # type: ignore[misc, valid-type]  # the class is known only now
         def forward(self, *inputs: Tensor) -> Tensor:
-            logits: Tensor = super().forward(**dict(zip(names, inputs, strict=True))).logits
-            return logits
+            named = dict(zip(names, inputs, strict=True))
+            return answer(super().forward(**named), named)
 
     Positional.__name__ = kind.__name__
     Positional.__qualname__ = kind.__qualname__
@@ -154,9 +149,16 @@ def _labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
 
-def _check(model: Model, labels: int) -> None:
+def _check(model: Model) -> int:
+    labels = model.facts.labels
     try:
-        check_forward(model.module, model.example(2), model.example(1), labels)
+        return check_forward(
+            model.module,
+            model.facts.task,
+            model.example(2),
+            model.example(1),
+            None if labels is None else len(labels),
+        )
     except ModelRejected:
         raise
     except Exception as failure:  # models raise errors of every class

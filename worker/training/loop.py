@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.contract.errors import DatasetMismatch, InvalidSpec, TrainingDiverged
+from app.contract.tasks import TASKS
 from app.contract.training import Training
 from worker.context import Context
-from worker.data.feed import Batch, Feed
-from worker.evaluation.metrics import accuracy
+from worker.data.batch import Batch
+from worker.data.feed import Feed
+from worker.objectives.base import Task
 from worker.techniques.base import Details
-from worker.training import losses, optimizers, schedules
+from worker.training import optimizers, schedules
+from worker.training.distillation import distilled, teacher_alone
 from worker.training.early_stopping import EarlyStopper
 
 OnStep = Callable[[int, int], bool]
@@ -35,8 +38,9 @@ class TrainingSummary:
     first_epoch_loss: float
     last_epoch_loss: float
     stopped_early: bool
-    best_validation_accuracy: float | None
+    best_validation_metric: float | None
     best_epoch: int | None
+    teacher_alone: bool
 
     def details(self) -> Details:
         """The same for a step's report."""
@@ -46,10 +50,12 @@ class TrainingSummary:
             "training_first_epoch_loss": self.first_epoch_loss,
             "training_last_epoch_loss": self.last_epoch_loss,
         }
+        if self.teacher_alone:
+            found["training_targets"] = "the teacher's alone"
         if self.best_epoch is not None:
             found["training_stopped_early"] = self.stopped_early
             found["training_best_epoch"] = self.best_epoch
-            found["training_best_validation_accuracy"] = self.best_validation_accuracy
+            found["training_best_validation_metric"] = self.best_validation_metric
         return found
 
 
@@ -59,7 +65,8 @@ def train(context: Context, training: Training, on_step: OnStep | None = None) -
     The seed decides the order of the samples and every random number of the training (dropout): on a CPU two runs give
     equal bits. The random state of the process is left as it was. With early stopping the weights of the best epoch
     are put back at the end. Raises TrainingDiverged, naming step and learning rate, where the loss or a weight is not
-    finite; DatasetMismatch without labelled training data; Unsupported without trainable weights.
+    finite; DatasetMismatch without training data, or without labels where no teacher stands in for them; Unsupported
+    without trainable weights.
     """
     devices = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -74,13 +81,16 @@ class _Run:
         self.context = context
         self.training = training
         self.on_step = on_step
-        self.feed = _labelled(context.feed)
+        self.feed = _fed(context.feed)
         self.module = context.model.module.to(context.device)
         self.per_epoch = _steps_per_epoch(self.feed.size("train"), training.batch_size, _drops_single(self.module))
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
         self.optimizer = optimizers.build(self.module, training)
         self.order = torch.Generator().manual_seed(context.seed)
-        self.loss = _loss(context, training)
+        self.noise = torch.Generator().manual_seed(context.seed)
+        self.loss = _loss(context, self.feed.task, training)
+        self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
+        self.teacher_alone = False
         self.stopper = EarlyStopper(self.module, training.early_stopping) if training.early_stopping else None
         self.step = 0
         self.settled = True
@@ -104,8 +114,9 @@ class _Run:
             first_epoch_loss=means[0],
             last_epoch_loss=means[-1],
             stopped_early=self.step < self.total,
-            best_validation_accuracy=self.stopper.best if self.stopper is not None else None,
+            best_validation_metric=self.sign * self.stopper.best if self.stopper is not None else None,
             best_epoch=self.stopper.best_epoch if self.stopper is not None else None,
+            teacher_alone=self.teacher_alone,
         )
 
     def _epoch(self) -> float:
@@ -139,7 +150,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        loss = self.loss(batch.to(self.context.device))
+        self.teacher_alone = teacher_alone(self.feed.task, batch)
+        loss = self.loss(self.feed.task.prepare(batch, self.noise).to(self.context.device))
         value = loss.item()
         if not math.isfinite(value):
             raise self._diverged(f"The training loss became {value}", lr)
@@ -161,31 +173,31 @@ class _Run:
         if self.stopper is None or not self.settled:
             return False
         self.module.eval()
-        metric, _ = accuracy(self._forward, self.feed, "validation")
-        return self.stopper.judge(metric, epoch)
+        metric, _ = self.feed.score(self._forward, "validation")
+        return self.stopper.judge(self.sign * metric, epoch)
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.module(*(tensor.to(self.context.device) for tensor in inputs))
 
 
-def _loss(context: Context, training: Training) -> Callable[[Batch], Tensor]:
+def _loss(context: Context, task: Task, training: Training) -> Callable[[Batch], Tensor]:
     """The loss of a batch on the device, with the teacher's answer in it where the training distills."""
     student = context.model.module
     distill = training.distill
     if distill is None:
-        return lambda batch: losses.cross_entropy(_logits(student, batch), _targets(batch))
+        return lambda batch: task.loss(_outputs(student, batch), batch)
     teacher = context.teacher.to(context.device).eval()
 
-    def distilled(batch: Batch) -> Tensor:
-        # Not inference_mode: autograd keeps the teacher's logits for the student's gradient.
+    def loss(batch: Batch) -> Tensor:
+        # Not inference_mode: autograd keeps the teacher's answer for the student's gradient.
         with torch.no_grad():
             answer = teacher(*batch.inputs)
-        return losses.distillation(_logits(student, batch), answer, _targets(batch), distill.temperature, distill.alpha)
+        return distilled(task, _outputs(student, batch), answer, batch, distill)
 
-    return distilled
+    return loss
 
 
-def _logits(student: nn.Module, batch: Batch) -> Tensor:
+def _outputs(student: nn.Module, batch: Batch) -> Tensor:
     try:
         return student(*batch.inputs)
     except ValueError as error:
@@ -197,13 +209,7 @@ def _logits(student: nn.Module, batch: Batch) -> Tensor:
         ) from error
 
 
-def _targets(batch: Batch) -> Tensor:
-    if batch.targets is None:
-        raise DatasetMismatch("Training needs targets; the split `train` has none.", pointer="/dataset")
-    return batch.targets
-
-
-def _labelled(feed: Feed | None) -> Feed:
+def _fed(feed: Feed | None) -> Feed:
     if feed is None or "train" not in feed.data.splits or feed.size("train") == 0:
         raise DatasetMismatch("Training needs a `train` split with at least one sample.", pointer="/dataset")
     return feed

@@ -5,19 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-
-def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy of logits [batch, classes] against classes int64 [batch]."""
-    return functional.cross_entropy(student, targets)
+from worker.data.batch import IGNORED
 
 
-def distillation(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
-    """Knowledge distillation (Hinton, Vinyals & Dean 2015): alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE.
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits [..., classes] against classes int64 [...] over the targets that count."""
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
-    Logits are [batch, classes], targets int64 [batch]; both distributions of the divergence are softened by the
-    temperature, and T^2 keeps the size of its gradients independent of it. All terms are means over the batch.
+
+def soft_targets(student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+    """T^2 * KL(teacher || student) of logits [..., classes], both softened by the temperature T.
+
+    T^2 keeps the size of the gradients independent of T (Hinton, Vinyals & Dean 2015). The mean is taken over all
+    leading positions, or over those where `counts` (bool, of their shape) is true.
     """
     soft_student = functional.log_softmax(student / temperature, dim=-1)
     soft_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    divergence = functional.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True)
-    return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy(student, targets)
+    divergence = functional.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(-1)
+    if counts is not None:
+        divergence = divergence[counts]
+    return temperature**2 * divergence.mean()

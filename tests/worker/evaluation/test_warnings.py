@@ -17,7 +17,11 @@ STATIC: tuple[Step, ...] = (Quantize(),)
 
 
 def measurement(*, size: int = 1000, accuracy: float | None = 0.9, seconds: float = 1e-3) -> Measurement:
-    metric = None if accuracy is None else Metric(name="accuracy", value=accuracy, split="test", samples=500)
+    metric = (
+        None
+        if accuracy is None
+        else Metric(name="accuracy", value=accuracy, higher_is_better=True, split="test", samples=500)
+    )
     latency = Latency(median_s=seconds, p95_s=seconds, batch_size=1, runs=30, threads=2)
     return Measurement(
         runtime="onnxruntime",
@@ -74,7 +78,7 @@ def test_noise_is_no_warning() -> None:
         ),
         (
             artifact(size=300, accuracy=0.85),
-            "model.onnx is less accurate: 85.00% against 90.00% on 500 samples of test.",
+            "model.onnx is less accurate: accuracy 85.00% against 90.00% on 500 samples of test.",
         ),
         (artifact(size=1000), "model.onnx is not smaller than the upload (1,000 bytes against 1,000)."),
     ],
@@ -102,7 +106,7 @@ def test_missing_metric_and_float_leftovers() -> None:
     facts = FACTS.model_copy(update={"layers": layers})
     files = (artifact("model.pt", size=500, accuracy=None), artifact(size=300, accuracy=None))
     found = warnings(spec, facts, measurement(accuracy=None), files)
-    assert found[0].startswith("Accuracy was not measured")
+    assert found[0].startswith("The accuracy was not measured")
     assert "model.pt is floating point; the int8 weights are in model.onnx." in found
     assert "Dynamic quantization left 2 convolutions in floating point." in found
 
@@ -120,7 +124,7 @@ def test_gpt2s_linear_layers_are_no_convolutions() -> None:
 def test_accuracy_on_the_split_that_chose_the_weights_is_said(split: str, told: bool) -> None:
     step = Finetune(training=Training(epochs=1, early_stopping=EarlyStopping(patience=1)))
     spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
-    metric = Metric(name="accuracy", value=0.9, split=split, samples=500)
+    metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split=split, samples=500)
     uploaded = measurement().model_copy(update={"metric": metric})
     found = warnings(spec, FACTS, uploaded, (artifact(size=300),))
     assert any("early stopping chose the weights" in sentence for sentence in found) is told

@@ -16,10 +16,10 @@ from app.contract.spec import Calibration, Quantize
 from tests.worker.conftest import OnnxExport
 from tests.worker.helpers import mlp, tiny_model
 from worker.data.base import Data
+from worker.data.batch import Inputs
 from worker.data.feed import Batch, Feed
-from worker.evaluation.metrics import accuracy
 from worker.export.onnx import export_onnx
-from worker.model import Inputs, Model
+from worker.model import Model
 from worker.techniques.quantization.calibration import StreamingReader
 from worker.techniques.quantization.onnx_int8 import activation_type, layer_of, quantize_file
 from worker.techniques.quantization.quantize import QuantizeTechnique, excluded
@@ -44,8 +44,8 @@ def test_lenet_within_a_point_and_near_a_quarter(
     trained_lenet: Model, lenet_float: Path, lenet_int8: Path, mnist: Data
 ) -> None:
     feed = Feed(trained_lenet, mnist)
-    exact, samples = accuracy(runs(lenet_float, "input"), feed, "test")
-    quantized, _ = accuracy(runs(lenet_int8, "input"), feed, "test")
+    exact, samples = feed.score(runs(lenet_float, "input"), "test")
+    quantized, _ = feed.score(runs(lenet_int8, "input"), "test")
     assert samples == 1000
     assert exact > 0.9
     assert abs(exact - quantized) <= 0.01
@@ -70,7 +70,7 @@ def test_every_calibration_method(
     reader = StreamingReader(feed.batches("calibration", 16, limit=40), ["input"], 3)
     step = Quantize.model_validate({"method": "static", "calibration": {"method": method, "samples": 40}})
     quantize_file(lenet_float, tmp_path / "q.onnx", step, reader, ())
-    share, _ = accuracy(runs(tmp_path / "q.onnx", "input"), feed, "validation")
+    share, _ = feed.score(runs(tmp_path / "q.onnx", "input"), "validation")
     assert share > 0.9
 
 
@@ -104,8 +104,8 @@ def test_dynamic_leaves_convolutions_alone(
     assert operators.count("Conv") == 2
     assert operators.count("MatMulInteger") == 3
     assert "ConvInteger" not in operators
-    share, _ = accuracy(runs(target, "input"), Feed(trained_lenet, mnist), "test")
-    exact, _ = accuracy(runs(lenet_float, "input"), Feed(trained_lenet, mnist), "test")
+    share, _ = Feed(trained_lenet, mnist).score(runs(target, "input"), "test")
+    exact, _ = Feed(trained_lenet, mnist).score(runs(lenet_float, "input"), "test")
     assert abs(share - exact) <= 0.01
 
 

@@ -13,7 +13,6 @@ from app.contract.training import Distill, EarlyStopping, Training
 from tests.worker.helpers import context_for, convnet, digits_data, memory_data, mlp, tiny_model
 from worker.context import Context
 from worker.data.base import Data
-from worker.evaluation.metrics import accuracy
 from worker.training.loop import train
 
 SAMPLES = 129  # two batches of 64 and a single sample left over
@@ -170,8 +169,8 @@ def test_early_stopping_stops_and_keeps_the_best_epoch(digits: Data, tmp_path: P
     assert summary.steps == 2 * (summary.best_epoch + 2)
     assert same(weights(context.model.module), ends[summary.best_epoch - 1])
     assert context.feed is not None
-    measured, samples = accuracy(lambda inputs: context.model.module(*inputs), context.feed, "validation")
-    assert (measured, samples) == (summary.best_validation_accuracy, 64)
+    measured, samples = context.feed.score(lambda inputs: context.model.module(*inputs), "validation")
+    assert (measured, samples) == (summary.best_validation_metric, 64)
     assert summary.details()["training_best_epoch"] == summary.best_epoch
 
 
@@ -208,14 +207,14 @@ def test_every_optimizer_learns_the_digits(digits: Data, tmp_path: Path, optimiz
     summary = train(context, Training(epochs=5, optimizer=optimizer, lr=lr))
     assert summary.last_epoch_loss < summary.first_epoch_loss / 2
     assert context.feed is not None
-    assert accuracy(lambda inputs: context.model.module(*inputs), context.feed, "test")[0] > 0.85
+    assert context.feed.score(lambda inputs: context.model.module(*inputs), "test")[0] > 0.85
 
 
 def test_a_convolutional_network_learns_the_digits(tmp_path: Path) -> None:
     context = context_for(tiny_model(convnet(), shape=(1, 8, 8)), digits_data((1, 8, 8)), tmp_path)
     train(context, Training(epochs=12, lr=0.01, schedule="one_cycle"))
     assert context.feed is not None
-    assert accuracy(lambda inputs: context.model.module(*inputs), context.feed, "test")[0] > 0.9
+    assert context.feed.score(lambda inputs: context.model.module(*inputs), "test")[0] > 0.9
 
 
 def test_a_loss_that_diverges_names_step_and_rate(digits: Data, tmp_path: Path) -> None:

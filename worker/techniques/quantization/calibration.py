@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-from worker.data.feed import Batch
+from worker.data.batch import Batch
 
 # Batches are what the activations of a calibration run are held for: small enough for a large network's activations.
 CALIBRATION_BATCH = 16

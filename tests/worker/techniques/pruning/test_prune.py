@@ -18,7 +18,6 @@ from tests.worker.test_constraints import Tied
 from worker.constraints import baked, masks
 from worker.context import Context
 from worker.data.base import Data
-from worker.evaluation.metrics import accuracy
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import Gradual, PruneTechnique
 from worker.techniques.pruning.weights import WeightSet, select
@@ -59,7 +58,7 @@ def zeros(module: nn.Module) -> int:
 def measured(context: Context, module: nn.Module) -> float:
     assert context.feed is not None
     module = baked(module)
-    return accuracy(lambda inputs: module(*inputs), context.feed, "test")[0]
+    return context.feed.score(lambda inputs: module(*inputs), "test")[0]
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

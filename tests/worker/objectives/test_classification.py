@@ -10,7 +10,6 @@ from app.contract.errors import DatasetMismatch
 from tests.worker.helpers import MemorySplit, memory_data, tiny_model
 from worker.data.base import Data
 from worker.data.feed import Feed
-from worker.evaluation.metrics import accuracy
 
 LOGITS = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.0, 0.2, 0.7], [0.3, 0.4, 0.2], [float("nan"), 0.0, 0.0]])
 TARGETS = torch.tensor([1, 0, 2, 0, 0])  # three right, one wrong, and a NaN that argmax would call right
@@ -24,16 +23,16 @@ def feed(targets: torch.Tensor | None = TARGETS) -> Feed:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_the_share_of_right_answers_whatever_the_batches(batch_size: int) -> None:
-    assert accuracy(lambda inputs: inputs[0], feed(), "test", batch_size) == (3 / 5, 5)
+    assert feed().task.score(lambda inputs: inputs[0], feed().batches("test", batch_size)) == (3 / 5, 5)
 
 
 def test_a_runtime_that_returns_arrays_counts_alike() -> None:
-    assert accuracy(lambda inputs: np.asarray(inputs[0]), feed(), "test") == (3 / 5, 5)
+    assert feed().score(lambda inputs: np.asarray(inputs[0]), "test") == (3 / 5, 5)
 
 
 def test_a_split_without_targets_is_refused() -> None:
     with pytest.raises(DatasetMismatch, match="no"):
-        accuracy(lambda inputs: inputs[0], feed(None), "test")
+        feed(None).score(lambda inputs: inputs[0], "test")
 
 
 def test_no_samples_give_no_accuracy() -> None:
@@ -41,4 +40,4 @@ def test_no_samples_give_no_accuracy() -> None:
     full = memory_data({"test": (LOGITS, TARGETS)})
     data = Data(full.facts, {"test": MemorySplit(LOGITS[:0], TARGETS[:0])})
     with pytest.raises(DatasetMismatch, match="empty"):
-        accuracy(lambda inputs: inputs[0], Feed(model, data), "test")
+        Feed(model, data).score(lambda inputs: inputs[0], "test")

@@ -8,7 +8,10 @@ import torch
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from worker.training.losses import distillation
+from app.contract.training import Distill
+from worker.data.batch import Batch
+from worker.objectives.classification import Classification
+from worker.training.distillation import distilled
 
 RANDOM = np.random.default_rng(0)
 STUDENT = RANDOM.normal(size=(5, 4)) * 3
@@ -23,7 +26,10 @@ def by_scipy(temperature: float, alpha: float) -> float:
 
 
 def ours(temperature: float, alpha: float, student: torch.Tensor) -> torch.Tensor:
-    return distillation(student, torch.tensor(TEACHER), torch.tensor(TARGETS), temperature, alpha)
+    batch = Batch((student,), torch.tensor(TARGETS))
+    return distilled(
+        Classification(), student, torch.tensor(TEACHER), batch, Distill(temperature=temperature, alpha=alpha)
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

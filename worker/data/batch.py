@@ -1,0 +1,37 @@
+"""A batch as a model takes it: encoded inputs, and what they are judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+"""The positional arguments of `Model.module`, in the order of `ModelFacts.inputs`; the first dimension is the batch."""
+
+IGNORED = -100
+"""The target of a position that does not count: padding, and parts of a word beyond its first."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of the model, and targets on its scale: int64 classes [batch] or [batch, steps], or float32 values.
+
+    Positions whose target is IGNORED do not count. `references` are the transcripts of speech, for its error rate.
+    """
+
+    inputs: Inputs
+    targets: Tensor | None
+    references: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def to(self, device: torch.device) -> Batch:
+        return replace(
+            self,
+            inputs=tuple(tensor.to(device) for tensor in self.inputs),
+            targets=None if self.targets is None else self.targets.to(device),
+        )

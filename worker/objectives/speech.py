@@ -1,0 +1,165 @@
+"""Speech to text: CTC over frames, and encoder-decoder models that write token by token."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.contract.errors import DatasetMismatch
+from worker.data.base import RawBatch
+from worker.data.batch import IGNORED, Batch, Inputs
+from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.training import losses
+
+Spell = Callable[[list[str]], list[list[int]]]
+"""Transcripts to token ids."""
+Read = Callable[[Tensor], list[str]]
+"""Token ids [batch, tokens] to text; for CTC the ids are a frame's best and still repeat."""
+Frames = Callable[[Inputs, int], Tensor]
+"""How many of the output's frames [batch] are no padding, from the inputs and the number of output frames."""
+
+
+class Ctc(Plain):
+    """Logits [batch, frames, symbols]; connectionist temporal classification (Graves et al. 2006)."""
+
+    evaluation_batch = 8
+
+    def __init__(self, spell: Spell, read: Read, frames: Frames, blank: int) -> None:
+        self._spell, self._read, self._frames, self._blank = spell, read, frames, blank
+
+    def targets(self, raw: RawBatch, inputs: Inputs) -> Tensor | None:
+        texts = transcripts(raw)
+        return None if texts is None else padded(self._spell(texts))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """A mean over the batch; a transcript longer than its frames costs nothing rather than infinity."""
+        targets = required(batch)
+        log_probabilities = functional.log_softmax(outputs, dim=-1).transpose(0, 1)
+        lengths = (targets != IGNORED).sum(1)
+        frames = self._frames(batch.inputs, outputs.shape[1])
+        return functional.ctc_loss(
+            log_probabilities, targets.clamp(min=0), frames, lengths, blank=self._blank, zero_infinity=True
+        )
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        frames = self._frames(batch.inputs, student.shape[1]).to(student.device)
+        counts = torch.arange(student.shape[1], device=student.device) < frames[:, None]
+        return losses.soft_targets(student, teacher, temperature, counts)
+
+    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
+        """Word error rate of the best path: each frame's best symbol, repeats merged, blanks dropped."""
+        said: list[str] = []
+        meant: list[str] = []
+        for batch in batches:
+            outputs = run(forward, batch)
+            frames = self._frames(batch.inputs, outputs.shape[1]).cpu()
+            best = outputs.argmax(-1)
+            best[torch.arange(best.shape[1]) >= frames[:, None]] = self._blank
+            said += self._read(best)
+            meant += references(batch)
+        return word_error_rate(said, meant)
+
+
+class Transcription(Plain):
+    """Logits [batch, tokens, vocabulary] of a decoder that is fed the right transcript so far (teacher forcing).
+
+    The inputs are the encoder's and, last, the decoder's ids. `start` are the ids that every transcript begins with.
+    """
+
+    evaluation_batch = 4
+
+    def __init__(self, read: Read, spell: Spell, start: Sequence[int], end: int, longest: int) -> None:
+        self._read, self._spell, self._start, self._end, self._longest = read, spell, tuple(start), end, longest
+
+    def decoder_inputs(self, raw: RawBatch) -> Tensor:
+        """Every token of the transcripts but the last, [batch, tokens]; the start alone where there are none."""
+        texts = transcripts(raw)
+        if texts is None:
+            return torch.tensor([self._start] * len(raw.inputs), dtype=torch.int64)
+        ids = padded(self._sequences(texts))[:, :-1]
+        return torch.where(ids == IGNORED, self._end, ids)
+
+    def targets(self, raw: RawBatch, inputs: Inputs) -> Tensor | None:
+        """The token after each of `decoder_inputs`; those of the start do not count."""
+        texts = transcripts(raw)
+        if texts is None:
+            return None
+        following = padded(self._sequences(texts))[:, 1:].clone()
+        following[:, : len(self._start) - 1] = IGNORED
+        return following
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return losses.cross_entropy(outputs, required(batch))
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        counts = None if batch.targets is None else batch.targets != IGNORED
+        return losses.soft_targets(student, teacher, temperature, counts)
+
+    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
+        """Word error rate of what the model writes on its own, the likeliest token each time."""
+        said: list[str] = []
+        meant: list[str] = []
+        for batch in batches:
+            said += self._read(self._write(forward, batch.inputs[:-1]))
+            meant += references(batch)
+        return word_error_rate(said, meant)
+
+    def _write(self, forward: Forward, sound: Inputs) -> Tensor:
+        """Greedy decoding, [batch, tokens]; ends when every sample has said its end."""
+        ids = torch.tensor([self._start] * len(sound[0]), dtype=torch.int64)
+        ended = torch.zeros(len(ids), dtype=torch.bool)
+        while not bool(ended.all()) and ids.shape[1] < self._longest:
+            following = torch.as_tensor(forward((*sound, ids)))[:, -1].argmax(-1).cpu()
+            following = torch.where(ended, self._end, following)
+            ended |= following == self._end
+            ids = torch.cat((ids, following[:, None]), dim=1)
+        return ids
+
+    def _sequences(self, texts: list[str]) -> list[list[int]]:
+        return [[*self._start, *ids, self._end][: self._longest] for ids in self._spell(texts)]
+
+
+def transcripts(raw: RawBatch) -> list[str] | None:
+    """The transcripts of a raw batch. Raises DatasetMismatch where its targets are something else."""
+    if raw.targets is None:
+        return None
+    if isinstance(raw.targets, Tensor) or not all(isinstance(text, str) for text in raw.targets):
+        raise DatasetMismatch("Speech recognition needs transcripts, and the dataset has none.", pointer="/dataset")
+    return [text for text in raw.targets if isinstance(text, str)]
+
+
+def references(batch: Batch) -> list[str]:
+    """What was really said. Raises DatasetMismatch for a batch without transcripts."""
+    if batch.references is None:
+        raise DatasetMismatch("The split has no transcripts, which this task is judged by.", pointer="/dataset")
+    return batch.references
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """int64 [rows, longest], IGNORED behind the end of shorter rows."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[IGNORED] * (width - len(row))] for row in rows], dtype=torch.int64).reshape(-1, width)
+
+
+def word_error_rate(said: list[str], meant: list[str]) -> tuple[float, int]:
+    """Edits a word of what was meant, after `spoken`; and how many samples there were."""
+    # Only here, since it takes seconds to import.
+    from torchmetrics.functional.text import word_error_rate as rate
+
+    counted(len(meant))
+    words = [spoken(text) for text in meant]
+    if not any(words):
+        raise DatasetMismatch(
+            "Every transcript of the split is empty: there is no word to be wrong.", pointer="/dataset"
+        )
+    return float(rate([spoken(text) for text in said], words)), len(meant)
+
+
+def spoken(text: str) -> str:
+    """Lower case without punctuation: case and commas are not heard."""
+    kept = "".join(" " if unicodedata.category(c)[0] in "PSZ" and c != "'" else c for c in text.casefold())
+    return " ".join(kept.split())
