@@ -9,7 +9,18 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.errors import Problem
-from app.contract.facts import DataKind, DatasetFacts, LayerFacts, ModelFacts, SplitFacts, Task, TensorFacts
+from app.contract.estimate import Estimate
+from app.contract.facts import (
+    Applicability,
+    Cost,
+    DataKind,
+    DatasetFacts,
+    LayerFacts,
+    ModelFacts,
+    SplitFacts,
+    Task,
+    TensorFacts,
+)
 from app.contract.records import ArtifactRecord, JobRecord, UploadRecord
 from app.contract.spec import ExportFormat, Step
 from app.contract.states import JobState, UploadStatus
@@ -54,6 +65,10 @@ class ModelView(UploadView):
     labels: tuple[str, ...] | None = None
     parameters: int | None = None
     layers: tuple[LayerFacts, ...] | None = None
+    native_file: str | None = None
+    outputs: tuple[TensorFacts, ...] | None = None
+    cost: Cost | None = None
+    techniques: tuple[Applicability, ...] | None = None
 
 
 class DatasetView(UploadView):
@@ -88,6 +103,23 @@ class JobView(View):
     export: tuple[ExportFormat, ...]
     seed: int
     metadata: dict[str, Any]
+
+
+class PlannedArtifact(View):
+    """A file that a job would deliver."""
+
+    name: str
+    format: str
+
+
+class DryRunView(View):
+    """What a job would do: the steps with every default filled in, what they take, and what comes of them."""
+
+    recipe: str | None
+    steps: tuple[Step, ...]
+    export: tuple[ExportFormat, ...]
+    estimate: Estimate
+    artifacts: tuple[PlannedArtifact, ...]
 
 
 class ArtifactView(View):

@@ -10,15 +10,17 @@ from pydantic import ValidationError
 
 from app.contract.catalogue import check_order
 from app.contract.compatibility import check, check_splits
-from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound
+from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound, StillInspecting
+from app.contract.estimate import estimate
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.recipes import resolve
 from app.contract.records import JobRecord, UploadKind, UploadRecord
-from app.contract.spec import JobSpec, ResolvedSpec
+from app.contract.spec import ExportFormat, JobSpec, ResolvedSpec
 from app.contract.states import UploadStatus
 from app.contract.store import JobStore
 from app.errors import InvalidFields, InvalidParameter
 from app.pointers import violations
+from app.schemas import DryRunView, PlannedArtifact
 
 MAX_KEY = 255
 
@@ -47,6 +49,33 @@ def submit(store: JobStore, account: str, spec: JobSpec, key: str | None) -> tup
     return store.add_job(account, spec, resolved, key, printed if key is not None else None)
 
 
+def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
+    """What the job would do, without doing it.
+
+    Raises what `submit` raises, and Conflict while its model or dataset is still being inspected.
+    """
+    resolved = resolve(spec)
+    check_order(resolved)
+    model, dataset = _check_inputs(store, account, resolved)
+    for record in (model, dataset):
+        if record is not None and record.facts is None:
+            raise StillInspecting(f"The {record.kind} {record.id} is still being inspected.", pointer=f"/{record.kind}")
+    assert isinstance(model.facts, ModelFacts)
+    data = None if dataset is None else dataset.facts
+    assert data is None or isinstance(data, DatasetFacts)
+    return DryRunView(
+        recipe=resolved.recipe,
+        steps=resolved.steps,
+        export=resolved.export,
+        estimate=estimate(resolved, model.facts, data),
+        artifacts=tuple(_planned(format, model.facts) for format in resolved.export),
+    )
+
+
+def _planned(format: ExportFormat, model: ModelFacts) -> PlannedArtifact:
+    return PlannedArtifact(name=model.native_file if format == "native" else f"model.{format}", format=format)
+
+
 def fingerprint(spec: JobSpec) -> str:
     """SHA-256 of the specification: equal whatever the order of its fields and however its numbers are written."""
     canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -64,17 +93,19 @@ def idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def _check_inputs(store: JobStore, account: str, spec: ResolvedSpec) -> None:
+def _check_inputs(store: JobStore, account: str, spec: ResolvedSpec) -> tuple[UploadRecord, UploadRecord | None]:
+    """The job's uploads, checked as far as they have been inspected."""
     model = _usable(store, account, "model", spec.model)
     dataset = None if spec.dataset is None else _usable(store, account, "dataset", spec.dataset)
     facts = None if dataset is None else dataset.facts
     if dataset is not None and facts is None:
-        return  # it is being inspected
+        return model, dataset  # it is being inspected
     assert facts is None or isinstance(facts, DatasetFacts)
     if isinstance(model.facts, ModelFacts):
         check(spec, model.facts, facts)
     else:
         check_splits(spec, facts)
+    return model, dataset
 
 
 def _usable(store: JobStore, account: str, kind: UploadKind, id: str) -> UploadRecord:

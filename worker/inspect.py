@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from app.contract.facts import DatasetFacts, ModelFacts
+import torch
+
+from app.contract.catalogue import TECHNIQUES as CATALOGUE
+from app.contract.errors import TersorError
+from app.contract.facts import Applicability, DatasetFacts, ModelFacts, TensorFacts
+from app.contract.tasks import TASKS
 from worker.data import open_data
+from worker.evaluation.cost import measure_cost
 from worker.loading import load_model
+from worker.model import Model
+from worker.techniques.registry import TECHNIQUES
 
 
 def inspect_upload(
@@ -15,5 +23,38 @@ def inspect_upload(
 ) -> ModelFacts | DatasetFacts:
     """The facts of a "model" or a "dataset". Raises ModelRejected or DatasetRejected; writes under `scratch` alone."""
     if kind == "model":
-        return load_model(path, filename, spec, scratch).facts
+        return examine(load_model(path, filename, spec, scratch))
     return open_data(path, filename, spec, scratch).facts
+
+
+def examine(model: Model) -> ModelFacts:
+    """A loaded model's facts, with what only running it tells."""
+    cost, layers = measure_cost(model)
+    return model.facts.model_copy(
+        update={
+            "layers": layers,
+            "outputs": (_output(model),),
+            "cost": cost,
+            "techniques": tuple(
+                applicability(technique.name, step, model) for technique in CATALOGUE for step in technique.methods
+            ),
+        }
+    )
+
+
+def applicability(name: str, step: Any, model: Model) -> Applicability:
+    """Whether a step can be applied to a model, and if not, why."""
+    try:
+        reason = TECHNIQUES[name].applies(step, model)
+    except TersorError as error:
+        reason = error.detail
+    return Applicability(technique=name, method=getattr(step, "method", None), applies=reason is None, reason=reason)
+
+
+def _output(model: Model) -> TensorFacts:
+    """The output's shape: a dimension that changes with the length of the inputs may vary."""
+    with torch.inference_mode():
+        found = model.module(*model.example(1))
+        other = model.module(*model.example(1, length=max(1, model.example_length // 2)))
+    shape = tuple(a if a == b else None for a, b in zip(found.shape[1:], other.shape[1:], strict=True))
+    return TensorFacts(name=TASKS[model.facts.task].output, shape=shape, dtype=str(found.dtype).removeprefix("torch."))

@@ -49,12 +49,15 @@ class Model:
                     tensor.copy_(tensor.to(dtype))
         return module
 
-    def example(self, batch: int = 1, seed: int = 0) -> Inputs:
-        """Inputs of the right shapes and dtypes: normal noise for floats, ones (valid ids and masks) for integers."""
+    def example(self, batch: int = 1, seed: int = 0, length: int | None = None) -> Inputs:
+        """Inputs of the right shapes and dtypes: normal noise for floats, ones (valid ids and masks) for integers.
+
+        Open dimensions are `length` long, or as long as is known to work.
+        """
         generator = torch.Generator().manual_seed(seed)
         made = []
         for tensor in self.facts.inputs:
-            shape = [batch, *(self.example_length if d is None else d for d in tensor.shape)]
+            shape = [batch, *((length or self.example_length) if d is None else d for d in tensor.shape)]
             dtype: torch.dtype = getattr(torch, tensor.dtype)
             if dtype.is_floating_point:
                 made.append(torch.randn(shape, generator=generator, dtype=dtype))

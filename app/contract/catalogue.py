@@ -26,6 +26,8 @@ class Technique:
     may_not_follow: frozenset[str] = field(default_factory=frozenset)
     exports: tuple[str, ...] = ("native", "onnx")
     requires_export: str | None = None
+    methods: tuple[Strict, ...] = ()
+    """A step for each way of using it, with which a model is asked whether it applies."""
 
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -37,6 +39,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         needs="A labelled `train` split where `training` is given; no data otherwise.",
         applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers.",
         may_not_follow=frozenset({"quantize"}),
+        methods=(Prune(sparsity=0.5),),
     ),
     Technique(
         name="finetune",
@@ -46,6 +49,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         needs="A labelled `train` split; `validation` for early stopping.",
         applies_to="Every model.",
         may_not_follow=frozenset({"quantize"}),
+        methods=(Finetune(),),
     ),
     Technique(
         name="quantize",
@@ -57,6 +61,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         requires_export="onnx",
+        methods=(Quantize(method="static"), Quantize(method="dynamic")),
     ),
 )
 

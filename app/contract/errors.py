@@ -138,6 +138,14 @@ class Conflict(TersorError):
     title = "Conflict"
 
 
+class StillInspecting(Conflict):
+    """The upload is still being inspected. Ask again in a moment, or with `Prefer: wait` for the upload itself."""
+
+    code = "still_inspecting"
+    title = "Still being inspected"
+    retryable = True
+
+
 class IdempotencyKeyReused(TersorError):
     """This Idempotency-Key was used before with another body. Use a new key for a new job."""
 

@@ -44,6 +44,35 @@ class LayerFacts(Facts):
     type: str
     shape: tuple[int, ...]
     parameters: int
+    macs: int | None = Field(
+        None,
+        description="Multiply-accumulates of one sample in the layer; at the first weight of a layer that has several, "
+        "0 at its others. Null where only the model's own runtime can run it.",
+    )
+
+
+class Cost(Facts):
+    """What one sample costs, measured by the worker that inspected the model: a basis for estimates, not a promise.
+
+    Dimensions that may vary are taken as `length`. Bytes are those above the bare runtime.
+    """
+
+    length: int | None = Field(description="Null where the model's inputs have one size.")
+    macs: int
+    seconds: float = Field(description="Of a forward pass on the CPU, a sample.")
+    weight_bytes: int
+    activation_bytes: int = Field(description="What training keeps of one sample for the backward pass.")
+    inference_bytes: int
+    training_bytes: int = Field(description="Weights, gradients, two moments of Adam and a teacher; no sample yet.")
+
+
+class Applicability(Facts):
+    """Whether a technique, or one method of it, can be used on a model."""
+
+    technique: str
+    method: str | None = None
+    applies: bool
+    reason: str | None = Field(None, description="Why it does not.")
 
 
 class ModelFacts(Facts):
@@ -57,6 +86,10 @@ class ModelFacts(Facts):
     labels: tuple[str, ...] | None = None
     parameters: int
     layers: tuple[LayerFacts, ...]
+    native_file: str = Field("model.safetensors", description="The name of an artifact in the upload's own format.")
+    outputs: tuple[TensorFacts, ...] = ()
+    cost: Cost | None = None
+    techniques: tuple[Applicability, ...] = ()
 
 
 class SplitFacts(Facts):

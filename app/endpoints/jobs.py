@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app import schemas
 from app.auth import Account
@@ -30,8 +30,9 @@ from app.openapi import (
 )
 from app.pagination import DEFAULT_LIMIT, Cursor, Limit, page, position
 from app.prefer import applied, hold, preferred_wait
-from app.schemas import JobView, Page, job_view
+from app.schemas import DryRunView, JobView, Page, job_view
 from app.services import in_thread, services_of
+from app.submitting import dry_run as planned
 from app.submitting import idempotency_key, parse, submit
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -55,7 +56,19 @@ SUBMITTED = {
     "",
     status_code=202,
     response_model=JobView,
-    responses=answers({202: {"headers": LOCATION | ETAG | APPLIED | SUBMITTED}}, 400, 401, 413, 415, 422, 503),
+    responses=answers(
+        {
+            200: {"model": DryRunView, "description": "What the job would do (`dry_run=true`)."},
+            202: {"headers": LOCATION | ETAG | APPLIED | SUBMITTED},
+        },
+        400,
+        401,
+        409,
+        413,
+        415,
+        422,
+        503,
+    ),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -67,11 +80,21 @@ SUBMITTED = {
         ],
     },
 )
-async def submit_job(request: Request, account: Account) -> Response:
-    """Submits a job. One whose model or dataset is still being inspected waits for the verdict."""
+async def submit_job(
+    request: Request,
+    account: Account,
+    dry_run: Annotated[bool, Query(description="Only say what the job would do.")] = False,
+) -> Response:
+    """Submits a job. One whose model or dataset is still being inspected waits for the verdict.
+
+    With `dry_run=true` nothing is submitted: the answer has the steps with every default, an estimate of time and
+    memory, and the artifacts that would come.
+    """
     services = services_of(request)
     key = idempotency_key(request.headers.get("idempotency-key"))
     spec = parse(await read_json(request, services.settings.max_json_bytes))
+    if dry_run:
+        return schemas.answer(await in_thread(planned, services.store, account, spec))
     job, created = await in_thread(submit, services.store, account, spec, key)
     if created:
         services.ring(job.id)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.contract.errors import TimedOut
+from app.contract.facts import Cost
 from tests.app.service import HANG_SECONDS, STEPS, Service
 from tests.contract.facts import dataset_facts, model_facts, split_facts
 
@@ -253,3 +254,44 @@ def test_the_report(service: Service) -> None:
 def test_no_such_job(service: Service, id: str) -> None:
     for answer in (service.http.get(f"/v1/jobs/{id}"), service.http.get(f"/v1/jobs/{id}/report")):
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+COST = Cost(
+    length=None,
+    macs=7840,
+    seconds=1e-5,
+    weight_bytes=31_400,
+    activation_bytes=3_136,
+    inference_bytes=34_536,
+    training_bytes=157_000,
+)
+
+
+def test_a_dry_run_says_what_a_job_would_do_and_does_not_do_it(service: Service) -> None:
+    http = service.http
+    model, dataset = service.model(facts=model_facts(cost=COST)), service.dataset("train", "test")
+    before = http.get("/v1/jobs").json()
+    answer = http.post("/v1/jobs?dry_run=true", json={"model": model, "dataset": dataset, "recipe": "small"})
+    assert answer.status_code == 200, answer.text
+    planned = answer.json()
+    assert [step["technique"] for step in planned["steps"]] == ["prune", "finetune", "quantize"]
+    assert planned["steps"][0]["training"]["epochs"] == 4
+    assert planned["artifacts"] == [
+        {"name": "model.safetensors", "format": "native"},
+        {"name": "model.onnx", "format": "onnx"},
+    ]
+    assert planned["estimate"]["seconds"] > 0
+    assert planned["estimate"]["memory_bytes"] > COST.training_bytes
+    assert http.get("/v1/jobs").json() == before
+
+
+def test_a_dry_run_refuses_what_a_job_would_be_refused_for(service: Service) -> None:
+    http = service.http
+    model = service.model(facts=model_facts(cost=COST))
+    wrong = http.post("/v1/jobs?dry_run=true", json={"model": model, "steps": [TRAINED]})
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "dataset_mismatch")
+    fresh = http.post("/v1/models?filename=m.safetensors", content=b"weights").json()["id"]
+    waiting = http.post("/v1/jobs?dry_run=true", json={"model": fresh, "steps": STEPS})
+    assert (waiting.status_code, waiting.json()["code"]) == (409, "still_inspecting")
+    assert (waiting.json()["pointer"], waiting.json()["retryable"]) == ("/model", True)
+    assert http.post("/v1/jobs?dry_run=perhaps", json={"model": model, "steps": STEPS}).status_code == 400

@@ -62,6 +62,7 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
         labels=spec.labels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=layer_facts(module),
+        native_file=weights.name,
     )
 
     stored = {name: tensor.dtype for name, tensor in weights.state.items() if tensor.is_floating_point()}

@@ -31,6 +31,7 @@ from worker.vetting.boundary import first_line
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Tied weights are stored once; a config that describes more than this of what the files hold would be made of noise.
 MAX_TIES = 4
+NATIVE = "model.zip"
 
 transformers_logging.disable_progress_bar()
 
@@ -70,6 +71,7 @@ def model_of(folder: Folder, spec: ModelSpec, save: Callable[[nn.Module, Path], 
         labels=labels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=layer_facts(module),
+        native_file=NATIVE,
     )
     model = Model(module, facts, feeding.encode, save, feeding.task, _stored(folder, module), feeding.example_length)
     return replace(model, facts=facts.model_copy(update={"classes": _check(model)}))
@@ -181,7 +183,7 @@ def _saver(folder: Folder) -> Callable[[nn.Module, Path], Path]:
         }
         with tempfile.TemporaryDirectory(prefix="save-", dir=folder.path.parent) as name, _quiet():
             module.save_pretrained(name, state_dict=state)  # type: ignore[operator]  # transformers' own module
-            return pack(folder, Path(name), target / "model.zip")
+            return pack(folder, Path(name), target / NATIVE)
 
     return save
 

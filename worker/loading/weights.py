@@ -24,6 +24,7 @@ HOW_TO_SAVE = (
     "from safetensors.torch import save_file\n"
     'save_file(model.state_dict(), "model.safetensors")'
 )
+SAFETENSORS, TORCH = "model.safetensors", "model.pt"
 # Where training scripts put a state dict inside a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict")
 # Tied weights are stored once and named twice; more than this is a small storage posing as a large tensor.
@@ -33,8 +34,9 @@ SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict as it came, and how to write one back: `write(state, folder)` returns the file."""
+    """A state dict as it came, and how to write one back: `write(state, folder)` returns the file, called `name`."""
 
+    name: str
     state: dict[str, Tensor]
     write: Callable[[Mapping[str, Tensor], Path], Path]
 
@@ -47,11 +49,11 @@ def read_safetensors(path: Path) -> Weights:
     dtypes = _dtypes(state)
 
     def write(new: Mapping[str, Tensor], folder: Path) -> Path:
-        target = folder / "model.safetensors"
+        target = folder / SAFETENSORS
         save_file(_as_stored(new, dtypes), target, metadata=header.metadata or None)
         return target
 
-    return Weights(state, write)
+    return Weights(SAFETENSORS, state, write)
 
 
 def read_torch(path: Path) -> Weights:
@@ -65,12 +67,12 @@ def read_torch(path: Path) -> Weights:
     dtypes = _dtypes(state)
 
     def write(new: Mapping[str, Tensor], folder: Path) -> Path:
-        target = folder / "model.pt"
+        target = folder / TORCH
         stored = _as_stored(new, dtypes)
         torch.save(stored if wrapper is None else {wrapper: stored}, target)
         return target
 
-    return Weights(state, write)
+    return Weights(TORCH, state, write)
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor]) -> None:

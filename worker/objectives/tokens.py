@@ -68,7 +68,8 @@ def _padded(tags: list[Tensor] | list[str] | None, inputs: Inputs) -> Tensor | N
         return None
     padded = torch.full((len(tags), inputs[0].shape[1]), IGNORED, dtype=torch.int64)
     for row, own in zip(padded, tags, strict=True):
-        row[: len(own)] = torch.as_tensor(own)
+        assert isinstance(own, Tensor)
+        row[: len(own)] = own
     return padded
 
 

@@ -1,0 +1,66 @@
+"""How long a job will take and how much memory it needs, roughly: from what the inspection measured."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.contract.facts import DatasetFacts, ModelFacts, calibration_split
+from app.contract.spec import Quantize, ResolvedSpec
+from app.contract.tasks import evaluation_split
+from app.contract.training import Training
+
+# A backward pass costs about two forward ones; a teacher adds one more.
+TRAINING_PASSES, TEACHER_PASSES = 3, 1
+# Calibration hands out every activation, and its statistics cost as much again.
+CALIBRATION_PASSES = 2
+# What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
+FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
+# An export holds the module, its graph, the file's message and its bytes.
+EXPORT_COPIES = 4
+RUNTIME_BYTES = 400 << 20  # a process with torch and onnxruntime in it
+
+
+class Estimate(BaseModel):
+    """Rough: within a small factor on a quiet worker like the one that inspected the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float
+    memory_bytes: int = Field(description="At the job's peak, with its runtime.")
+
+
+def estimate(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -> Estimate:
+    """The estimate of a job that was checked already. `model` must have its cost."""
+    assert model.cost is not None
+    cost = model.cost
+    passes = 0.0
+    needs = [cost.inference_bytes, EXPORT_COPIES * cost.weight_bytes]
+    for step in spec.steps:
+        training: Training | None = getattr(step, "training", None)
+        if training is not None:
+            passes += _training_passes(training, dataset)
+            needs.append(cost.training_bytes + training.batch_size * cost.activation_bytes)
+        if isinstance(step, Quantize) and step.method == "static":
+            passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
+    evaluated = _samples(dataset, evaluation_split(dataset, model.task))
+    passes += evaluated * (1 + len(spec.export))
+    return Estimate(
+        seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
+        memory_bytes=RUNTIME_BYTES + max(needs),
+    )
+
+
+def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:
+    """Forward passes of one sample that a training is worth."""
+    train = _samples(dataset, "train")
+    samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
+    passes: float = samples * (TRAINING_PASSES + (TEACHER_PASSES if training.distill is not None else 0))
+    if training.early_stopping is not None and train:
+        passes += samples / train * _samples(dataset, "validation")
+    return passes
+
+
+def _samples(dataset: DatasetFacts | None, split: str | None) -> int:
+    if dataset is None or split is None or split not in dataset.splits:
+        return 0
+    return dataset.splits[split].samples

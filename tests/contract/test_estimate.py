@@ -1,0 +1,64 @@
+"""Estimates by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.contract.estimate import EXPORT_COPIES, EXPORT_SECONDS, FIXED_SECONDS, RUNTIME_BYTES, Estimate, estimate
+from app.contract.facts import Cost
+from app.contract.spec import ResolvedSpec
+from tests.contract.facts import dataset_facts, model_facts, split_facts
+
+COST = Cost(
+    length=None,
+    macs=1000,
+    seconds=0.01,
+    weight_bytes=4_000,
+    activation_bytes=700,
+    inference_bytes=4_700,
+    training_bytes=20_000,
+)
+DATA = dataset_facts(
+    splits={"train": split_facts(), "validation": split_facts(samples=20), "test": split_facts(samples=30)}
+)
+DISTILLED = {"epochs": 2, "batch_size": 50, "distill": {}}
+
+
+def of(*steps: dict[str, Any], export: tuple[str, ...] = ("native", "onnx"), data: Any = DATA) -> Estimate:
+    spec = ResolvedSpec.model_validate(
+        {"model": "m", "dataset": "d", "recipe": None, "steps": steps, "export": export, "seed": 0}
+    )
+    return estimate(spec, model_facts(cost=COST), data)
+
+
+EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
+
+
+@pytest.mark.parametrize(
+    ("step", "passes"),
+    [
+        ({"technique": "prune", "sparsity": 0.5}, 0),
+        ({"technique": "finetune", "training": {"epochs": 2}}, 2 * 100 * 3),
+        ({"technique": "finetune", "training": {"steps": 7, "batch_size": 10}}, 70 * 3),
+        ({"technique": "finetune", "training": DISTILLED}, 2 * 100 * 4),
+        ({"technique": "finetune", "training": {"epochs": 2, "early_stopping": {}}}, 2 * (100 * 3 + 20)),
+        ({"technique": "quantize", "calibration": {"samples": 60}}, 60 * 2),
+        ({"technique": "quantize", "method": "dynamic"}, 0),
+    ],
+)
+def test_seconds_are_passes(step: dict[str, Any], passes: int) -> None:
+    assert of(step).seconds == pytest.approx(FIXED_SECONDS + 2 * EXPORT_SECONDS + 0.01 * (passes + EVALUATED))
+
+
+def test_steps_add_up_and_nothing_is_evaluated_without_labels() -> None:
+    train = {"technique": "finetune", "training": {"epochs": 1}}
+    found = of(train, train, export=("native",), data=dataset_facts("train"))
+    assert found.seconds == pytest.approx(FIXED_SECONDS + EXPORT_SECONDS + 0.01 * 600)
+
+
+def test_memory_is_that_of_the_hungriest_part() -> None:
+    assert of({"technique": "prune", "sparsity": 0.5}).memory_bytes == RUNTIME_BYTES + EXPORT_COPIES * 4_000
+    trained = of({"technique": "finetune", "training": DISTILLED})
+    assert trained.memory_bytes == RUNTIME_BYTES + 20_000 + 50 * 700
