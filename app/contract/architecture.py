@@ -104,7 +104,7 @@ class InputSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """The `spec` of an uploaded model. Plain weights need `task`, `architecture` and `input`.
+    """The `spec` of an uploaded model. Plain weights need `task`, `architecture` and `input`, or `config`.
 
     A Hugging Face folder says all of it itself: its `config.json` names the task, the labels and the inputs.
     """
@@ -112,6 +112,7 @@ class ModelSpec(Strict):
     task: Task | None = None
     architecture: Architecture | None = None
     input: InputSpec | None = None
+    config: dict[str, Any] | None = Field(None, description="The config.json of transformers, for plain weights.")
     labels: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | None,
         Field(min_length=1, max_length=MAX_LABELS, description="Names of the classes, in the order of the outputs."),
@@ -123,6 +124,8 @@ class ModelSpec(Strict):
             raise ValueError("an architecture needs a task, such as image-classification")
         if self.architecture is not None and self.input is None:
             raise ValueError('an architecture needs its input: {"shape": [1, 28, 28], "dtype": "float32"}')
+        if self.architecture is not None and self.config is not None:
+            raise ValueError("give architecture or config, not both: each describes the layers")
         if self.architecture is None and self.input is not None:
             raise ValueError("input describes an architecture; without one the file itself says what it takes")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):

@@ -68,7 +68,8 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
     stored = {name: tensor.dtype for name, tensor in weights.state.items() if tensor.is_floating_point()}
 
     def save(changed: nn.Module, folder: Path) -> Path:
-        return weights.write(changed.state_dict(), folder)
+        # What torch adds to old checkpoints (the counters of BatchNorm) does not go back into them.
+        return weights.write({name: t for name, t in changed.state_dict().items() if name in weights.state}, folder)
 
     return Model(module, facts, _encoder(spec.input, _vocabulary(module)), save, task, stored)
 

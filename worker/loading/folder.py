@@ -103,6 +103,15 @@ def unpack(archive: Archive, path: Path) -> Folder:
     return Folder(path, config, originals, headers)
 
 
+def describe(config: dict[str, Any], path: Path) -> Folder:
+    """A folder at `path` that holds weights alone, with a config from elsewhere; vetted as if it had come along."""
+    content = json.dumps(config).encode()
+    (path / CONFIG).write_bytes(_without_paths(CONFIG, content))
+    _check_config(config)
+    headers = tuple(read_header(file, ModelRejected) for file in sorted(path.glob("*.safetensors")))
+    return Folder(path, config, {CONFIG: content}, headers)
+
+
 def pack(folder: Folder, weights: Path, target: Path) -> Path:
     """Writes a zip of the folder with the weight files of `weights` in place of its own; returns `target`.
 

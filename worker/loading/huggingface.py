@@ -48,17 +48,19 @@ def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
         folder = unpack(archive, work / "model")
     finally:
         archive.close()
-    return model_of(folder, spec, _saver(folder))
+    return model_of(folder, spec, NATIVE, _saver(folder))
 
 
-def model_of(folder: Folder, spec: ModelSpec, save: Callable[[nn.Module, Path], Path]) -> Model:
-    """The model of an unpacked folder, written back by `save`."""
-    kind, name = _kind(folder, spec)
+def model_of(folder: Folder, spec: ModelSpec, name: str, save: Callable[[nn.Module, Path], Path]) -> Model:
+    """The model of an unpacked folder, written back by `save` as the file `name`."""
+    kind, class_name = _kind(folder, spec)
     with _quiet():
-        module = _load(folder, name)
+        module = _load(folder, class_name)
         task = (kind.labelled and problem(module.config)) or kind.task
         if spec.task not in (None, task):
-            raise ModelRejected(f"The spec's task is {spec.task}; the model is a {name} for {task}.", pointer="/task")
+            raise ModelRejected(
+                f"The spec's task is {spec.task}; the model is a {class_name} for {task}.", pointer="/task"
+            )
         feeding = kind.feed(folder, module)
     _positional(module, tuple(tensor.name for tensor in feeding.inputs), answer_of(kind, folder))
     labels = spec.labels or (_labels(module.config) if kind.labelled else None)
@@ -71,7 +73,7 @@ def model_of(folder: Folder, spec: ModelSpec, save: Callable[[nn.Module, Path], 
         labels=labels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=layer_facts(module),
-        native_file=NATIVE,
+        native_file=name,
     )
     model = Model(module, facts, feeding.encode, save, feeding.task, _stored(folder, module), feeding.example_length)
     return replace(model, facts=facts.model_copy(update={"classes": _check(model)}))
@@ -175,17 +177,23 @@ def _stored(folder: Folder, module: nn.Module) -> dict[str, torch.dtype]:
 
 def _saver(folder: Folder) -> Callable[[nn.Module, Path], Path]:
     def save(module: nn.Module, target: Path) -> Path:
-        """A zip of the folder with new weights, in the dtype that came: float16 must not come back twice as large."""
-        dtypes = _stored(folder, module)
-        state = {
-            name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype))
-            for name, tensor in module.state_dict().items()
-        }
-        with tempfile.TemporaryDirectory(prefix="save-", dir=folder.path.parent) as name, _quiet():
-            module.save_pretrained(name, state_dict=state)  # type: ignore[operator]  # transformers' own module
-            return pack(folder, Path(name), target / NATIVE)
+        """A zip of the folder with new weights."""
+        with written(folder, module) as weights:
+            return pack(folder, weights, target / NATIVE)
 
     return save
+
+
+@contextlib.contextmanager
+def written(folder: Folder, module: nn.Module) -> Iterator[Path]:
+    """A folder with the weights, in the dtype that came: float16 must not come back twice as large."""
+    dtypes = _stored(folder, module)
+    state = {
+        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()
+    }
+    with tempfile.TemporaryDirectory(prefix="save-", dir=folder.path.parent) as name, _quiet():
+        module.save_pretrained(name, state_dict=state)  # type: ignore[operator]  # transformers' own module
+        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.contract.architecture import ModelSpec, model_spec
 from app.contract.errors import ModelRejected
 from worker.loading.architecture import load_architecture
-from worker.loading.weights import HOW_TO_SAVE, read_safetensors, read_torch
+from worker.loading.weights import HOW_TO_SAVE, Weights, read_safetensors, read_torch
 from worker.model import Model
 from worker.vetting.boundary import refusing
 from worker.vetting.sniff import refuse, sniff
@@ -30,20 +31,30 @@ def load_model(path: Path, filename: str, spec: dict[str, Any], scratch: Path) -
         parsed = model_spec(spec, ModelRejected)
         kind = sniff(path)
         if kind in _READERS:
-            _need_architecture(parsed)
-            return load_architecture(parsed, _READERS[kind](path))
+            return _load_weights(_READERS[kind], path, parsed, scratch)
         if kind in ("zip", "tar"):
             return _load_folder(path, parsed, scratch)
         hint = HOW_TO_SAVE if kind in ("pickle", "torchscript") else ADVICE
         raise refuse(kind, filename, hint, ModelRejected)
 
 
+def _load_weights(read: Callable[[Path], Weights], path: Path, spec: ModelSpec, scratch: Path) -> Model:
+    if spec.config is not None:
+        # Only here, since transformers takes seconds to import.
+        from worker.loading.configured import load_configured
+
+        return load_configured(read(path), spec, scratch)
+    _need_architecture(spec)
+    return load_architecture(spec, read(path))
+
+
 def _load_folder(path: Path, spec: ModelSpec, scratch: Path) -> Model:
-    if spec.architecture is not None:
-        raise ModelRejected(
-            "The file is an archive and the spec has an architecture: upload the weights alone, or leave it out.",
-            pointer="/architecture",
-        )
+    for field in ("architecture", "config"):
+        if getattr(spec, field) is not None:
+            raise ModelRejected(
+                f"The file is an archive and the spec has {field!r}: upload the weights alone, or leave it out.",
+                pointer=f"/{field}",
+            )
     # Only here, since transformers takes seconds to import.
     from worker.loading.huggingface import load_huggingface
 
@@ -54,6 +65,6 @@ def _need_architecture(spec: ModelSpec) -> None:
     if spec.architecture is None:
         raise ModelRejected(
             "Weights alone say nothing of the layers between them: give spec.architecture, spec.input and spec.task, "
-            "or upload a zip of a Hugging Face folder.",
+            "or spec.config with the config.json of transformers, or upload a zip of a Hugging Face folder.",
             pointer="/architecture",
         )

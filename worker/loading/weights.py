@@ -168,7 +168,10 @@ def _dtypes(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 
 def _as_stored(new: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
     """Contiguous, in the dtype that came: a float16 upload must not come back twice as large."""
-    return {name: new[name].detach().cpu().to(dtype, copy=True).contiguous() for name, dtype in dtypes.items()}
+    return {
+        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype), copy=True).contiguous()
+        for name, tensor in new.items()
+    }
 
 
 def _word(tensor: Tensor) -> str:
