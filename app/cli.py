@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.client import Client, ClientError
+from app.client import WAIT_SECONDS, Client, ClientError
 from app.contract.errors import TersorError
 from app.contract.store import JobStore
 from app.progress import follow
@@ -81,6 +81,7 @@ def submit(
     recipe: Annotated[str | None, typer.Option(help="A named recipe.")] = None,
     steps: Annotated[Path | None, typer.Option(help="The steps: a JSON file with a list.", exists=True)] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what the job would do.")] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
@@ -94,6 +95,10 @@ def submit(
             job["recipe"] = recipe
         if steps is not None:
             job["steps"] = json.loads(steps.read_text())
+        if dry_run:
+            _await_inspections(client, job)
+            console.print_json(json.dumps(client.dry_run(job)))
+            return
         submitted = client.submit(job)
         console.print(submitted["id"])
         if wait:
@@ -162,6 +167,14 @@ def list_keys() -> None:
 def revoke_key(key_id: str) -> None:
     """Ends a key; requests with it are refused from then on."""
     _store().revoke_key(key_id)
+
+
+def _await_inspections(client: Client, job: dict[str, object]) -> None:
+    """A dry run needs to know what was uploaded."""
+    while client.model(str(job["model"]), wait=WAIT_SECONDS)["status"] == "inspecting":
+        continue
+    while "dataset" in job and client.dataset(str(job["dataset"]), wait=WAIT_SECONDS)["status"] == "inspecting":
+        continue
 
 
 def _store() -> JobStore:

@@ -82,6 +82,10 @@ class Client:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self._json("POST", "/v1/jobs", json=spec, headers=headers)
 
+    def dry_run(self, spec: Document) -> Document:
+        """What a job would do, how long it would take, and what would come of it; nothing is submitted."""
+        return self._json("POST", "/v1/jobs", params={"dry_run": True}, json=spec)
+
     def job(self, id: str) -> Document:
         """A job as it is now."""
         return self._json("GET", f"/v1/jobs/{id}")

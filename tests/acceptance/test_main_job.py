@@ -45,12 +45,19 @@ def test_the_demo_passes_from_a_terminal() -> None:
 def test_prune_distil_quantize(tersor: Service, lenet: Path, tmp_path: Path) -> None:
     with tersor.client() as client:
         model, dataset = upload(client, lenet)
+        inspected = client.model(model, wait=30)
+        client.dataset(dataset, wait=30)
+        planned = client.dry_run({"model": model, "dataset": dataset, "steps": MAIN_STEPS})
         done, report = run(client, model, dataset, steps=MAIN_STEPS, seed=3)
         assert done["progress"] == 1
         assert done["attempt"] == 1
         artifacts = {item["name"]: item for item in client.artifacts(done["id"])}
         files = {name: client.download(done["id"], name, tmp_path) for name in artifacts}
-    assert set(files) == {"model.safetensors", "model.onnx"}
+    assert set(files) == {"model.safetensors", "model.onnx"} == {item["name"] for item in planned["artifacts"]}
+    assert planned["steps"] == done["steps"]
+    assert planned["estimate"]["seconds"] > 0
+    assert sum(layer["macs"] for layer in inspected["layers"]) == inspected["cost"]["macs"]
+    assert all(entry["applies"] for entry in inspected["techniques"])
     measured = {item["name"]: item for item in report["artifacts"]}
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == artifacts[name]["sha256"] == measured[name]["sha256"]

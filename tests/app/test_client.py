@@ -13,7 +13,7 @@ from app.client import Client, ClientError
 from app.contract.errors import TimedOut
 from app.launch import free_port
 from tests.app.service import STEPS, Service
-from tests.contract.facts import dataset_facts, model_facts
+from tests.contract.facts import COST, dataset_facts, model_facts
 
 SPEC = {
     "task": "image-classification",
@@ -91,3 +91,12 @@ def test_nobody_there(tmp_path: Path) -> None:
     with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ClientError) as silence:
         client.job("job_x")
     assert (silence.value.code, silence.value.status) == ("unreachable", 0)
+
+
+def test_a_dry_run_submits_nothing(service: Service) -> None:
+    with Client(service.url) as client:
+        with pytest.raises(ClientError) as refused:
+            client.dry_run({"model": service.model(), "recipe": "small"})
+        assert refused.value.code == "dataset_mismatch"
+        planned = client.dry_run({"model": service.model(facts=model_facts(cost=COST)), "steps": STEPS})
+        assert planned["artifacts"][0] == {"name": "model.safetensors", "format": "native"}

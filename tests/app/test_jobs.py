@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from app.contract.errors import TimedOut
-from app.contract.facts import Cost
 from tests.app.service import HANG_SECONDS, STEPS, Service
-from tests.contract.facts import dataset_facts, model_facts, split_facts
+from tests.contract.facts import COST, dataset_facts, model_facts, split_facts
 
 NOBODY = "mdl_" + "0" * 26
 TRAINED = {"technique": "prune", "sparsity": 0.5, "training": {"epochs": 1}}
@@ -254,17 +253,6 @@ def test_the_report(service: Service) -> None:
 def test_no_such_job(service: Service, id: str) -> None:
     for answer in (service.http.get(f"/v1/jobs/{id}"), service.http.get(f"/v1/jobs/{id}/report")):
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-
-
-COST = Cost(
-    length=None,
-    macs=7840,
-    seconds=1e-5,
-    weight_bytes=31_400,
-    activation_bytes=3_136,
-    inference_bytes=34_536,
-    training_bytes=157_000,
-)
 
 
 def test_a_dry_run_says_what_a_job_would_do_and_does_not_do_it(service: Service) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.contract.facts import DatasetFacts, LayerFacts, ModelFacts, SplitFacts, TensorFacts
+from app.contract.facts import Cost, DatasetFacts, LayerFacts, ModelFacts, SplitFacts, TensorFacts
 
+COST = Cost(
+    length=None,
+    macs=7840,
+    seconds=1e-5,
+    weight_bytes=31_400,
+    activation_bytes=3_136,
+    inference_bytes=34_536,
+    training_bytes=157_000,
+)
 PIXELS = TensorFacts(name="input", shape=(1, 28, 28), dtype="float32")
 
 
