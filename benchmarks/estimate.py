@@ -6,6 +6,7 @@ highest that the worker's own measure of a job's processes shows while it runs.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from datetime import datetime
@@ -30,7 +31,7 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         {"technique": "quantize"},
     ],
 }
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.5  # to look costs time that the job does not get
 
 
 class Peak:
@@ -56,13 +57,11 @@ class Peak:
 
 
 def _leads_a_job(pid: int) -> bool:
-    """A job's process leads a group and was forked from the fork server."""
+    """A job's process leads a group of its own and was forked from the fork server."""
     try:
-        process = psutil.Process(pid)
-        parent = process.parent()
-        forked = parent is not None and "forkserver" in " ".join(parent.cmdline())
-        return forked and bool(group_memory(pid))
-    except psutil.Error:
+        parent = psutil.Process(pid).parent()
+        return os.getpgid(pid) == pid and parent is not None and "forkserver" in " ".join(parent.cmdline())
+    except (psutil.Error, ProcessLookupError):
         return False
 
 
