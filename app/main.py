@@ -39,16 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
     api.add_middleware(TusProtocol)
     api.add_middleware(RequestContext, metrics=metrics)
     app.errors.install(api)
-    for endpoints in (
-        jobs,
-        models,
-        datasets,
-        uploads,
-        blobs,
-        artifacts,
-        techniques,
-        health,
-    ):  # jobs first: they are polled
+    # Jobs first: they are polled.
+    for endpoints in (jobs, models, datasets, uploads, blobs, artifacts, techniques, health):
         api.include_router(endpoints.router)
 
     def openapi() -> dict[str, Any]:

@@ -26,6 +26,10 @@ ALGORITHMS = {"sha256": 32, "sha1": 20}
 MAX_METADATA = 8 << 10  # a file's name, its type and its digest take a few hundred bytes
 # Methods that a client which cannot send them may name in X-HTTP-Method-Override of a POST.
 OVERRIDES = {"PATCH", "DELETE", "HEAD"}
+# Answers after which a client asks for the offset and sends again. A long body that nobody takes any more is cut off
+# then, for otherwise clients send it to its end before they read the answer.
+COME_BACK = (409, 423, 503)
+WORTH_CUTTING_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _NUMBER = re.compile(r"[0-9]{1,18}")  # what a database's 64 bits hold
@@ -49,13 +53,20 @@ class TusProtocol:
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
-                versions = [(b"tus-resumable", VERSION.encode())]
+                extra = [(b"tus-resumable", VERSION.encode())]
                 if message["status"] == 412:
-                    versions.append((b"tus-version", VERSION.encode()))
-                message["headers"] = [*message["headers"], *versions]
+                    extra.append((b"tus-version", VERSION.encode()))
+                if message["status"] in COME_BACK and _length(scope) > WORTH_CUTTING_BYTES:
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         await self._app(scope, receive, send_on)
+
+
+def _length(scope: Scope) -> int:
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if _NUMBER.fullmatch(length.decode("latin-1")) else 0
 
 
 def require_version(request: Request) -> None:

@@ -32,7 +32,7 @@ async def upload_dataset(
     filename: Annotated[str | None, Query(description="The file's name, for a raw body.")] = None,
     spec: Annotated[str | None, Query(description="JSON; nothing may stand in it yet.")] = None,
 ) -> Response:
-    """Takes a dataset: its bytes, raw or as a form, or the name of bytes sent before. An inspection follows: see `status`."""
+    """Takes a dataset: its bytes, or as JSON the name of bytes sent before. An inspection follows: see `status`."""
     record, waited = await inspected(request, await receive(request, account, "dataset"))
     headers = {"Location": f"/v1/datasets/{record.id}"} | applied(waited)
     return schemas.answer(dataset_view(record), 201, headers)

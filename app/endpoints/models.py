@@ -40,7 +40,7 @@ async def upload_model(
     filename: Annotated[str | None, Query(description="The file's name, for a raw body.")] = None,
     spec: Annotated[str | None, Query(description="JSON with task, architecture, input, labels.")] = None,
 ) -> Response:
-    """Takes a model: its bytes, raw or as a form, or the name of bytes sent before. An inspection follows: see `status`."""
+    """Takes a model: its bytes, or as JSON the name of bytes sent before. An inspection follows: see `status`."""
     record, waited = await inspected(request, await receive(request, account, "model"))
     headers = {"Location": f"/v1/models/{record.id}"} | applied(waited)
     return schemas.answer(model_view(record), 201, headers)

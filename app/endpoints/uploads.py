@@ -43,6 +43,7 @@ SERVICE = _described(
 RESUMABLE = header("Tus-Resumable", "The protocol's version.", tus.VERSION) | {"required": True}
 OFFSET = header("Upload-Offset", "How many bytes have come before these.", "0") | {"required": True}
 CHECKSUM = header("Upload-Checksum", "Of this body: an algorithm and the value in base64.", "sha256 …")
+METADATA = header("Upload-Metadata", "`filename`, and `sha256` in hexadecimal; values in base64.", "filename bS5wdA==")
 BODY: dict[str, Any] = {"content": {tus.MEDIA_TYPE: {"schema": BYTES}}}
 SENDING = (400, 401, 404, 409, 410, 412, 413, 415, 422, 423, 460, 503)
 
@@ -80,9 +81,7 @@ async def describe_uploads(request: Request, account: Account) -> Response:
         "parameters": [
             RESUMABLE,
             header("Upload-Length", "The file's size in bytes.", "1048576") | {"required": True},
-            header(
-                "Upload-Metadata", "`filename`, and `sha256` in hexadecimal; values in base64.", "filename bS5wdA=="
-            ),
+            METADATA,
             CHECKSUM,
         ],
         "requestBody": BODY | {"description": "The first bytes, if any."},
