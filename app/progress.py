@@ -16,10 +16,15 @@ from app.sending import OnProgress
 @contextmanager
 def sending(name: str, console: Console) -> Iterator[OnProgress]:
     """Draws what it is told; nothing for a file that is sent in one go."""
-    with Progress(
-        TextColumn(name), BarColumn(bar_width=40), DownloadColumn(), TransferSpeedColumn(), console=console
-    ) as progress:
-        bar = progress.add_task("", visible=False)
+    # The name of a file may look like markup, or like a format.
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=40),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, visible=False)
         yield lambda sent, size: progress.update(bar, completed=sent, total=size, visible=True)
 
 

@@ -36,6 +36,10 @@ log = logging.getLogger("tersor.uploads")
 YIELD_SECONDS = 5.0
 # Bytes with a checksum count all together or not at all, so the upload cannot be yielded between them.
 CHECKED_IDLE_SECONDS = 15.0
+# A request that has just acknowledged its bytes, or whose client is gone, lets go of the upload within a moment.
+PATIENCE_SECONDS = 0.5
+# So often whoever takes the bytes gets to look at the clock while nothing comes.
+TICK_SECONDS = 1.0
 
 
 class Body:
@@ -47,16 +51,22 @@ class Body:
         self.ended = False
 
     async def pieces(self, seconds: float, *, may_pause: bool = True) -> AsyncIterator[bytes]:
-        """Until the end, or until nothing has come for so long, where it may pause.
+        """Until the end, or until nothing has come for so long, where it may pause. An empty piece: time passes.
 
         Raises UploadIncomplete where the client goes away, UploadTooLarge, and ServiceUnavailable when the service
         ends: what has come so far is a good place to go on from.
         """
+        silent = 0.0
         while not (self.ended and self._next is None):
-            if self._next is None and not await self._receive(seconds):
+            if self._next is None and not await self._receive(tick := min(TICK_SECONDS, seconds)):
+                silent += tick
+                if silent < seconds:
+                    yield b""
+                    continue
                 if may_pause:
                     return
                 raise UploadIncomplete(f"Nothing came for {seconds:.0f} s. Nothing was kept: send the bytes again.")
+            silent = 0.0
             piece, self._next = self._next or b"", None
             self._left -= len(piece)
             if self._left < 0:
@@ -95,8 +105,8 @@ class Held:
         pieces = body.pieces(YIELD_SECONDS) if checksum is None else body.pieces(CHECKED_IDLE_SECONDS, may_pause=False)
         most = record.size_bytes - record.received
         if not most:
-            async for _ in pieces:
-                raise AssertionError("the body grants no byte")
+            async for piece in pieces:
+                assert not piece  # the body lets none pass
             return
         await in_thread(self._partial.begin, record.received, record.attempt)
         digest = services.digests.get(record.id, record.received)
@@ -166,10 +176,8 @@ async def held(services: Services, upload_id: str) -> AsyncIterator[Held]:
 
     An upload whose bytes turn out to be gone is removed.
     """
-    partial = await in_thread(services.blobs.partial, upload_id)
+    hold, partial = await _take(services, upload_id)
     try:
-        record = await in_thread(services.store.take_resumable, upload_id, LEASE_SECONDS, partial.exclusive)
-        hold = Held(services, partial, record)
         async with _lease(services, hold, partial):
             try:
                 yield hold
@@ -179,6 +187,27 @@ async def held(services: Services, upload_id: str) -> AsyncIterator[Held]:
     finally:
         with anyio.CancelScope(shield=True):
             await in_thread(partial.close)
+
+
+async def _take(services: Services, upload_id: str) -> tuple[Held, Partial]:
+    deadline = anyio.current_time() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await in_thread(_try_to_take, services, upload_id)
+        except UploadLocked:
+            if anyio.current_time() > deadline:
+                raise
+        await anyio.sleep(PATIENCE_SECONDS / 10)
+
+
+def _try_to_take(services: Services, upload_id: str) -> tuple[Held, Partial]:
+    partial = services.blobs.partial(upload_id)
+    try:
+        record = services.store.take_resumable(upload_id, LEASE_SECONDS, partial.exclusive)
+    except BaseException:
+        partial.close()
+        raise
+    return Held(services, partial, record), partial
 
 
 @contextlib.asynccontextmanager

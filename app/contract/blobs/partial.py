@@ -145,8 +145,11 @@ class ObjectPartial(Partial):
     def promote(self, sha256: str) -> None:
         """As in Partial: by sending all of it through this process once more."""
         size = self._written
-        chunk_bytes = max(2 * CHUNK_BYTES, -(-size // MAX_PARTS))
-        obstore.put(self._store, keys.blob_key(sha256), self.read(0, size), chunk_size=chunk_bytes, max_concurrency=2)
+        buffer_bytes = max(2 * CHUNK_BYTES, -(-size // MAX_PARTS))
+        writer = obstore.open_writer(self._store, keys.blob_key(sha256), buffer_size=buffer_bytes)
+        for piece in self.read(0, size):
+            writer.write(piece)
+        writer.close()
         self.discard()
 
     def discard(self) -> None:
