@@ -18,7 +18,7 @@ from app import __version__
 from app.client import WAIT_SECONDS, Client, ClientError
 from app.contract.errors import TersorError
 from app.contract.store import JobStore
-from app.progress import follow
+from app.progress import follow, sending
 from app.settings import Settings, get_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Makes neural networks smaller and faster.")
@@ -85,12 +85,14 @@ def submit(
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
-    """Uploads a model and its data, submits a job, and follows it."""
+    """Uploads a model and its data, submits a job, and follows it. Run again, it goes on where an upload broke off."""
     with Client(url, key) as client:
-        uploaded = client.upload_model(model, json.loads(spec.read_text()) if spec else None)
+        with sending(model.name, console) as on_progress:
+            uploaded = client.upload_model(model, json.loads(spec.read_text()) if spec else None, on_progress)
         job: dict[str, object] = {"model": uploaded["id"]}
         if dataset is not None:
-            job["dataset"] = client.upload_dataset(dataset)["id"]
+            with sending(dataset.name, console) as on_progress:
+                job["dataset"] = client.upload_dataset(dataset, on_progress=on_progress)["id"]
         if recipe is not None:
             job["recipe"] = recipe
         if steps is not None:

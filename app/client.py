@@ -6,15 +6,19 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import httpx
 
-Document = dict[str, Any]
+from app.sending import OnProgress, Sender
+from app.transport import ClientError, Document, reachable, require, send
 
+__all__ = ["Client", "ClientError", "Document"]
+
+# Larger files are sent as resumable uploads.
+RESUMABLE_BYTES = 64_000_000
 CHUNK_BYTES = 1 << 20
 # One request of `wait` is held by the service for this long at most.
 WAIT_SECONDS = 30
@@ -22,21 +26,6 @@ CONNECT_SECONDS = 10.0
 # Longer than the service holds an answer, and than it takes to make a large upload durable.
 ANSWER_SECONDS = 300.0
 FINAL_STATES = ("succeeded", "failed", "cancelled")
-
-
-class ClientError(Exception):
-    """The service refused, or did not answer. `problem` is its problem document; `status` is 0 without an answer."""
-
-    def __init__(self, problem: Document, status: int = 0) -> None:
-        self.problem = problem
-        self.status = status
-        where = problem.get("pointer") or problem.get("parameter")
-        super().__init__(f"{problem['detail']}" + (f" ({where})" if where else ""))
-
-    @property
-    def code(self) -> str:
-        """Stable; see `app.contract.errors`."""
-        return str(self.problem["code"])
 
 
 class Client:
@@ -61,13 +50,20 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    def upload_model(self, path: Path, spec: Document | None = None) -> Document:
-        """Uploads a model's file; its inspection has only begun when this returns."""
-        return self._upload("/v1/models", path, spec)
+    def upload_model(self, path: Path, spec: Document | None = None, on_progress: OnProgress | None = None) -> Document:
+        """Uploads a model's file; its inspection has only begun when this returns.
 
-    def upload_dataset(self, path: Path, spec: Document | None = None) -> Document:
-        """Uploads a dataset's file; its inspection has only begun when this returns."""
-        return self._upload("/v1/datasets", path, spec)
+        A file over RESUMABLE_BYTES is not sent again where the service holds it, and what is cut off goes on by
+        itself, also after this program was killed and started again. For such a file `on_progress` is called with the
+        bytes sent and the bytes in all.
+        """
+        return self._upload("/v1/models", path, spec, on_progress)
+
+    def upload_dataset(
+        self, path: Path, spec: Document | None = None, on_progress: OnProgress | None = None
+    ) -> Document:
+        """The same for a dataset's file."""
+        return self._upload("/v1/datasets", path, spec, on_progress)
 
     def model(self, id: str, wait: int = 0) -> Document:
         """A model; with `wait`, after its inspection or so many seconds."""
@@ -121,17 +117,22 @@ class Client:
         target = folder / Path(name).name
         partial = target.with_name(f"{target.name}.part")
         try:
-            with _reachable(), self._http.stream("GET", f"/v1/jobs/{id}/artifacts/{name}") as answer:
+            with reachable(), self._http.stream("GET", f"/v1/jobs/{id}/artifacts/{name}") as answer:
                 if answer.is_error:
                     answer.read()
-                _require(answer)
+                require(answer)
                 _write(answer, partial)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
         return target
 
-    def _upload(self, url: str, path: Path, spec: Document | None) -> Document:
+    def _upload(self, url: str, path: Path, spec: Document | None, on_progress: OnProgress | None) -> Document:
+        if path.stat().st_size > RESUMABLE_BYTES:
+            named: Document = {"filename": path.name, "spec": spec or {}}
+            return Sender(self._http, path, on_progress).send_and_use(
+                lambda reference: self._json("POST", url, json=reference | named)
+            )
         with path.open("rb") as file:
             if spec is not None:  # in a form: an architecture may be too long for the query
                 form = {"files": {"file": (path.name, file)}, "data": {"spec": json.dumps(spec)}}
@@ -144,29 +145,7 @@ class Client:
         return document
 
     def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        with _reachable():
-            answer = self._http.request(method, url, **request)
-        _require(answer)
-        return answer
-
-
-@contextmanager
-def _reachable() -> Iterator[None]:
-    try:
-        yield
-    except httpx.TransportError as error:
-        url = error.request.url
-        detail = f"{url.scheme}://{url.netloc.decode()} does not answer: {error or type(error).__name__}."
-        raise ClientError({"code": "unreachable", "detail": detail, "retryable": True}) from error
-
-
-def _require(answer: httpx.Response) -> None:
-    if not answer.is_error:
-        return
-    if answer.headers.get("content-type") == "application/problem+json":
-        raise ClientError(answer.json(), answer.status_code)
-    detail = f"The answer is {answer.status_code} {answer.reason_phrase} and no problem document: is this Tersor?"
-    raise ClientError({"code": "not_tersor", "detail": detail, "retryable": False}, answer.status_code)
+        return send(self._http, method, url, **request)
 
 
 def _write(answer: httpx.Response, path: Path) -> None:

@@ -42,11 +42,15 @@ STATUS: dict[type[TersorError], int] = {
     errors.DatasetMismatch: 422,
     errors.Unsupported: 422,
     errors.IdempotencyKeyReused: 422,
+    errors.DigestMismatch: 422,
+    errors.UploadLocked: 423,
+    errors.TooManyUploads: 429,
+    errors.ChecksumMismatch: 460,  # of the tus protocol
     errors.ServiceUnavailable: 503,
 }
 
 # What a client needs besides the document, by status.
-HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 423: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 
 
 class InvalidParameter(errors.InvalidRequest):

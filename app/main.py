@@ -13,12 +13,13 @@ from app import __version__
 from app.contract.blobs import Blobs
 from app.contract.queue import Doorbell
 from app.contract.store import JobStore
-from app.endpoints import artifacts, datasets, health, jobs, models, techniques
+from app.endpoints import artifacts, blobs, datasets, health, jobs, models, techniques, uploads
 from app.metrics import Metrics
 from app.middleware import RequestContext
 from app.openapi import describe
 from app.services import Services, in_thread
 from app.settings import Settings
+from app.tus import TusProtocol
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -35,9 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
             await services.close()
 
     api = FastAPI(title="Tersor", version=__version__, lifespan=lifespan)
+    api.add_middleware(TusProtocol)
     api.add_middleware(RequestContext, metrics=metrics)
     app.errors.install(api)
-    for endpoints in (jobs, models, datasets, artifacts, techniques, health):  # jobs first: they are polled
+    # Jobs first: they are polled.
+    for endpoints in (jobs, models, datasets, uploads, blobs, artifacts, techniques, health):
         api.include_router(endpoints.router)
 
     def openapi() -> dict[str, Any]:

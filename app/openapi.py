@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from app import __version__
 from app.errors import MEDIA_TYPE, ProblemDocument
+from app.referring import Reference
 
 DESCRIPTION = """Makes neural networks smaller and faster.
 
@@ -29,6 +30,9 @@ REASONS = {
     415: "The body's media type or encoding is not taken.",
     416: "No byte of the range exists.",
     422: "The specification is not valid, or its parts do not fit each other.",
+    423: "Another request is sending bytes of this upload.",
+    429: "The account has too many unfinished uploads.",
+    460: "The bytes have another checksum.",
     503: "A part of the service does not answer.",
 }
 TEXT: dict[str, Any] = {"type": "string"}
@@ -80,17 +84,22 @@ def request_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def upload_body(spec_example: dict[str, Any]) -> dict[str, Any]:
-    """The two ways to send a file."""
+    """The two ways to send a file, and the one to name what was sent before."""
     form = {
         "type": "object",
         "required": ["file"],
         "properties": {"file": BYTES, "spec": {"type": "string", "description": "JSON, as in the query."}},
         "example": {"file": "…", "spec": str(spec_example).replace("'", '"')},
     }
+    named = {"upload": "upl_01jd3m8s5q2v7x9z4b6c8d0e2f", "filename": "model.safetensors", "spec": spec_example}
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": {"schema": form}},
+            "content": {
+                "application/octet-stream": {"schema": BYTES},
+                "multipart/form-data": {"schema": form},
+                "application/json": {"schema": request_schema(Reference), "example": named},
+            },
         },
         "parameters": [
             PREFER,

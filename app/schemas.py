@@ -21,7 +21,7 @@ from app.contract.facts import (
     Task,
     TensorFacts,
 )
-from app.contract.records import ArtifactRecord, JobRecord, UploadRecord
+from app.contract.records import ArtifactRecord, JobRecord, ResumableRecord, UploadRecord
 from app.contract.spec import ExportFormat, Step
 from app.contract.states import JobState, UploadStatus
 
@@ -77,6 +77,20 @@ class DatasetView(UploadView):
     kind: DataKind | None = None
     splits: dict[str, SplitFacts] | None = None
     labels: tuple[str, ...] | None = None
+
+
+class ResumableView(View):
+    """A resumable upload."""
+
+    id: str
+    filename: str
+    size_bytes: int = Field(description="Of the whole file.")
+    offset: int = Field(description="How many bytes have come and are durable.")
+    finished: bool = Field(description="Whether a model or a dataset can be made of it.")
+    sha256: str | None = Field(description="Of the bytes, once all have come.")
+    promised_sha256: str | None = Field(description="What the client says it will be.")
+    created_at: datetime
+    expires_at: datetime
 
 
 class JobView(View):
@@ -190,6 +204,12 @@ def dataset_view(record: UploadRecord) -> DatasetView:
 
 def _upload(record: UploadRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in UploadView.model_fields}
+
+
+def resumable_view(record: ResumableRecord) -> ResumableView:
+    """A resumable upload's record as clients read it."""
+    shown = {name: getattr(record, name) for name in ResumableView.model_fields if name != "offset"}
+    return ResumableView(offset=record.received, **shown)
 
 
 def job_view(record: JobRecord) -> JobView:

@@ -12,6 +12,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from app.contract.blobs import Blobs
+from app.contract.blobs.digest import RecentDigests
 from app.contract.queue import Doorbell
 from app.contract.store import JobStore
 from app.metrics import Metrics
@@ -29,7 +30,7 @@ MAX_RINGING = 1000
 
 @dataclass
 class Services:
-    """Store, blobs, doorbell and metrics of one application."""
+    """Store, blobs, doorbell, metrics and the hashes of unfinished uploads of one application."""
 
     settings: Settings
     store: JobStore
@@ -37,6 +38,7 @@ class Services:
     doorbell: Doorbell
     metrics: Metrics
     closing: bool = False
+    digests: RecentDigests = field(default_factory=RecentDigests)
     _ringing: set[asyncio.Task[None]] = field(default_factory=set)
     _limit: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(RINGING_THREADS))
 

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     api_keys_required: bool | None = Field(None, description="Unset: required unless bound to loopback.")
     max_upload_bytes: int = 64 * GIB
     max_json_bytes: int = 1 << 20
+    max_open_uploads: int = Field(100, description="Unfinished resumable uploads of one account.")
+    upload_expiry_seconds: float = Field(
+        24 * 3600.0, description="A resumable upload is kept this long after its last byte."
+    )
 
     worker_concurrency: int = 1
     worker_threads: int = Field(0, description="Compute threads of one job; 0: all cores / concurrency.")

@@ -6,21 +6,19 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from pydantic import ValidationError
 
 from app.bodies import content_type, parse_json, pieces, refuse_encoding, refuse_length
-from app.contract.architecture import DatasetSpec, ModelSpec
-from app.contract.errors import InvalidRequest, UnsupportedMediaType
+from app.contract.blobs import Stored
+from app.contract.errors import BlobMissing, InvalidRequest, ServiceUnavailable, UnsupportedMediaType
 from app.contract.ids import new_id
 from app.contract.records import UploadKind, UploadRecord
-from app.errors import InvalidFields
 from app.multipart import Form
-from app.pointers import violations
+from app.referring import referred
 from app.services import Services, in_thread, services_of
+from app.specs import checked_spec
 
 MAX_FILENAME = 255  # what file systems take
 FORM_OVERHEAD_BYTES = 64 << 10  # boundaries and part headers around the file and the spec
-SPECS: dict[UploadKind, type[ModelSpec | DatasetSpec]] = {"model": ModelSpec, "dataset": DatasetSpec}
 
 
 class Upload:
@@ -46,8 +44,7 @@ class Upload:
         """Raises what the request's head alone shows to be wrong."""
         refuse_encoding(self._request)
         refuse_length(self._request, self._max_body())
-        media = content_type(self._request)
-        if media == "application/json" or (media.startswith("multipart/") and not self._is_form()):
+        if content_type(self._request).startswith("multipart/") and not self._is_form():
             raise UnsupportedMediaType()
 
     def _is_form(self) -> bool:
@@ -72,36 +69,46 @@ class Upload:
             self.spec = self._checked(form.spec)
 
     def _checked(self, text: str | bytes | None) -> dict[str, Any]:
-        raw = {} if text is None or not text.strip() else parse_json(text, "`spec`")
-        try:
-            spec = SPECS[self._kind].model_validate(raw)
-        except ValidationError as error:
-            raise InvalidFields(violations(error, raw, "/spec")) from None
-        return spec.model_dump(mode="json", exclude_unset=True)
+        return checked_spec(self._kind, {} if text is None or not text.strip() else parse_json(text, "`spec`"))
 
 
 async def receive(request: Request, account: str, kind: UploadKind) -> UploadRecord:
-    """Stores the file of a request, records it, and rings for its inspection.
+    """Stores the file of a request, or finds the one that it names, records it, and rings for its inspection.
 
     Bytes whose record cannot be written stay under their digest, where the client's next try finds them.
     """
     services = services_of(request)
-    upload = Upload(request, services, kind)
-    upload.refuse_early()
-    stored = await services.blobs.ingest(upload.chunks(), services.settings.max_upload_bytes)
-    record = await in_thread(
+    if content_type(request) == "application/json":
+        found = await referred(request, services, account, kind)
+        record = await _record(services, account, kind, found.filename, found.stored, found.spec)
+    else:
+        upload = Upload(request, services, kind)
+        upload.refuse_early()
+        stored = await services.blobs.ingest(upload.chunks(), services.settings.max_upload_bytes)
+        try:
+            record = await _record(services, account, kind, upload.filename, stored, upload.spec)
+        except BlobMissing:  # the same bytes were rejected, and deleted, for someone else in this very moment
+            raise ServiceUnavailable("The file could not be kept. Send it again.") from None
+        services.metrics.uploaded.labels(kind).inc(stored.size_bytes)
+    services.ring(record.id)
+    return record
+
+
+async def _record(
+    services: Services, account: str, kind: UploadKind, filename: str | None, stored: Stored, spec: dict[str, Any]
+) -> UploadRecord:
+    key = services.blobs.blob_key(stored.sha256)
+    return await in_thread(
         services.store.add_upload,
         account,
         kind,
         new_id("mdl" if kind == "model" else "dst"),
-        safe_filename(upload.filename),
+        safe_filename(filename),
         stored.sha256,
         stored.size_bytes,
-        upload.spec,
+        spec,
+        lambda: services.blobs.exists(key),
     )
-    services.metrics.uploaded.labels(kind).inc(stored.size_bytes)
-    services.ring(record.id)
-    return record
 
 
 def safe_filename(name: str | None) -> str:

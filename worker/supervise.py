@@ -200,8 +200,9 @@ class Supervisor:
         waiting = self._insist(keeper, lambda: self._store.finish_inspection(claim, verdict))
         for job_id in waiting:
             self._doorbell.ring(job_id)
-        if isinstance(verdict, Problem) and not self._store.blob_in_use(upload.sha256):
-            self._blobs.delete(self._blobs.blob_key(upload.sha256))
+        if isinstance(verdict, Problem):
+            key = self._blobs.blob_key(upload.sha256)
+            self._store.release_blob(upload.sha256, lambda: self._blobs.delete(key))
 
     def _inspect(self, upload: UploadRecord, keeper: LeaseKeeper, scratch: Path) -> ModelFacts | DatasetFacts | Problem:
         granted = self._limits(self._settings.inspect_timeout_seconds)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.contract.blobs import Blobs
 from app.contract.queue import Doorbell
 from app.contract.records import WorkerRecord
+from app.contract.resumable import remove_expired
 from app.contract.store import JobStore
 from worker.dispatcher import Dispatcher
 
@@ -58,6 +59,7 @@ class Sweeper:
                 break  # a broker that does not answer would hold up each of them
         if time.monotonic() - self._tidied_at > TIDY_EVERY_SECONDS:
             self._blobs.remove_stale_incoming(STALE_UPLOAD_SECONDS)
+            remove_expired(self._store, self._blobs)
             self._tidied_at = time.monotonic()
 
     def _run(self) -> None:

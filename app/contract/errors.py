@@ -110,6 +110,37 @@ class UploadIncomplete(TersorError):
     retryable = True
 
 
+class UploadLocked(TersorError):
+    """Another request is sending bytes of this upload. Wait a moment, ask for the offset, and go on from there."""
+
+    code = "upload_locked"
+    title = "Upload in use"
+    retryable = True
+
+
+class TooManyUploads(TersorError):
+    """This account has as many unfinished uploads as it may have. Finish or terminate one of them."""
+
+    code = "too_many_uploads"
+    title = "Too many unfinished uploads"
+    retryable = True
+
+
+class ChecksumMismatch(TersorError):
+    """The bytes of this request have another checksum than Upload-Checksum says and were discarded: send them again."""
+
+    code = "checksum_mismatch"
+    title = "Checksum mismatch"
+    retryable = True
+
+
+class DigestMismatch(TersorError):
+    """The uploaded bytes have another SHA-256 than was promised. The upload was discarded: create a new one."""
+
+    code = "digest_mismatch"
+    title = "Upload altered on its way"
+
+
 class UnsupportedMediaType(TersorError):
     """Send the bytes as application/octet-stream, or as multipart/form-data with a part named `file`."""
 
@@ -144,6 +175,20 @@ class StillInspecting(Conflict):
     code = "still_inspecting"
     title = "Still being inspected"
     retryable = True
+
+
+class OffsetMismatch(Conflict):
+    """The upload does not stand at this offset. Ask for its offset with HEAD and go on from there."""
+
+    code = "offset_mismatch"
+    title = "Another offset"
+
+
+class UploadUnfinished(Conflict):
+    """Not all bytes of this upload have come yet."""
+
+    code = "upload_unfinished"
+    title = "Upload not finished"
 
 
 class IdempotencyKeyReused(TersorError):

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Literal
 
-Prefix = Literal["mdl", "dst", "job", "key"]
+Prefix = Literal["mdl", "dst", "upl", "job", "key"]
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u to mistake
 LENGTH = 26  # of 5 bits: 48 bits of milliseconds and 80 random bits, as in a ULID

@@ -33,6 +33,29 @@ class UploadRecord:
 
 
 @dataclass(frozen=True)
+class ResumableRecord:
+    """A resumable upload: bytes on their way to the blob store.
+
+    The first `received` bytes are durable; what the store may hold behind them does not count. `sha256` is known when
+    all have come, and from then on keeps the blob from being deleted; `finished` says that the blob is in its place.
+    `attempt` is the fencing token of the request that holds the upload. `metadata` is the client's header as it came.
+    """
+
+    id: str
+    account: str
+    filename: str
+    metadata: str
+    size_bytes: int
+    received: int
+    promised_sha256: str | None
+    sha256: str | None
+    finished: bool
+    attempt: int
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
 class JobRecord:
     """A job.
 

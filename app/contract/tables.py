@@ -69,6 +69,26 @@ uploads = Table(
     Index(None, "account", "kind", "id"),
 )
 
+# Bytes on their way. A request that sends some holds the row until `held_until` (seconds since the epoch).
+resumable_uploads = Table(
+    "resumable_uploads",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("upload_metadata", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("received", BigInteger, nullable=False),
+    Column("promised_sha256", String(64)),
+    Column("sha256", String(64), index=True),
+    Column("finished", Boolean, nullable=False),
+    Column("attempt", Integer, nullable=False),  # the fencing token: grows with every request that sends bytes
+    Column("held_until", Double),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+    Index(None, "account", "id"),
+)
+
 jobs = Table(
     "jobs",
     metadata,

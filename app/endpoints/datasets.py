@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
     "",
     status_code=201,
     response_model=DatasetView,
-    responses=answers({201: {"headers": LOCATION | APPLIED}}, 400, 401, 413, 415, 422, 503),
+    responses=answers({201: {"headers": LOCATION | APPLIED}}, 400, 401, 404, 409, 410, 413, 415, 422, 423, 503),
     openapi_extra=upload_body({}),
 )
 async def upload_dataset(
@@ -32,7 +32,7 @@ async def upload_dataset(
     filename: Annotated[str | None, Query(description="The file's name, for a raw body.")] = None,
     spec: Annotated[str | None, Query(description="JSON; nothing may stand in it yet.")] = None,
 ) -> Response:
-    """Uploads a dataset's bytes, raw or as a form. They are inspected afterwards: see `status`."""
+    """Takes a dataset: its bytes, or as JSON the name of bytes sent before. An inspection follows: see `status`."""
     record, waited = await inspected(request, await receive(request, account, "dataset"))
     headers = {"Location": f"/v1/datasets/{record.id}"} | applied(waited)
     return schemas.answer(dataset_view(record), 201, headers)

@@ -31,7 +31,7 @@ EXAMPLE: dict[str, Any] = {
     "",
     status_code=201,
     response_model=ModelView,
-    responses=answers({201: {"headers": LOCATION | APPLIED}}, 400, 401, 413, 415, 422, 503),
+    responses=answers({201: {"headers": LOCATION | APPLIED}}, 400, 401, 404, 409, 410, 413, 415, 422, 423, 503),
     openapi_extra=upload_body(EXAMPLE),
 )
 async def upload_model(
@@ -40,7 +40,7 @@ async def upload_model(
     filename: Annotated[str | None, Query(description="The file's name, for a raw body.")] = None,
     spec: Annotated[str | None, Query(description="JSON with task, architecture, input, labels.")] = None,
 ) -> Response:
-    """Uploads a model's bytes, raw or as a form. They are inspected afterwards: see `status`."""
+    """Takes a model: its bytes, or as JSON the name of bytes sent before. An inspection follows: see `status`."""
     record, waited = await inspected(request, await receive(request, account, "model"))
     headers = {"Location": f"/v1/models/{record.id}"} | applied(waited)
     return schemas.answer(model_view(record), 201, headers)

@@ -62,6 +62,10 @@ class Documented:
             self._check_body(response, described)
 
     def _check_body(self, response: httpx.Response, described: dict[str, Any]) -> None:
+        if "content-type" not in response.headers:
+            assert not response.content
+            assert "content" not in described, f"{response.request.method} {response.url}: a body is documented"
+            return
         media = response.headers["content-type"].partition(";")[0]
         if media not in ("application/json", "application/problem+json"):
             # A binary answer has the artifact's own media type.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from app.contract.spec import JobSpec
+from tests.app.resumable import OCTETS, VERSION, create
 from tests.app.service import STEPS, Service
 
 NOBODY = "0" * 26
@@ -15,6 +17,7 @@ def walk(service: Service) -> None:
     http = service.http
     job = service.finished()
     artifact = f"/v1/jobs/{job}/artifacts/model.onnx"
+    upload = create(http, 6)
     tag = http.get(artifact).headers["etag"]
     calls: list[tuple[str, str, dict[str, Any]]] = [
         ("POST", "/v1/models", {"content": b""}),
@@ -28,6 +31,19 @@ def walk(service: Service) -> None:
         ("GET", f"/v1/datasets/{service.dataset()}", {}),
         ("GET", f"/v1/datasets/dst_{NOBODY}", {}),
         ("GET", "/v1/datasets", {}),
+        ("OPTIONS", "/v1/uploads", {}),
+        ("POST", "/v1/uploads", {"headers": VERSION | {"Upload-Length": "9"}}),
+        ("POST", "/v1/uploads", {"headers": {"Upload-Length": "9"}}),
+        ("GET", "/v1/uploads", {}),
+        ("GET", "/v1/uploads?sha256=x", {}),
+        ("HEAD", upload, {"headers": VERSION}),
+        ("GET", upload, {}),
+        ("PATCH", upload, {"headers": OCTETS | {"Upload-Offset": "0"}, "content": b"123456"}),
+        ("PATCH", upload, {"headers": OCTETS | {"Upload-Offset": "3"}}),
+        ("DELETE", upload, {"headers": VERSION}),
+        ("DELETE", upload, {"headers": VERSION}),
+        ("HEAD", f"/v1/blobs/sha256:{hashlib.sha256(b'weights').hexdigest()}", {}),
+        ("HEAD", "/v1/blobs/nonsense", {}),
         ("POST", "/v1/jobs", {"json": {"model": service.model(), "steps": STEPS}}),
         ("POST", "/v1/jobs", {"json": {}}),
         ("POST", "/v1/jobs", {"content": b"{"}),
@@ -72,8 +88,15 @@ def test_techniques_carry_the_schema_of_their_step(service: Service) -> None:
 def test_bodies_security_and_references(service: Service, guarded: Service) -> None:
     document = service.documented.document
     upload = document["paths"]["/v1/models"]["post"]
-    assert set(upload["requestBody"]["content"]) == {"application/octet-stream", "multipart/form-data"}
+    ways = {"application/octet-stream", "multipart/form-data", "application/json"}
+    assert set(upload["requestBody"]["content"]) == ways
     assert {parameter["name"] for parameter in upload["parameters"]} >= {"filename", "spec", "Prefer", "Repr-Digest"}
+    append = document["paths"]["/v1/uploads/{upload_id}"]["patch"]
+    assert {parameter["name"] for parameter in append["parameters"] if parameter["required"]} >= {
+        "Tus-Resumable",
+        "Upload-Offset",
+    }
+    assert {"204", "409", "412", "415", "423", "460"} <= set(append["responses"])
     submit = document["paths"]["/v1/jobs"]["post"]
     assert {"Location", "Retry-After", "ETag"} <= set(submit["responses"]["202"]["headers"])
     example = submit["requestBody"]["content"]["application/json"]["example"]

@@ -75,7 +75,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "empty": ({"content": b""}, 400, "invalid_request", "empty"),
     "empty file in a form": (form(('name="file"', b"")), 400, "invalid_request", "empty"),
     "too long by its own word": ({"content": b"x" * ((1 << 20) + 1)}, 413, "upload_too_large", "1048576"),
-    "JSON": ({"json": {"upload": "x"}}, 415, "unsupported_media_type", "octet-stream"),
+    "JSON that names nothing": ({"json": {}}, 422, "invalid_spec", "`upload` or `blob`"),
     "multipart/mixed": (
         {"content": b"x", "headers": {"Content-Type": "multipart/mixed; boundary=x"}},
         415,

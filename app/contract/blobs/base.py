@@ -23,12 +23,14 @@ from app.contract.errors import BlobMissing, UploadTooLarge
 if TYPE_CHECKING:
     from obstore import GetOptions
 
+    from app.contract.blobs.partial import Partial
+
 # What one call to the hash, the disk or the network takes: large enough that the calls cost nothing.
 CHUNK_BYTES = 4 << 20
 STREAM_CHUNK_BYTES = 1 << 20
 # S3 copies no larger object in one request.
 MAX_COPY_BYTES = 5_000_000_000
-DELETE_BATCH = 1000  # S3 deletes no more in one request
+MAX_PARTS = 9000  # S3 takes 10,000 in one multipart upload
 
 
 class Blobs:
@@ -75,6 +77,12 @@ class Blobs:
             with anyio.CancelScope(shield=True):
                 await self._discard(incoming)
         return stored
+
+    def partial(self, upload_id: str) -> Partial:
+        """A resumable upload, for going on with it; close it afterwards."""
+        from app.contract.blobs.partial import ObjectPartial  # it builds on this module
+
+        return ObjectPartial(self._store, upload_id)
 
     async def _promote(self, incoming: str, stored: Stored) -> None:
         target = keys.blob_key(stored.sha256)
@@ -128,7 +136,7 @@ class Blobs:
 
     def delete_prefix(self, prefix: str) -> None:
         """Removes everything whose key starts with the prefix, which ends with a slash."""
-        for batch in obstore.list(self._store, prefix, chunk_size=DELETE_BATCH):
+        for batch in obstore.list(self._store, prefix, chunk_size=keys.DELETE_BATCH):
             obstore.delete(self._store, [found["path"] for found in batch])
 
     def fetch(self, key: str, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -17,8 +16,10 @@ from obstore.store import LocalStore
 
 from app.contract.blobs import keys
 from app.contract.blobs.base import CHUNK_BYTES, Blobs, coalesce
+from app.contract.blobs.folder_partial import FolderPartial, sync_folder, told_when_full
 from app.contract.blobs.keys import Stored
-from app.contract.errors import BlobMissing, ServiceUnavailable
+from app.contract.blobs.partial import Partial
+from app.contract.errors import BlobMissing
 
 # Bytes go to the disk this often while more come in, so that the last fsync does not have to wait for all of them.
 FLUSH_BYTES = 64 << 20
@@ -39,17 +40,14 @@ class FolderBlobs(Blobs):
             file = await loop.run_in_executor(threads, _Incoming, self._path(keys.incoming_key()))
             pending: list[Future[None]] = []
             try:
-                async for chunk in coalesce(chunks, max_bytes):
-                    await _all(pending)
-                    pending = [threads.submit(file.hash, chunk), threads.submit(file.write, chunk)]
-                    if file.unflushed >= FLUSH_BYTES and file.flushing.done():
-                        file.flushing = threads.submit(file.flush)
-                await _all([*pending, file.flushing])
-                return await loop.run_in_executor(threads, self._publish, file)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise ServiceUnavailable("The service has no room left for this file.") from error
-                raise
+                with told_when_full():
+                    async for chunk in coalesce(chunks, max_bytes):
+                        await _all(pending)
+                        pending = [threads.submit(file.hash, chunk), threads.submit(file.write, chunk)]
+                        if file.unflushed >= FLUSH_BYTES and file.flushing.done():
+                            file.flushing = threads.submit(file.flush)
+                    await _all([*pending, file.flushing])
+                    return await loop.run_in_executor(threads, self._publish, file)
             finally:
                 # Handed over before it is awaited: it runs even if the wait is cancelled again.
                 removal = loop.run_in_executor(threads, file.discard, [*pending, file.flushing])
@@ -61,8 +59,12 @@ class FolderBlobs(Blobs):
         target = self._path(key or keys.blob_key(stored.sha256))
         target.parent.mkdir(parents=True, exist_ok=True)
         file.path.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return stored
+
+    def partial(self, upload_id: str) -> Partial:
+        """As in Blobs; raises UploadLocked while somebody has it open."""
+        return FolderPartial(self._path(keys.partial_key(upload_id)), lambda sha256: self._path(keys.blob_key(sha256)))
 
     def fetch(self, key: str, path: Path) -> None:
         """A copy and not a link: what runs on it may not change the stored bytes."""
@@ -141,12 +143,3 @@ class _Incoming:
 async def _all(futures: Sequence[Future[None]]) -> None:
     for future in futures:
         await asyncio.wrap_future(future)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename into the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from uuid import uuid4
 
+UPLOAD_ID = re.compile(r"upl_[0-9a-z]{26}")
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -39,4 +40,29 @@ def incoming_key() -> str:
     return f"{INCOMING}{uuid4().hex}"
 
 
+def partial_key(upload_id: str) -> str:
+    """A resumable upload that is one growing file; raises ValueError for what is no id."""
+    if UPLOAD_ID.fullmatch(upload_id) is None:
+        raise ValueError(f"an upload's id is upl_ and 26 characters; got {upload_id!r}")
+    return f"{PARTIAL}{upload_id}"
+
+
+def partial_prefix(upload_id: str) -> str:
+    """A resumable upload that is many objects."""
+    return f"{partial_key(upload_id)}/"
+
+
+def part_key(prefix: str, start: int, attempt: int) -> str:
+    """One of them: where in the upload it begins, and who wrote it; they sort by both."""
+    return f"{prefix}{start:020d}-{attempt:010d}"
+
+
+def parse_part(key: str) -> tuple[int, int]:
+    """Start and attempt of such a key."""
+    start, attempt = key.rpartition("/")[2].split("-")
+    return int(start), int(attempt)
+
+
 INCOMING = "incoming/"
+PARTIAL = "uploads/"
+DELETE_BATCH = 1000  # S3 deletes no more in one request

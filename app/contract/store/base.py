@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,13 @@ class StoreBase:
     def _write(self) -> Iterator[Connection]:
         with self._writer.begin() as connection:
             yield connection
+
+    @staticmethod
+    def _lock(connection: Connection, name: str) -> None:
+        """Transactions that lock the same name run one after the other; on SQLite all that write do so anyway."""
+        if connection.dialect.name == "postgresql":
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from app.contract.errors import Problem
 from app.contract.facts import DatasetFacts, ModelFacts
-from app.contract.records import ArtifactRecord, JobRecord, KeyRecord, UploadRecord, WorkerRecord
+from app.contract.records import ArtifactRecord, JobRecord, KeyRecord, ResumableRecord, UploadRecord, WorkerRecord
 from app.contract.spec import JobSpec, ResolvedSpec
 from app.contract.states import JobState, UploadStatus
 
@@ -33,6 +33,24 @@ def upload(row: Row[Any]) -> UploadRecord:
         problem=problem(row.problem),
         facts=None if row.facts is None else facts_class.model_validate_json(row.facts),
         created_at=row.created_at,
+    )
+
+
+def resumable(row: Row[Any]) -> ResumableRecord:
+    """A row of `resumable_uploads`."""
+    return ResumableRecord(
+        id=row.id,
+        account=row.account,
+        filename=row.filename,
+        metadata=row.upload_metadata,
+        size_bytes=row.size_bytes,
+        received=row.received,
+        promised_sha256=row.promised_sha256,
+        sha256=row.sha256,
+        finished=row.finished,
+        attempt=row.attempt,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
     )
 
 

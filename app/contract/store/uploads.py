@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, literal, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, insert, or_, select, update
 
-from app.contract.errors import DatasetRejected, ModelRejected, NotFound, Problem, TersorError, WorkerLost
+from app.contract.errors import (
+    BlobMissing,
+    DatasetRejected,
+    ModelRejected,
+    NotFound,
+    Problem,
+    TersorError,
+    WorkerLost,
+)
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.records import Claim, UploadKind, UploadRecord
 from app.contract.states import JobState, UploadStatus
 from app.contract.store import rows
 from app.contract.store.base import StoreBase
 from app.contract.store.leases import DONE, QUEUED, end_work, new_work
-from app.contract.tables import jobs, uploads, work
+from app.contract.tables import jobs, resumable_uploads, uploads, work
 
 
 class Uploads(StoreBase):
     """The statements on `uploads`."""
 
     def add_upload(
-        self, account: str, kind: UploadKind, id: str, filename: str, sha256: str, size_bytes: int, spec: dict[str, Any]
+        self,
+        account: str,
+        kind: UploadKind,
+        id: str,
+        filename: str,
+        sha256: str,
+        size_bytes: int,
+        spec: dict[str, Any],
+        present: Callable[[], bool] | None = None,
     ) -> UploadRecord:
-        """Records an upload whose bytes are stored, together with the work to inspect it."""
+        """Records an upload whose bytes are stored, together with the work to inspect it.
+
+        `present` says whether they are still there, and is asked where nobody can delete them any more before they are
+        in use; then this raises BlobMissing where they are not.
+        """
         record = UploadRecord(
             id, account, kind, filename, sha256, size_bytes, spec, UploadStatus.INSPECTING, None, None, self._now()
         )
@@ -40,6 +61,9 @@ class Uploads(StoreBase):
             "created_at": record.created_at,
         }
         with self._write() as connection:
+            self._lock(connection, sha256)
+            if present is not None and not present():
+                raise BlobMissing()
             connection.execute(insert(uploads).values(values))
             new_work(connection, id, kind, self._clock(), self._republish_seconds)
         return record
@@ -92,10 +116,37 @@ class Uploads(StoreBase):
             return list(connection.execute(waiting.order_by(jobs.c.id)).scalars())
 
     def blob_in_use(self, sha256: str) -> bool:
-        """Whether an upload that is being inspected or ready has these bytes."""
-        query = select(literal(1)).where(uploads.c.sha256 == sha256, uploads.c.status != UploadStatus.REJECTED)
+        """Whether an upload that is being inspected or ready, or a resumable one, has these bytes."""
         with self._read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+            return is_in_use(connection, sha256)
+
+    def release_blob(self, sha256: str, delete: Callable[[], None]) -> None:
+        """Deletes bytes unless they are in use; nobody can begin to use them meanwhile."""
+        with self._write() as connection:
+            self._lock(connection, sha256)
+            if not is_in_use(connection, sha256):
+                delete()
+
+    def holds_blob(self, account: str, sha256: str) -> bool:
+        """Whether this account has uploaded these bytes itself, and they are kept for it."""
+        recorded = select(uploads.c.id).where(
+            uploads.c.account == account, uploads.c.sha256 == sha256, uploads.c.status != UploadStatus.REJECTED
+        )
+        resumed = select(resumable_uploads.c.id).where(
+            resumable_uploads.c.account == account,
+            resumable_uploads.c.sha256 == sha256,
+            resumable_uploads.c.finished,
+            resumable_uploads.c.expires_at > self._now(),
+        )
+        with self._read() as connection:
+            return bool(connection.execute(select(or_(recorded.exists(), resumed.exists()))).scalar_one())
+
+
+def is_in_use(connection: Connection, sha256: str) -> bool:
+    """Whether anything that is not rejected refers to these bytes."""
+    recorded = select(uploads.c.id).where(uploads.c.sha256 == sha256, uploads.c.status != UploadStatus.REJECTED)
+    resumed = select(resumable_uploads.c.id).where(resumable_uploads.c.sha256 == sha256)
+    return bool(connection.execute(select(or_(recorded.exists(), resumed.exists()))).scalar_one())
 
 
 def reject(connection: Connection, upload_id: str, problem: Problem, now: datetime) -> None:
