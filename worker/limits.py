@@ -55,12 +55,6 @@ class Memory:
     shared: int
 
 
-def memory_of(pids: Iterable[int]) -> Memory:
-    """What processes hold. Pages of mapped files do not count: the kernel takes them back at will."""
-    found = [_process_memory(pid) for pid in pids]
-    return Memory(sum(memory.own for memory in found), sum(memory.shared for memory in found))
-
-
 def threads_of(pids: Iterable[int]) -> int:
     """Threads of these processes, the first of each included."""
     return sum(_threads(pid) for pid in pids)
@@ -98,7 +92,8 @@ def _ended(pid: int) -> bool:
         return True
 
 
-def _process_memory(pid: int) -> Memory:
+def memory_of(pid: int) -> Memory:
+    """What a process holds. Pages of mapped files do not count: the kernel takes them back at will."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

@@ -18,6 +18,7 @@ from worker.shared_memory import SharedMemory, deleted_files
 
 ENTRY_BYTES = 4096  # what a file or folder costs at least, so that a flood of empty ones ends too
 SCAN_SECONDS = 0.02  # of a tick; a larger folder is counted over several
+COUNT_SECONDS = 0.05  # a fork bomb doubles in less than this
 RESERVE_BYTES = 256 << 20  # left on the disk for the database and the blobs that may share it
 
 
@@ -42,8 +43,9 @@ class Watch:
         """Raises JobFailed, or OutOfMemory, for what the group uses; ServiceUnavailable where the disk is full."""
         pids = members(group)
         self._check_processes(pids)
+        memory = self._memory(group, pids)
         deleted = deleted_files(pids, self._attempt)
-        self._check_memory(memory_of(pids), deleted.memory + self._shared_memory.named_bytes())
+        self._check_memory(memory, deleted.memory + self._shared_memory.named_bytes())
         self._check_disk(deleted.disk)
 
     def close(self) -> None:
@@ -55,6 +57,17 @@ class Watch:
         limit = self._limits.processes
         if (running := threads_of(pids)) > limit:
             raise JobFailed(f"The {self._noun} ran {running} processes and threads; this worker grants {limit}.")
+
+    def _memory(self, group: int, pids: list[int]) -> Memory:
+        """Measured one by one, which takes long where many fork at once: meanwhile they are counted again."""
+        memory, counted_at = Memory(0, 0), time.monotonic()
+        for pid in pids:
+            found = memory_of(pid)
+            memory = Memory(memory.own + found.own, memory.shared + found.shared)
+            if time.monotonic() - counted_at > COUNT_SECONDS:
+                self._check_processes(members(group))
+                counted_at = time.monotonic()
+        return memory
 
     def _check_memory(self, memory: Memory, files: int) -> None:
         # What is shared may be mapped, or lie in a file of memory, or both: then it is the same.

@@ -29,9 +29,12 @@ def keep_only(kept: int) -> None:
 
 
 def redirect_streams(log: Path) -> None:
-    """For `keep_only` to follow. Nothing to read, and whatever the job prints in a file of the attempt: bounded, and gone with it."""
+    """Nothing to read, and whatever the job prints in a file of the attempt: bounded, and gone with it.
+
+    Leaves descriptors open that `keep_only` closes.
+    """
     nothing = os.open(os.devnull, os.O_RDONLY)
     printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor, standard in zip((nothing, printed, printed), STANDARD, strict=True):
         os.dup2(descriptor, standard)
-    sys.stdin = open(0, closefd=False)  # multiprocessing gave it another descriptor
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gave it another descriptor

@@ -41,16 +41,16 @@ CONFIGURATION = (
     *("/etc/locale.alias", "/etc/mime.types", "/etc/os-release", "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf"),
     *("/etc/crypto-policies", "/etc/OpenCL"),
 )
-# The processor and the limits of the container, for libraries that choose their threads and kernels by them. Of other
+# The processor, the devices and the limits of the container, by which libraries choose how to compute. Of other
 # processes, /proc shows what it shows to every user: Landlock refuses their memory, environment and files.
-MACHINE = ("/proc", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm")
+MACHINE = ("/proc", "/sys/devices", "/sys/class", "/sys/bus", "/sys/fs/cgroup", "/sys/kernel/mm")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the C library keeps named semaphores and shared memory
 
 # NVIDIA's and AMD's drivers, and WSL's; which of them are there says whether there is an accelerator.
 ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 ACCELERATOR_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri", "dxg")
-ACCELERATOR_SYSTEM = ("/sys/bus", "/sys/class", "/sys/devices", "/sys/module", "/run/nvidia-persistenced")
+ACCELERATOR_SYSTEM = ("/sys/module", "/run/nvidia-persistenced")
 OWN_THREADS = Path("/proc/self/task")
 
 # Of an installed Python; the folder itself may hold more than Python.

@@ -1,6 +1,6 @@
 """The filter on system calls: no network, no reach into other processes, nothing of the kernel's administration.
 
-It also refuses what Landlock does not control: the owner, mode and times of files, shared memory and semaphores by key,
+It also refuses what Landlock does not control: the owner and mode of files, shared memory and semaphores by key,
 leaving the process group, and, on kernels whose Landlock is older, truncation and signals.
 """
 
@@ -48,8 +48,8 @@ ALWAYS = (
     # Every process of the job stays in its group, by which it is counted and ended. Libraries that start helpers in
     # a session of their own do not need it: they are told that it worked.
     Rule(("setsid", "setpgid"), 0),
-    # Landlock knows nothing of a file's owner, mode and times. `shutil.copy` sets the last two: it is told that it did.
-    Rule(("chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "utimensat", "futimesat"), 0),
+    # Landlock knows nothing of a file's owner, mode and attributes. `shutil.copy` sets the mode: it is told it did.
+    Rule(("chmod", "fchmod", "fchmodat", "fchmodat2"), 0),
     Rule(("chown", "lchown", "fchown", "fchownat"), errno.EPERM),
     Rule(
         ("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
@@ -59,8 +59,9 @@ ALWAYS = (
     Rule(("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"), errno.EPERM),
     Rule(("process_madvise", "process_mrelease", "inotify_add_watch", "fanotify_init", "fanotify_mark"), errno.EPERM),
     Rule(("prlimit64", "migrate_pages", "move_pages"), errno.EPERM, unless=(Argument(0, (0,)),)),
-    Rule(("sched_setaffinity", "sched_setscheduler"), errno.EPERM, unless=(Argument(0, (0,)),)),
-    Rule(("sched_setattr", "sched_setparam"), errno.EPERM, unless=(Argument(0, (0,)),)),
+    Rule(("sched_setattr", "sched_setparam", "sched_setscheduler"), errno.EPERM, unless=(Argument(0, (0,)),)),
+    # onnxruntime pins its threads, by their numbers, and complains where it may not: it is told that it did.
+    Rule(("sched_setaffinity",), 0, unless=(Argument(0, (0,)),)),
     Rule(("setpriority",), errno.EPERM, unless=(Argument(0, (os.PRIO_PROCESS,)), Argument(1, (0,)))),
     Rule(("ioprio_set",), errno.EPERM, unless=(Argument(0, (IOPRIO_WHO_PROCESS,)), Argument(1, (0,)))),
     Rule(("fcntl",), errno.EPERM, when=(Argument(1, (F_SETOWN, F_SETOWN_EX)),)),

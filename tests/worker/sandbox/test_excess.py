@@ -74,25 +74,18 @@ def test_what_is_printed_is_limited_and_its_end_is_kept(cell: Cell) -> None:
     assert granted(cell, disk_bytes=64 * MIB).run("excess.print_for_ever", 20 * MIB) == "reached"
     assert set(cell.log) <= {"x"}
     quiet = granted(cell, disk_bytes=8 * MIB)
-    with pytest.raises((JobFailed, AssertionError), match="8388608 bytes"):
-        quiet.run("excess.print_for_ever", 20 * MIB)
+    assert quiet.run("excess.print_for_ever", 20 * MIB) == "refused: EFBIG"
     assert 0 < len(quiet.log) <= 4096
     assert "\x1b" not in quiet.log  # nothing that steers a terminal
 
 
-@pytest.mark.parametrize("probe", ["nest", "unreadable"])
+@pytest.mark.parametrize(
+    "probe", ["nest", pytest.param("unreadable", marks=pytest.mark.skipif(os.getuid() == 0, reason="root reads any"))]
+)
 def test_folders_that_cannot_be_counted_end_the_job(cell: Cell, probe: str) -> None:
-    with pytest.raises(JobFailed, match="cannot be looked into") if probe == "nest" or os.getuid() else _passes():
-        cell.run(f"excess.{probe}", *((3000,) if probe == "nest" else ()))
+    with pytest.raises(JobFailed, match="cannot be looked into"):
+        cell.run(f"excess.{probe}")
     assert not list((cell.outside / "scratch").glob("job_probe*"))  # and are removed all the same
-
-
-class _passes:
-    """Root looks into any folder."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize(("probe", "arguments"), [("fill", ("shared", 20, 8 * MIB)), ("two_mappings", (160 * MIB,))])
@@ -148,10 +141,10 @@ def test_a_large_folder_is_counted_over_several_looks(tmp_path: Path, monkeypatc
     (tmp_path / "work").mkdir()
     for i in range(5):
         (tmp_path / "work" / str(i)).touch()
-    looks = 0
     watching = watch.Watch(tmp_path, Limits(1 << 40, 5 * 4096 - 1, 60, 1, 1 << 20), "job")
+    nobody = 2**22
+    for _ in range(4):
+        watching.check(nobody)
     with pytest.raises(JobFailed, match="wrote more than"):
-        for looks in range(1, 100):
-            watching.check(2**22)  # a group that does not exist
-    assert looks == 5
+        watching.check(nobody)
     watching.close()

@@ -53,8 +53,8 @@ def fill(request: ProbeRequest, how: str, files: int, size: int) -> None:
 
 def empty_files(request: ProbeRequest, count: int) -> None:
     for i in range(count):
-        (request.work / f"{i}").touch()
-    time.sleep(1.5)
+        os.close(os.open(request.work / str(i), os.O_CREAT | os.O_WRONLY))
+    time.sleep(1)
 
 
 def print_for_ever(request: ProbeRequest, size: int) -> None:
@@ -79,8 +79,8 @@ def leave_in_shared_memory(request: ProbeRequest) -> str:
     return name
 
 
-def nest(request: ProbeRequest, depth: int) -> None:
-    for _ in range(depth):
+def nest(request: ProbeRequest) -> None:
+    for _ in range(1500):
         os.mkdir("d")
         os.chdir("d")
     time.sleep(1)

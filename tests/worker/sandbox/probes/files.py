@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -83,10 +84,6 @@ def change_mode(request: ProbeRequest, path: str) -> None:
     os.chmod(path, 0o777)
 
 
-def change_times(request: ProbeRequest, path: str) -> None:
-    os.utime(path, (1, 1))
-
-
 def change_owner(request: ProbeRequest, path: str) -> None:
     os.chown(path, os.getuid(), os.getgid())
 
@@ -97,8 +94,14 @@ def watch_names(request: ProbeRequest, path: str) -> None:
     call("inotify_add_watch", descriptor, path.encode(), 0x100)
 
 
+def rename_elsewhere(request: ProbeRequest) -> None:
+    (request.work / "folder").mkdir()
+    (request.work / "file").touch()
+    os.rename(request.work / "file", request.work / "folder" / "file")
+
+
 def own_scratch(request: ProbeRequest) -> str:
-    """Everything that a program does to files of its own."""
+    """What programs do to files of their own."""
     folder = request.work / "a" / "b"
     folder.mkdir(parents=True)
     file = folder / "file"
@@ -106,9 +109,11 @@ def own_scratch(request: ProbeRequest) -> str:
     file.chmod(0o600)
     os.link(file, folder / "hard")
     os.symlink("file", folder / "soft")
-    os.truncate(file, 2)
+    with file.open("r+") as opened:
+        opened.truncate(2)
     file.replace(folder / "renamed")
-    (folder / "renamed").rename(request.work / "moved") if not request.arguments else None
+    shutil.copy(folder / "renamed", folder / "copied")
+    shutil.copy2(folder / "renamed", request.work)
     (folder / "soft").unlink()
     return (folder / "hard").read_text()
 

@@ -57,13 +57,13 @@ def program(request: ProbeRequest) -> str:
     return done.stderr or str(Path(done.stdout).parent == request.work)
 
 
-def run_onnx(request: ProbeRequest, path: str, threads: int) -> str:
+def run_onnx(request: ProbeRequest, model: bytes, threads: int) -> str:
     import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 1, 28, 28), dtype=np.float32)})
     return str(found.shape)
 
@@ -91,7 +91,7 @@ def compile_with_gcc(request: ProbeRequest) -> str:
         return str(torch.allclose(torch.compile(net)(inputs).relu(), net(inputs).relu(), atol=1e-5))
 
 
-def peak_memory(request: ProbeRequest, path: str) -> str:
+def peak_memory(request: ProbeRequest, content: bytes) -> str:
     """The measurement that starts a fresh interpreter, which looks at its own size."""
     import numpy as np
 
@@ -99,7 +99,7 @@ def peak_memory(request: ProbeRequest, path: str) -> str:
 
     np.savez(request.work / "inputs.npz", np.zeros((1, 1, 28, 28), dtype=np.float32))
     model = request.work / "model.onnx"
-    model.write_bytes(Path(path).read_bytes())
+    model.write_bytes(content)
     probe = Probe(str(model), "model.onnx", {}, str(request.work / "inputs.npz"), str(request.work), 1)
     (found,) = peak_memories("onnxruntime", [probe])
     return str(0 < found < 32 << 20)

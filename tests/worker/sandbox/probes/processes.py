@@ -65,8 +65,8 @@ def slow_down(request: ProbeRequest, pid: int) -> None:
     os.setpriority(os.PRIO_PROCESS, pid, 19)
 
 
-def pin(request: ProbeRequest, pid: int) -> None:
-    os.sched_setaffinity(pid, {0})
+def pin(request: ProbeRequest, pid: int, processors: set[int]) -> None:
+    os.sched_setaffinity(pid, processors)
 
 
 def trace(request: ProbeRequest, pid: int) -> None:
