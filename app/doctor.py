@@ -32,6 +32,7 @@ def examine(settings: Settings, worker_host: str | None = None) -> list[Finding]
         _ask("broker", lambda: _broker(settings)),
         _ask("blobs", lambda: _blobs(settings)),
         workers,
+        _ask("sandbox", lambda: _sandbox(settings)),
     ]
 
 
@@ -63,12 +64,20 @@ def _blobs(settings: Settings) -> str:
 
 
 def _workers(settings: Settings, host: str | None) -> str:
-    store = JobStore.open(settings.database)
-    try:
-        alive: list[WorkerRecord] = store.live_workers(WORKER_MAX_AGE_SECONDS)
-    finally:
-        store.close()
-    named = [worker for worker in alive if host is None or worker.host == host]
+    named = [worker for worker in _alive(settings) if host is None or worker.host == host]
     if not named:
         raise LookupError("no live worker" + (f" on {host}" if host else ""))
     return ", ".join(f"{worker.host} ({worker.pid})" for worker in named)
+
+
+def _sandbox(settings: Settings) -> str:
+    """What the workers said of their own kernels; this process may run on another one."""
+    return "; ".join(f"{worker.host}: {worker.sandbox}" for worker in _alive(settings)) or "no worker to ask"
+
+
+def _alive(settings: Settings) -> list[WorkerRecord]:
+    store = JobStore.open(settings.database)
+    try:
+        return store.live_workers(WORKER_MAX_AGE_SECONDS)
+    finally:
+        store.close()

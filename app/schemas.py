@@ -176,7 +176,7 @@ class Readiness(View):
     """Whether the service can take and do work."""
 
     status: Literal["ready"]
-    checks: dict[Literal["database", "broker", "blobs", "worker"], Check]
+    checks: dict[Literal["database", "broker", "blobs", "worker", "sandbox"], Check]
 
 
 class Liveness(View):

@@ -8,6 +8,7 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -48,8 +49,13 @@ class Settings(BaseSettings):
     job_memory_bytes: int = Field(
         0, description="Resident memory of a job's process group; 0: 90 % of the machine / concurrency."
     )
-    job_disk_bytes: int = Field(64 * GIB, description="Largest file that a job may write.")
+    job_disk_bytes: int = Field(64 * GIB, description="What a job may write to its scratch folder in all.")
+    job_processes: int = Field(4096, description="Processes and threads that a job may have at once.")
     inspect_timeout_seconds: float = 600.0
+    sandbox: Literal["require", "auto", "off"] = Field(
+        "auto", description="Walls around what touches uploads; auto: as many as the kernel offers."
+    )
+    sandbox_readable: str = Field("", description="More folders that jobs may read, separated by colons.")
 
     @property
     def database(self) -> str:
@@ -76,6 +82,16 @@ class Settings(BaseSettings):
     @property
     def scratch(self) -> Path:
         return self.data_dir.resolve() / "scratch"
+
+    @property
+    def readable_folders(self) -> tuple[Path, ...]:
+        return tuple(Path(name) for name in self.sandbox_readable.split(os.pathsep) if name)
+
+    @property
+    def own_folders(self) -> tuple[Path, ...]:
+        """Where this process keeps what is no job's business, as far as that is on this machine."""
+        urls = (self.database.removeprefix("sqlite:///"), self.blobs.removeprefix("file://"))
+        return (self.data_dir.resolve(), *(Path(url) for url in urls if "://" not in url))
 
     @property
     def keys_required(self) -> bool:

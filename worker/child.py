@@ -1,9 +1,10 @@
-"""The inside of a child process: its own group, its limits, its lifeline, and one piece of work."""
+"""The inside of a child process: its own group, its limits, its walls, its lifeline, and one piece of work."""
 
 from __future__ import annotations
 
 import errno
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,6 +20,10 @@ from app.contract.errors import JobFailed, OutOfMemory, ServiceUnavailable, Ters
 from worker.forkserver import scrub_environment
 from worker.limits import Limits, apply_in_child
 from worker.messages import Failed, Message, Progress, Result, Started
+from worker.sandbox import descriptors
+from worker.sandbox.enter import enter
+from worker.sandbox.policy import Policy
+from worker.scratch import LOG, WORK
 from worker.vetting.boundary import OUR_TROUBLE
 
 Report = Callable[[float, str], None]
@@ -28,17 +33,46 @@ Report = Callable[[float, str], None]
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "bad_alloc")
 
 
-def main(pipe: Connection, entry: str, request: Any, scratch: Path, limits: Limits) -> None:
-    """Runs `entry` ("module:function", called with the request and a `Report`) and sends what comes of it."""
+def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limits, policy: Policy | None) -> None:
+    """Runs `entry` ("module:function", called with the request and a `Report`) and sends what comes of it.
+
+    `attempt` is the folder of the attempt; without a policy there are limits, but no walls.
+    """
     os.setsid()
+    descriptors.redirect_streams(attempt / LOG)
+    descriptors.keep_only(pipe.fileno())
     scrub_environment()
+    _settle(attempt / WORK)
     apply_in_child(limits)
-    os.chdir(scratch)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     voice = _Voice(pipe)
+    try:
+        work = _imported(entry)
+        if policy is not None:
+            enter(policy)
+    except Exception as error:
+        unfit = ServiceUnavailable(f"The worker could not prepare a process for this: {error} Try again later.")
+        voice.say(Failed(problem=unfit.problem(), fault=traceback.format_exc()))
+        return
     voice.say(Started())
     threading.Thread(target=_watch_lifeline, args=(pipe,), daemon=True).start()
-    voice.say(_result_of(entry, request, voice, limits))
+    voice.say(_result_of(work, request, voice, limits))
+
+
+def _settle(folder: Path) -> None:
+    """The folder to write to, for libraries too, which keep caches at home and may ask for a name; how they fork."""
+    os.chdir(folder)
+    os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(folder)
+    os.environ["USER"] = os.environ["LOGNAME"] = "tersor"
+    # Not by the server that this process came from: what that starts has no walls.
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]  # the worker's own
+
+
+def _imported(entry: str) -> Callable[[Any, Report], Result]:
+    """Imported outside of the walls: it is our code, and may lie where the job has no business."""
+    module, function = entry.split(":")
+    found: Callable[[Any, Report], Result] = getattr(importlib.import_module(module), function)
+    return found
 
 
 class _Voice:
@@ -62,16 +96,14 @@ def _watch_lifeline(pipe: Connection) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _result_of(entry: str, request: Any, voice: _Voice, limits: Limits) -> Result:
+def _result_of(work: Callable[[Any, Report], Result], request: Any, voice: _Voice, limits: Limits) -> Result:
     try:
         _set_threads(limits.threads)
-        module, function = entry.split(":")
-        result: Result = getattr(importlib.import_module(module), function)(request, voice.progress)
+        return work(request, voice.progress)
     except TersorError as error:
         return Failed(problem=error.problem())
     except Exception as error:
         return Failed(problem=_problem(error, limits).problem(), fault=traceback.format_exc())
-    return result
 
 
 def _set_threads(threads: int) -> None:
@@ -85,7 +117,7 @@ def _problem(error: Exception, limits: Limits) -> TersorError:
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY_WORDS):
         return OutOfMemory()
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return JobFailed(f"A file grew beyond {limits.file_bytes} bytes, the most that this worker lets a job write.")
+        return JobFailed(f"A file grew beyond {limits.disk_bytes} bytes, the most that this worker lets a job write.")
     if isinstance(error, OSError) and error.errno in OUR_TROUBLE:
         return ServiceUnavailable(f"The worker could not do its work: {error.strerror}. Try again later.")
     return JobFailed(f"{type(error).__name__}: {_without_paths(text)}")

@@ -14,7 +14,7 @@ from worker.request import RunRequest
 
 @dataclass(frozen=True)
 class InspectRequest:
-    """One attempt at an inspection; `path` lies inside `scratch`."""
+    """One attempt at an inspection; `path` can be read only, `scratch` can be written to."""
 
     kind: UploadKind
     path: Path

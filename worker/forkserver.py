@@ -10,8 +10,16 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-# What a child must not know: where the database, the broker and the blobs are, and every credential for them.
-SECRET_PREFIXES = ("TERSOR_", "AWS_", "GOOGLE_", "AZURE_", "PG", "REDIS_")
+# What a child may know of the environment: where programs and libraries are, and how these are to compute. Everything
+# else stays outside, since nobody can list the names under which people keep credentials.
+HARMLESS = frozenset(
+    ("PATH", "LANG", "LANGUAGE", "TZ", "SHELL", "TERM", "USER", "LOGNAME", "HOME", "VIRTUAL_ENV", "CC", "CXX", "CFLAGS")
+)
+HARMLESS_PREFIXES = (
+    *("LC_", "PYTHON", "LD_", "CONDA_PREFIX", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "DNNL_"),
+    *("ONEDNN_", "TORCH", "PYTORCH_", "TRITON_", "ORT_", "TOKENIZERS_", "TRANSFORMERS_", "HF_HUB_OFFLINE", "CUDA_"),
+    *("CUDNN_", "CUBLAS_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "MALLOC_", "GLIBC_"),
+)
 
 
 def context(preload: str = "worker.preload") -> ForkServerContext:
@@ -37,8 +45,12 @@ def warm(made: ForkServerContext, preload: str = "worker.preload") -> None:
 
 
 def scrub_environment() -> dict[str, str]:
-    """Removes every secret from the environment of this process, and gives what was removed."""
-    return {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(SECRET_PREFIXES)}
+    """Removes what may be a secret from the environment of this process, and gives what was removed."""
+    return {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name not in HARMLESS and not name.startswith(HARMLESS_PREFIXES)
+    }
 
 
 @contextmanager

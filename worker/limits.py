@@ -1,4 +1,4 @@
-"""What a child may use: files and core dumps by rlimit, memory by watching its whole process group."""
+"""What a child may use, and the figures of its process group that `watch.py` holds against it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +20,18 @@ MACHINE_SHARE = 0.9  # the rest is for the worker, the page cache and the system
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one attempt."""
+    """Of one attempt. `processes` counts threads too; `threads` is how many of them compute."""
 
     memory_bytes: int
-    file_bytes: int
+    disk_bytes: int
     seconds: float
     threads: int
+    processes: int
 
 
 def apply_in_child(limits: Limits) -> None:
     """Runs first thing in the child: whatever it starts later inherits all of it."""
-    _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _lower(resource.RLIMIT_FSIZE, limits.disk_bytes)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     if sys.platform == "linux":
@@ -45,12 +47,25 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def group_memory(group: int) -> int:
-    """Bytes of memory that the processes of a group hold for themselves; shared pages are counted in shares.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: `own` of a process alone, `shared` its share of the pages that it has in common with others."""
 
-    Pages of mapped files do not count: the kernel takes them back at will.
-    """
-    return sum(_process_memory(pid) for pid in members(group))
+    own: int
+    shared: int
+
+
+def threads_of(pids: Iterable[int]) -> int:
+    """Threads of these processes, the first of each included."""
+    return sum(_threads(pid) for pid in pids)
+
+
+def _threads(pid: int) -> int:
+    try:
+        # Linux counts them as links, which is far cheaper than to list them.
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    except (FileNotFoundError, ProcessLookupError):
+        return 0 if sys.platform == "linux" else 1
 
 
 def members(group: int) -> list[int]:
@@ -77,16 +92,18 @@ def _ended(pid: int) -> bool:
         return True
 
 
-def _process_memory(pid: int) -> int:
+def memory_of(pid: int) -> Memory:
+    """What a process holds. Pages of mapped files do not count: the kernel takes them back at will."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return _resident(pid) if sys.platform != "linux" else 0
+        return Memory(_resident(pid) if sys.platform != "linux" else 0, 0)
     except PermissionError:  # a process may hide its details, but not how large it is
-        return _resident(pid)
-    fields = dict(line.split(":", 1) for line in lines[1:])
-    counted = ("Pss_Anon", "Pss_Shmem", "SwapPss") if "Pss_Anon" in fields else ("Pss",)
-    return sum(int(fields[name].split()[0]) * 1024 for name in counted if name in fields)
+        return Memory(_resident(pid), 0)
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
+    if "Pss_Anon" not in kib:
+        return Memory(kib["Pss"] << 10, 0)
+    return Memory((kib["Pss_Anon"] + kib.get("SwapPss", 0)) << 10, kib["Pss_Shmem"] << 10)
 
 
 def _resident(pid: int) -> int:

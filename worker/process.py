@@ -14,10 +14,12 @@ from typing import Any
 
 import pydantic
 
-from app.contract.errors import ChildCrashed, JobFailed, OutOfMemory, TimedOut
+from app.contract.errors import ChildCrashed, JobFailed, OutOfMemory
 from worker import child
-from worker.limits import Limits, group_memory, members, running
+from worker.limits import Limits, members, running
 from worker.messages import MAX_MESSAGE_BYTES, Progress, Result, Started, parse
+from worker.sandbox.policy import Policy
+from worker.watch import Watch
 
 # How often limits and the wish to stop are looked at: a share of the 5 s in which a cancelled job ends.
 TICK_SECONDS = 0.2
@@ -27,12 +29,16 @@ KILL_POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Task:
-    """What a child is to run: `entry` is "module:function", `noun` says what it is in messages to the client."""
+    """What a child is to run: `entry` is "module:function", `noun` says what it is in messages to the client.
+
+    `attempt` is the attempt's folder; without a policy the child has no walls around it.
+    """
 
     entry: str
     request: Any
-    scratch: Path
+    attempt: Path
     limits: Limits
+    policy: Policy | None
     noun: str = "job"
 
 
@@ -55,12 +61,13 @@ class Child:
         self._task = task
         self._pipe, theirs = context.Pipe(duplex=True)
         self._process = context.Process(
-            target=child.main, args=(theirs, task.entry, task.request, task.scratch, task.limits)
+            target=child.main,
+            args=(theirs, task.entry, task.request, task.attempt, task.limits, task.policy),
         )
         self._process.start()
         theirs.close()
         self._leads_group = False
-        self._deadline = time.monotonic() + task.limits.seconds
+        self._watch = Watch(task.attempt, task.limits, task.noun)
 
     def __enter__(self) -> Child:
         return self
@@ -69,6 +76,7 @@ class Child:
         self._signal(signal.SIGKILL)
         self._process.join()
         self._await_group()
+        self._watch.close()
         self._pipe.close()
 
     @property
@@ -80,13 +88,16 @@ class Child:
     def result(self, progress: Callable[[float, str], None], stop: Callable[[], bool]) -> Result:
         """Waits for the child's last word, passing on its progress.
 
-        Raises Stopped when `stop` says so, OutOfMemory and TimedOut at its limits, Died when it ends without a word.
+        Raises Stopped when `stop` says so, JobFailed, OutOfMemory and TimedOut at its limits, ServiceUnavailable where
+        the disk is full, Died when it ends without a word.
         In each case the child may still run: `end` or leaving the context ends it.
         """
         while True:
             if stop():
                 raise Stopped
-            self._check_limits()
+            self._watch.check_time()
+            if self._leads_group:
+                self._watch.check(self.pid)
             if self._process.sentinel in wait([self._pipe, self._process.sentinel], TICK_SECONDS):
                 # What it said before it ended is still in the pipe.
                 said = self._listen(progress)
@@ -124,16 +135,6 @@ class Child:
             else:
                 return message
         return None
-
-    def _check_limits(self) -> None:
-        limits, noun = self._task.limits, self._task.noun
-        if time.monotonic() > self._deadline:
-            raise TimedOut(f"The {noun} ran longer than the {limits.seconds:g} s that this worker grants one.")
-        if self._leads_group and (used := group_memory(self.pid)) > limits.memory_bytes:
-            raise OutOfMemory(
-                f"The {noun} used {used >> 20} MiB of memory; this worker grants {limits.memory_bytes >> 20} MiB. "
-                "Use a smaller batch size or a larger worker."
-            )
 
     def _crash(self) -> Died:
         return Died(self._how_it_died())

@@ -12,7 +12,7 @@ from app.contract.spec import ResolvedSpec
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One attempt at a job. Every path lies inside `scratch`; outputs go under `output`, an empty folder."""
+    """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`."""
 
     job_id: str
     spec: ResolvedSpec

@@ -21,6 +21,8 @@ from app.settings import Settings
 from worker import forkserver
 from worker.celery_app import make_app, make_worker
 from worker.dispatcher import Dispatcher
+from worker.sandbox.offer import offer
+from worker.sandbox.policy import exposed
 from worker.scratch import remove_stale
 from worker.supervise import Supervisor
 from worker.sweeper import Sweeper
@@ -39,6 +41,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._me = _identity(walls(settings))
         context = forkserver.context()
         forkserver.warm(context)  # first: while there is one thread
         self._store = JobStore.open(
@@ -46,7 +49,6 @@ class Service:
         )
         self._store.migrate()
         blobs, doorbell = Blobs.open(settings.blobs), Doorbell(settings.broker)
-        self._me = _identity()
         self._supervisor = Supervisor(settings, self._store, blobs, doorbell, context)
         self._dispatcher = Dispatcher(
             self._store, self._supervisor.run, self._me.id, settings.lease_seconds, settings.worker_concurrency
@@ -64,6 +66,7 @@ class Service:
         listener = threading.Thread(target=self._listen, name="celery", daemon=True)
         listener.start()
         log.info("worker %s takes work from %s", self._me.id, ", ".join(self._me.queues))
+        log.info("sandbox: %s", self._me.sandbox)
         self._leaving.wait()
         self._leave(listener)
 
@@ -88,7 +91,24 @@ class Service:
         self._store.close()
 
 
-def _identity() -> WorkerRecord:
+def walls(settings: Settings) -> str:
+    """Which walls stand around this worker's jobs, as an operator reads it. Raises SystemExit where more are required.
+
+    Not enough that the kernel offers them: they hold nothing off from what lies among the libraries that jobs read.
+    """
+    if settings.sandbox == "off":
+        return "off (TERSOR_SANDBOX=off)"
+    have = offer()
+    trouble = [] if have.complete else [have.sentence()]
+    trouble += [f"jobs can read {folder}, which lies among libraries" for folder in exposed(settings.own_folders)]
+    if trouble and settings.sandbox == "require":
+        raise SystemExit(f"TERSOR_SANDBOX=require, but the sandbox is not complete: {'; '.join(trouble)}.")
+    for line in trouble:
+        log.warning("sandbox: %s", line)
+    return "; ".join(trouble) or have.sentence()
+
+
+def _identity(sandbox: str) -> WorkerRecord:
     """The process's name in claims; the random part tells apart two processes that got one number in turn."""
     host, pid = socket.gethostname(), os.getpid()
-    return WorkerRecord(f"{host}-{pid}-{uuid4().hex[:8]}", host, pid, (QUEUE,), datetime.now(UTC))
+    return WorkerRecord(f"{host}-{pid}-{uuid4().hex[:8]}", host, pid, (QUEUE,), datetime.now(UTC), sandbox)

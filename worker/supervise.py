@@ -40,13 +40,16 @@ from worker.messages import Failed, Inspected, JobDone, Result
 from worker.process import Child, Died, Stopped, Task
 from worker.publish import publish, withdraw, withdraw_earlier
 from worker.request import RunRequest
-from worker.scratch import scratch_folder
+from worker.sandbox.policy import policy_for
+from worker.scratch import WORK, printed, scratch_folder
 
 log = logging.getLogger("tersor.supervise")
 
 STOP_GRACE_SECONDS = 1.0  # a worker that is told to leave has a few seconds in all
 RETRY_SECONDS = 1.0
 COPY_PAUSES = (0.5, 1.0, 2.0)  # seconds between tries: a store that hiccups is back by then
+
+OUTPUT = "output"  # in the folder that the child writes to
 
 T = TypeVar("T")
 
@@ -151,7 +154,8 @@ class Supervisor:
         for upload in (model, dataset):
             if upload is not None and upload.status is UploadStatus.REJECTED:
                 raise rejection(upload.kind, upload.id, upload.problem)
-        output = scratch / "output"
+        work = scratch / WORK
+        output = work / OUTPUT
         output.mkdir()
         granted = self._limits(self._settings.job_timeout_seconds)
         request = RunRequest(
@@ -164,18 +168,18 @@ class Supervisor:
             dataset_path=None if dataset is None else self._fetch(keeper, dataset, scratch / "dataset"),
             dataset_filename=None if dataset is None else dataset.filename,
             dataset_spec=None if dataset is None else dataset.spec,
-            scratch=scratch,
+            scratch=work,
             output=output,
             threads=granted.threads,
         )
-        return Task(self._entries.job, request, scratch, granted)
+        return Task(self._entries.job, request, scratch, granted, policy_for(self._settings, scratch, work, True))
 
     def _finish_job(self, claim: Claim, keeper: LeaseKeeper, done: JobDone, scratch: Path) -> None:
         try:
             records = self._copy(
                 keeper,
                 "the outputs could not be stored",
-                lambda: publish(self._blobs, claim, done.artifacts, scratch / "output"),
+                lambda: publish(self._blobs, claim, done.artifacts, scratch / WORK / OUTPUT),
             )
             report = done.report.model_dump(mode="json")
             self._insist(keeper, lambda: self._store.finish_job(claim, report, records, done.report.warnings, None))
@@ -193,6 +197,8 @@ class Supervisor:
             verdict = self._inspect(upload, keeper, scratch)
         except JobFailed as error:  # a limit, or an answer that no child of ours gives: both say something of the file
             verdict = _not_inspected(upload, error.detail)
+        except ServiceUnavailable as error:  # the worker's disk is full
+            raise Trouble(error.problem()) from error
         except Died as death:  # the kernel's doing, or a crash: the next attempt may tell
             raise Trouble(
                 WorkerLost(f"The {upload.kind} could not be inspected: {death} Upload it again.").problem()
@@ -206,9 +212,12 @@ class Supervisor:
 
     def _inspect(self, upload: UploadRecord, keeper: LeaseKeeper, scratch: Path) -> ModelFacts | DatasetFacts | Problem:
         granted = self._limits(self._settings.inspect_timeout_seconds)
+        work = scratch / WORK
         path = self._fetch(keeper, upload, scratch / "upload")
-        request = InspectRequest(upload.kind, path, upload.filename, upload.spec, scratch)
-        result = self._supervised(Task(self._entries.inspection, request, scratch, granted, "inspection"), keeper)
+        request = InspectRequest(upload.kind, path, upload.filename, upload.spec, work)
+        policy = policy_for(self._settings, scratch, work, shared_memory=False)
+        task = Task(self._entries.inspection, request, scratch, granted, policy, "inspection")
+        result = self._supervised(task, keeper)
         if isinstance(result, Inspected) and isinstance(
             result.facts, ModelFacts if upload.kind == "model" else DatasetFacts
         ):
@@ -224,15 +233,19 @@ class Supervisor:
 
     def _supervised(self, task: Task, keeper: LeaseKeeper) -> Result:
         """Runs the task's child to its end. Raises Stopped once the child's group is gone."""
-        with Child(self._context, task) as child:
-            try:
-                result = child.result(keeper.note, lambda: keeper.verdict is not None or self.stopping.is_set())
-            except Stopped:
-                grace = STOP_GRACE_SECONDS if self.stopping.is_set() else self._settings.cancel_grace_seconds
-                child.end(0.0 if keeper.verdict == "lost" else grace)
-                raise
+        try:
+            with Child(self._context, task) as child:
+                try:
+                    result = child.result(keeper.note, lambda: keeper.verdict is not None or self.stopping.is_set())
+                except Stopped:
+                    grace = STOP_GRACE_SECONDS if self.stopping.is_set() else self._settings.cancel_grace_seconds
+                    child.end(0.0 if keeper.verdict == "lost" else grace)
+                    raise
+        finally:
+            if text := printed(task.attempt):
+                log.info("%s printed:\n%s", task.attempt.name, text)
         if isinstance(result, Failed) and result.fault is not None:
-            log.error("%s: %s", task.scratch.name, result.fault)
+            log.error("%s: %s", task.attempt.name, result.fault)
         return result
 
     def _fetch(self, keeper: LeaseKeeper, upload: UploadRecord, path: Path) -> Path:
@@ -260,8 +273,9 @@ class Supervisor:
         settings = self._settings
         return limits.Limits(
             memory_bytes=limits.memory_of_one_job(settings.job_memory_bytes, settings.worker_concurrency),
-            file_bytes=settings.job_disk_bytes,
+            disk_bytes=settings.job_disk_bytes,
             seconds=seconds,
+            processes=settings.job_processes,
             threads=limits.threads_of_one_job(settings.worker_threads, settings.worker_concurrency),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -50,8 +51,7 @@ class Sweeper:
         """One round."""
         now = datetime.now(UTC)
         if time.monotonic() - self._seen_at > SEEN_EVERY_SECONDS:
-            worker = self._worker
-            self._store.worker_seen(WorkerRecord(worker.id, worker.host, worker.pid, worker.queues, now))
+            self._store.worker_seen(dataclasses.replace(self._worker, last_seen_at=now))
             self._seen_at = time.monotonic()
         self._dispatcher.look()
         for work_id in self._store.due(now, BATCH):

@@ -121,10 +121,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker process that has said it is alive."""
+    """A worker process that has said it is alive. `sandbox` says which walls stand around its jobs."""
 
     id: str
     host: str
     pid: int
     queues: tuple[str, ...]
     last_seen_at: datetime
+    sandbox: str = "unknown"

@@ -170,6 +170,7 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("queues", Text, nullable=False),
     Column("last_seen_at", UtcDateTime, nullable=False),
+    Column("sandbox", Text),  # none: a worker of an earlier version, which does not say
 )
 
 keys = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import anyio
@@ -31,7 +32,10 @@ async def health() -> Liveness:
 
 @router.get("/readyz", response_model=Readiness, responses=problems(503))
 async def readiness(request: Request) -> Response:
-    """Whether database, broker and blobs answer and a worker is alive; 503 says which does not."""
+    """Whether database, broker and blobs answer and a worker is alive; 503 says which does not.
+
+    `sandbox` says which walls stand around the jobs of the workers that are alive; it never makes the service unready.
+    """
     checks: dict[str, Check] = {}
     async with anyio.create_task_group() as group:
         for name, question in _questions(services_of(request)).items():
@@ -81,7 +85,11 @@ def _questions(services: Services) -> dict[str, Callable[[], str]]:
             raise ServiceUnavailable(f"no worker was seen in the last {WORKER_MAX_AGE_SECONDS:.0f} s")
         return f"{alive} alive"
 
-    return {"database": database, "broker": broker, "blobs": blobs, "worker": worker}
+    def sandbox() -> str:
+        count = Counter(worker.sandbox for worker in services.store.live_workers(WORKER_MAX_AGE_SECONDS))
+        return "; ".join(f"{sentence} ({n} x)" for sentence, n in sorted(count.items())) or "no worker to ask"
+
+    return {"database": database, "broker": broker, "blobs": blobs, "worker": worker, "sandbox": sandbox}
 
 
 async def _ask(checks: dict[str, Check], name: str, question: Callable[[], str]) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -129,15 +128,14 @@ def write_too_much(request: RunRequest, progress: Progress) -> JobDone:
 
 
 def sleep(request: RunRequest, progress: Progress) -> JobDone:
-    """Leaves the numbers of itself and of a grandchild where the test finds them, and sleeps."""
+    """Leaves the numbers of itself and of a grandchild in its scratch folder, and sleeps."""
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as grandchild:
         assert grandchild.stdout is not None
         grandchild.stdout.readline()
-        note = Path(request.model_path.read_text())
-        partial = note.with_suffix(".partial")
+        partial = request.scratch / "pids.partial"
         partial.write_text(f"{os.getpid()} {grandchild.pid}")
-        partial.rename(note)
+        partial.rename(request.scratch / "pids")
         progress(0.25, "sleep")
         time.sleep(60)
     return done(request)

@@ -46,21 +46,26 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+def sleepers(bench: Bench) -> list[int]:
+    """The numbers that the job `sleep` leaves, once it sleeps."""
+    eventually(lambda: any(bench.settings.scratch.glob("*/work/pids")))
+    (note,) = bench.settings.scratch.glob("*/work/pids")
+    return [int(pid) for pid in note.read_text().split()]
+
+
 class Sleeper:
     """A job whose child and grandchild sleep, supervised in a thread."""
 
     def __init__(self, bench: Bench, supervisor: Supervisor | None = None) -> None:
         self.bench = bench
-        self.note = bench.settings.data_dir / "pids"
-        self.job = bench.submit(bench.ready_model(str(self.note).encode()))
+        self.job = bench.submit(bench.ready_model())
         self.supervisor = supervisor or bench.supervisor(job="sleep")
         self.claim = bench.claim(self.job.id)
         self.thread = threading.Thread(target=self.supervisor.run, args=(self.claim,))
 
     def start(self) -> list[int]:
         self.thread.start()
-        eventually(self.note.exists)
-        return [int(pid) for pid in self.note.read_text().split()]
+        return sleepers(self.bench)
 
     def join(self) -> JobRecord:
         self.thread.join(HANG_SECONDS)
@@ -186,8 +191,7 @@ def test_a_long_job_keeps_its_lease(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_takes_its_children_along_and_the_job_runs_again(bench: Bench) -> None:
-    note = bench.settings.data_dir / "pids"
-    job = bench.submit(bench.ready_model(str(note).encode()))
+    job = bench.submit(bench.ready_model())
     code = (
         "import sys; from pathlib import Path; from tests.worker.bench import Bench\n"
         "bench = Bench(Path(sys.argv[1]), lease_seconds=1.0)\n"
@@ -195,11 +199,10 @@ def test_a_killed_worker_takes_its_children_along_and_the_job_runs_again(bench: 
     )
     worker = subprocess.Popen([sys.executable, "-c", code, str(bench.settings.data_dir), job.id])
     try:
-        eventually(note.exists)
+        pids = sleepers(bench)
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    pids = [int(pid) for pid in note.read_text().split()]
     eventually(lambda: all(gone(pid) for pid in pids))
     assert bench.job(job.id).state is JobState.RUNNING  # nobody has noticed yet
     eventually(lambda: bench.store.next_work(["job"]) == job.id)

@@ -115,9 +115,12 @@ def _in_a_fork(task: Callable[[], str]) -> str:
 
 
 def measure(load: Callable[[], Callable[[], object]]) -> int:
-    """Bytes by which loading and a few runs raise the resident memory of this process at their peak."""
+    """Bytes by which loading and a few runs raise the resident memory of this process at their peak.
+
+    In a process that was just forked: its peak starts at its present size (Linux), so that what its parent's imports
+    took at theirs does not count.
+    """
     bare = _status("VmRSS")
-    _forget_peak()
     run = load()
     for _ in range(RUNS):
         run()
@@ -168,11 +171,6 @@ def _status(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * KIB
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _forget_peak() -> None:
-    """Sets the peak back to the present (Linux: clear_refs 5), since importing a runtime has peaks of its own."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

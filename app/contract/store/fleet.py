@@ -27,6 +27,7 @@ class Fleet(StoreBase):
             "pid": worker.pid,
             "queues": ",".join(worker.queues),
             "last_seen_at": worker.last_seen_at,
+            "sandbox": worker.sandbox,
         }
         if self._update_worker(values):
             return

@@ -99,7 +99,7 @@ def key(row: Row[Any]) -> KeyRecord:
 def worker(row: Row[Any]) -> WorkerRecord:
     """A row of `workers`."""
     queues = tuple(name for name in row.queues.split(",") if name)
-    return WorkerRecord(row.id, row.host, row.pid, queues, row.last_seen_at)
+    return WorkerRecord(row.id, row.host, row.pid, queues, row.last_seen_at, row.sandbox or WorkerRecord.sandbox)
 
 
 def problem(text: str | None) -> Problem | None:
