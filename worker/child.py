@@ -61,7 +61,10 @@ def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limi
 def _settle(folder: Path) -> None:
     """The folder to write to, for libraries too, which keep caches at home and may ask for a name; how they fork."""
     os.chdir(folder)
-    os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(folder)
+    # torch notes its own folder when it is imported, which the server has done.
+    for name in ("TMPDIR", "HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        os.environ[name] = str(folder)
+    tempfile.tempdir = str(folder)
     os.environ["USER"] = os.environ["LOGNAME"] = "tersor"
     # Not by the server that this process came from: what that starts has no walls.
     multiprocessing.set_start_method("fork", force=True)

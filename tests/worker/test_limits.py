@@ -13,7 +13,7 @@ from tests.worker.test_supervise import eventually
 from worker import limits, messages
 from worker.child import _without_paths
 from worker.forkserver import scrub_environment
-from worker.scratch import remove_stale, scratch_folder
+from worker.scratch import printed, remove_stale, scratch_folder
 
 MIB = 1 << 20
 
@@ -117,6 +117,27 @@ def test_scratch_folders_go_with_their_owner(tmp_path: Path) -> None:
         (stale / "file").write_text("x")
         assert remove_stale(root) == 1
         assert sorted(path.name for path in root.iterdir()) == ["job_1-1"]
+    assert list(root.iterdir()) == []
+
+
+def test_what_was_printed_is_kept_in_part_and_steers_no_terminal(tmp_path: Path) -> None:
+    assert printed(tmp_path) == ""
+    (tmp_path / "log").write_bytes(b"x" * 5000 + b"\n\x1b[2Jdone \xff\n")
+    text = printed(tmp_path)
+    assert text.endswith("x\n\N{REPLACEMENT CHARACTER}[2Jdone \N{REPLACEMENT CHARACTER}")
+    assert len(text) < 4096
+
+
+def test_folders_nested_without_end_are_removed(tmp_path: Path) -> None:
+    claim, root = Claim("job_1", "job", 1, "worker-1"), tmp_path / "scratch"
+    with scratch_folder(root, claim) as folder:
+        descriptor = os.open(folder / "work", os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=descriptor)
+            deeper = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = deeper
+        os.close(descriptor)
     assert list(root.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from app.contract.queue import Doorbell, redis_url
 from app.contract.states import UploadStatus
 from tests.worker.bench import ACCOUNT, Bench
 from tests.worker.test_supervise import HANG_SECONDS, eventually
+from worker.service import walls
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def test_a_worker_from_its_start_to_its_end(folder: Path) -> None:
         # The bytes go after the verdict, not with it.
         eventually(lambda: not bench.blobs.exists(bench.blobs.blob_key(first.sha256)))
         assert [live.pid for live in bench.store.live_workers(60)] == [worker.pid]
+        assert [live.sandbox for live in bench.store.live_workers(60)] == [walls(bench.settings)]
         assert not stale.exists()
         assert preloaded(worker.pid)
         # When there is one, its messages are read.

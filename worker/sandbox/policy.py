@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import site
 import sys
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import app
-import worker
 from app.settings import Settings
 from worker.sandbox.landlock import NEWEST, Access
 
@@ -53,8 +52,11 @@ ACCELERATOR_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri", "dxg")
 ACCELERATOR_SYSTEM = ("/sys/module", "/run/nvidia-persistenced")
 OWN_THREADS = Path("/proc/self/task")
 
-# Of an installed Python; the folder itself may hold more than Python.
+# Of an installed Python; the folder itself may hold more than Python. Some systems keep the second kind elsewhere.
 INSTALLATION = ("bin", "lib", "lib32", "lib64", "libexec", "include", "share", "pyvenv.cfg")
+INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib", "include", "platinclude")
+
+OWN_CODE = (Path(inspect.getfile(Settings)).parent, Path(__file__).parents[1])  # the packages app and worker
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,15 @@ def interpreter() -> tuple[Path, ...]:
     """The folders of this interpreter and its packages, and of this product's own code."""
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     found = {Path(prefix, name) for prefix in prefixes for name in INSTALLATION}
-    found |= {Path(name) for name in sysconfig.get_paths().values()} | {Path(name) for name in site.getsitepackages()}
+    found |= {Path(sysconfig.get_path(kind)) for kind in INSTALLED} | {Path(name) for name in site.getsitepackages()}
     if site.ENABLE_USER_SITE:
         found.add(Path(site.getusersitepackages()))
-    found |= {Path(folder) for package in (app, worker) for folder in package.__path__}
-    return tuple(sorted(path for path in found if path.exists()))
+    return tuple(sorted(path for path in {*found, *OWN_CODE} if path.exists()))
 
 
-@cache
 def source_roots() -> tuple[Path, ...]:
     """Where this product's packages are found by name; below it, the names alone may be read."""
-    return tuple(sorted({Path(folder).parent for package in (app, worker) for folder in package.__path__}))
+    return tuple(sorted({folder.parent for folder in OWN_CODE}))
 
 
 def exposed(folders: Iterable[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from worker.sandbox.kernel import capget, capset, prctl
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 CAPABILITY_VERSION_3 = 0x20080522  # two words of 32 bits for each set
 CAP_DAC_READ_SEARCH = 2
-CAPABILITIES = 64  # more than there are; the kernel refuses the others
+CAPABILITIES = 64  # more than there are
 
 
 def drop(keep_reading: bool) -> None:
@@ -24,10 +24,10 @@ def drop(keep_reading: bool) -> None:
     kept = 1 << CAP_DAC_READ_SEARCH if keep_reading else 0
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(CAPABILITIES):
-        if not kept >> capability & 1:
-            # Refused for numbers that no capability has, and to those who hold none and so have none to lose.
-            with contextlib.suppress(OSError):
+    # Refused past the last capability, and to those who hold none and so have none to lose.
+    with contextlib.suppress(OSError):
+        for capability in range(CAPABILITIES):
+            if not kept >> capability & 1:
                 prctl(PR_CAPBSET_DROP, capability)
     _keep(kept)
 
