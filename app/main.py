@@ -36,8 +36,8 @@ def create_app(settings: Settings) -> FastAPI:
             await services.close()
 
     api = FastAPI(title="Tersor", version=__version__, lifespan=lifespan)
-    api.add_middleware(TusProtocol)
     api.add_middleware(RequestContext, metrics=metrics)
+    api.add_middleware(TusProtocol)
     app.errors.install(api)
     # Jobs first: they are polled.
     for endpoints in (jobs, models, datasets, uploads, blobs, artifacts, techniques, health):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import anyio
+import anyio.to_thread
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -125,7 +126,7 @@ class Held:
         Raises DigestMismatch where they are not what was promised; then nothing of the upload is left.
         """
         if not self.record.finished:
-            await in_thread(self._complete)
+            await anyio.to_thread.run_sync(self._complete, limiter=self._services.completing)
 
     def _complete(self) -> None:
         services, partial = self._services, self._partial

@@ -20,7 +20,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"
 MAX_HEAD_BYTES = 256 << 10
 # Longer than the pause between two polls, so that clients keep their connection.
 KEEP_ALIVE_SECONDS = 75
-# What running requests get to end after SIGTERM; uploads that take longer are cut off and leave nothing.
+# What running requests get to end after SIGTERM; uploads that take longer are cut off and leave nothing, unless they
+# are resumable: these end at once and keep what has come.
 GRACE_SECONDS = 8
 
 

