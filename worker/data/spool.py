@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +22,16 @@ class Spool:
     def __init__(self, scratch: Path, prefix: str) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=scratch)) / "spool"
         self._file = self.path.open("x+b", buffering=WRITE_BYTES)
+        weakref.finalize(self, self._file.close)
         self._end = 0
         self._flushed = 0
 
-    def write(self, data: bytes) -> Section:
-        """Appends; where it lies."""
+    def write(self, data: bytes) -> int:
+        """Appends; where it starts."""
         start = self._end
         self._file.write(data)
         self._end += len(data)
-        return Section(self.path, start, len(data))
+        return start
 
     def read(self, start: int, size: int) -> bytes:
         if self._flushed < self._end:
@@ -41,9 +43,6 @@ class Spool:
         self._file.flush()
         self._flushed = self._end
 
-    def __del__(self) -> None:
-        self._file.close()
-
 
 class Records(Sequence[bytes]):
     """Byte strings in a spool, 16 bytes of memory each."""
@@ -54,7 +53,7 @@ class Records(Sequence[bytes]):
         self._sizes: array[int] = array("Q")
 
     def append(self, data: bytes) -> None:
-        self._starts.append(self._spool.write(data).start)
+        self._starts.append(self._spool.write(data))
         self._sizes.append(len(data))
 
     def __len__(self) -> int:
