@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.contract.errors import ModelRejected
-from worker.model import Inputs
+from worker.data.batch import Inputs
 from worker.vetting.boundary import first_line
 
 MAX_ACTIVATION_BYTES = 8 << 30  # of one operation for two samples

@@ -19,7 +19,7 @@ from torch import fx
 from app.contract.errors import ModelRejected
 from worker.vetting.operators import ASSERTIONS, AUTOCAST, NO_GRAD
 from worker.vetting.pt2 import HOW_TO_EXPORT, ProgramFile
-from worker.vetting.pt2_schema import DTYPES, MEMORY_FORMATS, Argument, Graph, Input, InputSpec, Node, TensorMeta
+from worker.vetting.pt2_schema import DTYPES, MEMORY_FORMATS, Argument, Graph, Input, InputSpec, Named, Node, TensorMeta
 
 # node.meta: the dtypes that arguments had before a half-precision program was widened, by the argument's name.
 NARROW = "narrow_dtypes"
@@ -212,12 +212,13 @@ class _Builder:
             if outputs[0].as_none is None:
                 _put(scope, _name_of(outputs[0]), made)
             return
-        entries = outputs[0].as_tensors if len(outputs) == 1 else outputs
-        for index, entry in enumerate(entries or ()):
+        entries: Sequence[Argument | Named] = (outputs[0].as_tensors or ()) if len(outputs) == 1 else outputs
+        for index, entry in enumerate(entries):
+            if isinstance(entry, Argument) and entry.as_none is not None:
+                continue
             item = self._graph.call_function(operator.getitem, (made, index))
             if isinstance(entry, Argument):
-                if entry.as_none is None:
-                    self._name([entry], item, scope)
+                self._name([entry], item, scope)
             else:
                 _put(scope, entry.name, item)
 

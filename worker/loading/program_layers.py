@@ -243,14 +243,14 @@ def _recurrent(call: _Call) -> Layer | None:
         options["proj_size"] = second[1]
     if name.startswith("rnn_"):
         options["nonlinearity"] = name.removeprefix("rnn_")
-    make: type[nn.RNNBase] = {"lstm": LSTM, "gru": nn.GRU}.get(name, nn.RNN)  # type: ignore[assignment]
+    make: Callable[..., nn.RNNBase] = {"lstm": LSTM, "gru": nn.GRU}.get(name, nn.RNN)
     with torch.device("meta"):
         names = make(first[1], hidden, layers, **options)._flat_weights_names
     if len(names) != len(weights):
         return None
     states = call.given["hx"]
     return Layer(
-        make.__name__,
+        name,
         (layers, *options.items()),
         lambda: make(first[1], hidden, layers, **options),
         (call.given["input"], *(states if isinstance(states, Sequence) else (states,))),

@@ -21,8 +21,8 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_a
 # Operators that multiply by a matrix or kernel, with the arguments that can be one.
 _MATRICES: dict[str, tuple[str, ...]] = {
     "linear": ("weight",),
-    **{name: ("weight",) for name in ("conv1d", "conv2d", "conv3d", "convolution", "embedding", "bilinear")},
-    **{name: ("weight",) for name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")},
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "embedding", "bilinear"), ("weight",)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), ("weight",)),
     "addmm": ("mat1", "mat2"),
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),

@@ -9,7 +9,7 @@ from torch import fx
 
 
 def operator_name(node: fx.Node) -> str:
-    """"conv2d" of aten.conv2d.default; empty for a node of another kind."""
+    """ "conv2d" of aten.conv2d.default; empty for a node of another kind."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return ""
     return node.target._schema.name.removeprefix("aten::")
