@@ -56,7 +56,7 @@ def check_pair(model: ModelFacts, dataset: DatasetFacts) -> None:
     for name, split in dataset.splits.items():
         if dataset.kind == "arrays":
             _check_arrays(model, name, split)
-        if dataset.kind == "images" and model.format == "architecture":
+        if dataset.kind == "images" and model.format != "huggingface":
             _check_pictures(model, name, split)
         _check_targets(model, name, split)
     if dataset.labels is not None and TASKS[model.task].names_classes:

@@ -78,7 +78,7 @@ class Applicability(Facts):
 class ModelFacts(Facts):
     """An inspected model."""
 
-    format: Literal["architecture", "huggingface"]
+    format: Literal["architecture", "huggingface", "pt2"]
     task: Task
     accepts: tuple[DataKind, ...] = Field(description="The kinds of dataset that can feed it.")
     inputs: tuple[TensorFacts, ...]

@@ -9,6 +9,7 @@ from typing import Any
 from app.contract.architecture import ModelSpec, model_spec
 from app.contract.errors import ModelRejected
 from worker.loading.architecture import load_architecture
+from worker.loading.program import load_program
 from worker.loading.weights import HOW_TO_SAVE, Weights, read_safetensors, read_torch
 from worker.model import Model
 from worker.vetting.boundary import refusing
@@ -16,7 +17,8 @@ from worker.vetting.sniff import refuse, sniff
 
 ADVICE = (
     "A model is its weights (.safetensors, or a state dict by torch.save) with spec.architecture, "
-    "or a zip or tar of a Hugging Face folder with config.json and model.safetensors."
+    "a zip or tar of a Hugging Face folder with config.json and model.safetensors, "
+    "or a program of torch.export (.pt2) with spec.task."
 )
 _READERS = {"safetensors": read_safetensors, "torch-zip": read_torch, "legacy-torch": read_torch}
 
@@ -34,6 +36,8 @@ def load_model(path: Path, filename: str, spec: dict[str, Any], scratch: Path) -
             return _load_weights(_READERS[kind], path, parsed, scratch)
         if kind in ("zip", "tar"):
             return _load_folder(path, parsed, scratch)
+        if kind == "pt2":
+            return load_program(path, parsed, scratch)
         hint = HOW_TO_SAVE if kind in ("pickle", "torchscript") else ADVICE
         raise refuse(kind, filename, hint, ModelRejected)
 

@@ -137,7 +137,7 @@ def _unpickle(path: Path, *, zipped: bool) -> Any:
     except pickle.UnpicklingError as failure:
         raise ModelRejected(
             "The file holds pickled objects beyond tensors (a whole module?), which would run code when read. "
-            f"{HOW_TO_SAVE}\nand describe its layers in spec.architecture; programs of torch.export are not read."
+            f"{HOW_TO_SAVE}\nand describe its layers in spec.architecture, or upload a program of torch.export (.pt2)."
         ) from failure
     except Exception as failure:  # torch raises whatever its C++ parts throw
         raise ModelRejected(

@@ -12,6 +12,8 @@ from app.contract.errors import TersorError
 
 HEAD = 4096  # every signature lies within this
 _TAR_MAGIC = slice(257, 262)
+# Inside a zip: a program of torch.export in today's and an older layout, and one that was compiled.
+_PROGRAM = re.compile(r"models/[^/]+\.json|serialized_exported_program\.json|data/aotinductor/.*")
 
 # (kind, signature at the start), first match wins.
 _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = (
@@ -44,7 +46,7 @@ _SAYS = {
     "hdf5": "The file is HDF5 (Keras), which this version does not read.",
     "keras": "The file is a Keras archive, which this version does not read.",
     "torchscript": "The file is TorchScript, which holds code.",
-    "pt2": "The file is a program of torch.export, which this version does not read.",
+    "pt2": "The file is a program of torch.export.",
     "tensorflow": "The file is a TensorFlow SavedModel, which this version does not read.",
     "tflite": "The file is TensorFlow Lite, which this version does not read.",
     "onnx": "The file is ONNX, which this version writes but does not read.",
@@ -106,7 +108,7 @@ def _zip_kind(path: Path) -> str:
     if "data.pkl" in tails:
         scripted = "constants.pkl" in tails or any(tail.startswith("code/") for tail in tails)
         return "torchscript" if scripted else "torch-zip"
-    if any(tail.endswith(("models/model.json", "serialized_exported_program.json")) for tail in tails):
+    if any(_PROGRAM.fullmatch(tail) for tail in tails):
         return "pt2"
     if "model.weights.h5" in tails:
         return "keras"

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from app.contract.errors import InvalidSpec
 from worker.constraints import impose_mask, masks, stored
+from worker.loading.program_module import Holder
 
 LAYERS_NAMED = 8  # so many names of layers in an error are enough to see the pattern of names
 
@@ -95,6 +96,8 @@ def _attributes(layer: nn.Module) -> Iterator[str]:
     elif isinstance(layer, nn.MultiheadAttention):
         projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
         yield from (name for name in projections if getattr(layer, name) is not None)
+    elif isinstance(layer, Holder):
+        yield from layer.matrices
     elif isinstance(layer, nn.RNNBase):
         yield from (name for name in layer._flat_weights_names if name.startswith("weight_"))
 
