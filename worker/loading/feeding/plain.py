@@ -14,16 +14,15 @@ from worker.data.base import RawBatch
 from worker.data.batch import Inputs
 from worker.data.pictures import to_tensor
 
-PICTURE_TASKS = ("image-classification", "multi-label", "regression")
 _PICTURE_CHANNELS = (1, 3)
+_PICTURE_TASKS = ("image-classification", "multi-label", "regression")
 
 
 def accepted(task: Task, inputs: tuple[TensorFacts, ...]) -> tuple[DataKind, ...]:
     """Arrays, and pictures where the one input is float32 [1 or 3, height, width]."""
     shape = inputs[0].shape
-    picture = len(inputs) == 1 and inputs[0].dtype == "float32" and len(shape) == 3 and None not in shape
-    pictures = picture and shape[0] in _PICTURE_CHANNELS and task in PICTURE_TASKS
-    return ("arrays", "images") if pictures else ("arrays",)
+    picture = len(inputs) == 1 and inputs[0].dtype == "float32" and len(shape) == 3 and shape[0] in _PICTURE_CHANNELS
+    return ("arrays", "images") if picture and task in _PICTURE_TASKS else ("arrays",)
 
 
 def encoder(inputs: tuple[TensorFacts, ...], vocabularies: Mapping[str, int]) -> Callable[[RawBatch], Inputs]:
@@ -38,12 +37,21 @@ def encoder(inputs: tuple[TensorFacts, ...], vocabularies: Mapping[str, int]) ->
         if raw.inputs and not isinstance(raw.inputs[0], Image):
             raise DatasetMismatch("The model takes arrays: upload token ids instead of text.", pointer="/dataset")
         shape = inputs[0].shape
-        return (torch.stack([to_tensor(image, shape) for image in raw.inputs if isinstance(image, Image)]),)
+        pictures = [to_tensor(image, shape) for image in raw.inputs if isinstance(image, Image)]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise DatasetMismatch(
+                "The pictures have different sizes, and the model does not say what to resize them to. Resize them "
+                "before the upload.",
+                pointer="/dataset",
+            )
+        return (torch.stack(pictures),)
 
     return encode
 
 
-def _array(arrays: Mapping[str, Tensor], wanted: TensorFacts, vocabularies: Mapping[str, int], alone: bool) -> Tensor:
+def _array(
+    arrays: Mapping[str, Tensor], wanted: TensorFacts, vocabularies: Mapping[str, int], *, alone: bool
+) -> Tensor:
     """An input by its name; where there is only one, by whatever name it came."""
     tensor = next(iter(arrays.values())) if alone and wanted.name not in arrays else arrays[wanted.name]
     _check_ids(tensor, vocabularies.get(wanted.name))
