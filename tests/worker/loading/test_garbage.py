@@ -115,7 +115,7 @@ KINDS: dict[str, tuple[Make, str]] = {
         "damaged or cut short",
     ),
     "TorchScript": (scripted, "TorchScript"),
-    "torch.export": (exported, "torch.export"),
+    "torch.export": (exported, "brings its own layers"),
     "Keras": (lambda _: zipped({"config.json": b"{}", "model.weights.h5": b"", "metadata.json": b"{}"}), "Keras"),
     "HDF5": (lambda _: b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
     "ONNX": (lambda _: b"\x08\x0a\x12\x07pytorch" + bytes(100), "ONNX"),
