@@ -23,6 +23,8 @@ CHUNK_BYTES = 1 << 20
 # One request of `wait` is held by the service for this long at most.
 WAIT_SECONDS = 30
 CONNECT_SECONDS = 10.0
+# No service that lives takes nothing of a body for so long.
+TAKE_SECONDS = 60.0
 # Longer than the service holds an answer, and than it takes to make a large upload durable.
 ANSWER_SECONDS = 300.0
 FINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -35,7 +37,7 @@ class Client:
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, write=TAKE_SECONDS),
         )
 
     def __enter__(self) -> Self:

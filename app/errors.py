@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from obstore.exceptions import BaseError as StoreError
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import exc
 from starlette.exceptions import HTTPException
@@ -151,6 +152,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     for lost in (exc.OperationalError, exc.InterfaceError, exc.TimeoutError):
         app.add_exception_handler(lost, _on_database_lost)
+    app.add_exception_handler(StoreError, _on_blobs_lost)
 
 
 async def _on_tersor_error(request: Request, error: Exception) -> Response:
@@ -201,3 +203,8 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 async def _on_database_lost(request: Request, error: Exception) -> Response:
     log.error("%s %s: the database does not answer", request.method, request.url.path, exc_info=error)
     return answer(document(errors.ServiceUnavailable("The database does not answer. Try again in a moment.")))
+
+
+async def _on_blobs_lost(request: Request, error: Exception) -> Response:
+    log.error("%s %s: the blob store does not answer", request.method, request.url.path, exc_info=error)
+    return answer(document(errors.ServiceUnavailable("The blob store does not answer. Try again in a moment.")))

@@ -59,22 +59,18 @@ class Body:
         """
         silent = 0.0
         while not (self.ended and self._next is None):
-            if self._next is None and not await self._receive(tick := min(TICK_SECONDS, seconds)):
-                silent += tick
-                if silent < seconds:
-                    yield b""
-                    continue
+            tick = min(TICK_SECONDS, seconds)
+            silent = 0.0 if self._next is not None or await self._receive(tick) else silent + tick
+            if silent >= seconds:
                 if may_pause:
                     return
                 raise UploadIncomplete(f"Nothing came for {seconds:.0f} s. Nothing was kept: send the bytes again.")
-            silent = 0.0
             piece, self._next = self._next or b"", None
             self._left -= len(piece)
             if self._left < 0:
                 raise UploadTooLarge("The body is longer than what the upload lacks by its Upload-Length.")
-            if piece:
-                yield piece
-            if self._services.closing:
+            yield piece
+            if self._services.closing and not self.ended:
                 raise ServiceUnavailable("The service restarts. Ask for the upload's offset and go on from there.")
 
     async def wait(self, seconds: float) -> None:

@@ -24,7 +24,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 PASSING = {0, 423, 502, 503, 504}
 VERSION = {"Tus-Resumable": "1.0.0"}
 
-# Bytes that the service has, and bytes in all.
+# Bytes sent so far, and bytes in all. After a cut the first figure goes back to what the service has.
 OnProgress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
@@ -61,6 +61,7 @@ class Sender:
     def send_and_use(self, use: Callable[[Document], Result]) -> Result:
         """What `use` makes of the reference (`blob` or `upload`) to the bytes, which are at the service by then."""
         sha256 = self._digest()
+        self._patience.renew()
         for find in (self._held, self._uploaded):
             try:
                 return self._use(find(sha256), use)
@@ -80,7 +81,6 @@ class Sender:
 
     def _uploaded(self, sha256: str) -> Document:
         """A reference to an upload that is complete when this returns: an earlier one, or a new one."""
-        self._patience.renew()
         page = self._insist(lambda: send(self._http, "GET", "/v1/uploads", params={"sha256": sha256})).json()
         begun = [upload for upload in page["items"] if upload["size_bytes"] == self._size]
         if begun:

@@ -24,8 +24,9 @@ MEDIA_TYPE = "application/offset+octet-stream"
 # Digest sizes in bytes. The protocol demands SHA-1: it finds what a network breaks, and nothing more is asked of it.
 ALGORITHMS = {"sha256": 32, "sha1": 20}
 MAX_METADATA = 8 << 10  # a file's name, its type and its digest take a few hundred bytes
-# Methods that a client which cannot send them may name in X-HTTP-Method-Override of a POST.
-OVERRIDES = {"PATCH", "DELETE", "HEAD"}
+# Methods that a client which cannot send them may name in X-HTTP-Method-Override of a POST. (Not HEAD, which all can
+# send, and whose answers have no body: whoever sent a POST would wait for one.)
+OVERRIDES = {"PATCH", "DELETE"}
 # Answers after which a client asks for the offset and sends again. A long body that nobody takes any more is cut off
 # then, for otherwise clients send it to its end before they read the answer.
 COME_BACK = (409, 423, 503)

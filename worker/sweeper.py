@@ -24,6 +24,7 @@ SEEN_EVERY_SECONDS = 3.0
 BATCH = 100  # messages a sweep; the rest is due a second later
 STALE_UPLOAD_SECONDS = 24 * 3600.0  # no upload takes a day between two of its chunks
 TIDY_EVERY_SECONDS = 3600.0
+EXPIRE_EVERY_SECONDS = 60.0
 
 
 class Sweeper:
@@ -36,7 +37,7 @@ class Sweeper:
         self._worker = worker
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-        self._seen_at = self._tidied_at = float("-inf")
+        self._seen_at = self._tidied_at = self._expired_at = float("-inf")
 
     def start(self) -> None:
         """Begins with the first sweep."""
@@ -59,8 +60,10 @@ class Sweeper:
                 break  # a broker that does not answer would hold up each of them
         if time.monotonic() - self._tidied_at > TIDY_EVERY_SECONDS:
             self._blobs.remove_stale_incoming(STALE_UPLOAD_SECONDS)
-            remove_expired(self._store, self._blobs)
             self._tidied_at = time.monotonic()
+        if time.monotonic() - self._expired_at > EXPIRE_EVERY_SECONDS:
+            remove_expired(self._store, self._blobs)
+            self._expired_at = time.monotonic()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -45,6 +45,7 @@ OFFSET = header("Upload-Offset", "How many bytes have come before these.", "0") 
 CHECKSUM = header("Upload-Checksum", "Of this body: an algorithm and the value in base64.", "sha256 …")
 METADATA = header("Upload-Metadata", "`filename`, and `sha256` in hexadecimal; values in base64.", "filename bS5wdA==")
 BODY: dict[str, Any] = {"content": {tus.MEDIA_TYPE: {"schema": BYTES}}}
+CREATING = (400, 401, 412, 413, 415, 422, 429, 460, 503)
 SENDING = (400, 401, 404, 409, 410, 412, 413, 415, 422, 423, 460, 503)
 
 
@@ -76,7 +77,7 @@ async def describe_uploads(request: Request, account: Account) -> Response:
     "",
     status_code=201,
     response_class=Response,
-    responses=_answers({201: {"description": "It is created.", "headers": LOCATION | STATE}}, *SENDING, 429),
+    responses=_answers({201: {"description": "It is created.", "headers": LOCATION | STATE}}, *CREATING),
     openapi_extra={
         "parameters": [
             RESUMABLE,

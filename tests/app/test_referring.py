@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from obstore.exceptions import GenericError
 
 from app.contract.errors import ModelRejected
 from tests.app.resumable import VERSION, create, finished, patch, promise
@@ -248,3 +249,16 @@ def test_rejections_and_uploads_of_the_same_bytes_at_once(service: Service) -> N
     assert service.blobs.exists(service.blobs.blob_key(blob[7:])) == bool(kept)
     assert service.http.post("/v1/models", content=data).status_code == 201
     assert service.blobs.exists(service.blobs.blob_key(blob[7:]))
+
+
+def test_a_blob_store_that_does_not_answer_is_told_as_such(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, blob = fresh("silence")
+    service.http.post("/v1/models", content=data)
+
+    def silence(*_: object) -> bool:
+        raise GenericError("connection refused")
+
+    monkeypatch.setattr("app.contract.blobs.base.Blobs.exists", silence)
+    answer = service.http.post("/v1/models", json={"blob": blob})
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "service_unavailable", True)
+    assert "connection refused" not in answer.text

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from app.launch import free_port
 from tests.app.conftest import settings_in
 from tests.app.resumable import VERSION
 from tests.app.service import Service, running
+from tests.app.test_server import api_process
 from tests.app.wire import Wire, wire
 
 MIB = 1 << 20
@@ -135,24 +137,25 @@ def test_a_client_that_was_killed_goes_on_when_it_is_started_again(roomy: Servic
     assert len([request for request in between.requests if request == "POST /v1/uploads"]) == 1
 
 
-def test_a_service_that_restarts_is_waited_for(tmp_path: Path, file: Path) -> None:
-    settings = settings_in(tmp_path / "data", max_upload_bytes=1 << 30)
-    with running(settings) as first, wire(first.url) as between:
-        halfway, model = threading.Event(), {}
+def test_a_service_that_is_killed_is_waited_for(tmp_path: Path, file: Path) -> None:
+    """`kill -9` in the middle of a request; another process comes up after a while, at another port."""
+    with ExitStack() as stack:
+        first, process = stack.enter_context(api_process(tmp_path))
+        between = stack.enter_context(wire(first))
 
-        def upload() -> None:
-            with Client(between.url) as client:
-                model.update(client.upload_model(file, SPEC, at(0.5, halfway.set)))
+        def die() -> None:
+            process.kill()
+            process.wait()
+            between.target = free_port()  # nobody answers
+            threading.Thread(target=restart, daemon=True).start()
 
-        thread = threading.Thread(target=upload)
-        thread.start()
-        assert halfway.wait(60)
-        between.target = free_port()  # nobody answers
-    time.sleep(0.5)
-    with running(settings) as second:
-        between.target = int(second.url.rpartition(":")[2])
-        thread.join(60)
-        check(between, file, model)
+        def restart() -> None:
+            second, _ = stack.enter_context(api_process(tmp_path))
+            between.target = int(second.rpartition(":")[2])
+
+        with Client(between.url) as client:
+            check(between, file, client.upload_model(file, SPEC, at(0.5, die)))
+        assert len(between.sent) > 1
 
 
 def test_two_clients_send_one_file_together(roomy: Service, file: Path) -> None:
@@ -163,7 +166,7 @@ def test_two_clients_send_one_file_together(roomy: Service, file: Path) -> None:
             models.append(client.upload_model(file, SPEC))
 
     with wire(roomy.url) as first, wire(roomy.url) as second:
-        threads = [threading.Thread(target=upload, args=(between.url,)) for between in (first, second)]
+        threads = [threading.Thread(target=upload, args=(between.url,), daemon=True) for between in (first, second)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -179,10 +182,10 @@ def test_an_upload_that_was_terminated_begins_anew(roomy: Service, file: Path) -
 
     cuts = [SIZE // 2]
     with wire(roomy.url, cuts) as between, Client(between.url) as client:
+        gone: list[None] = []
         client._http.event_hooks = {
             "request": [lambda request: between.broken and not gone and gone.append(terminate())]
         }
-        gone: list[None] = []
         assert client.upload_model(file, SPEC)["sha256"] == digest(file)
         assert gone
         assert len([request for request in between.requests if request == "POST /v1/uploads"]) == 2

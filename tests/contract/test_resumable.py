@@ -9,6 +9,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from app.contract.blobs import Blobs, blob_key
+from app.contract.blobs.partial import Partial
 from app.contract.ids import new_id
 from app.contract.records import ResumableRecord
 from app.contract.resumable import remove_expired
@@ -83,3 +84,23 @@ def test_a_removal_that_broke_off_is_done_again(stage: Stage, blobs: Blobs) -> N
     assert remove_expired(stage.store, blobs) == 1
     assert stage.store.expired_resumables(10) == []
     assert keys(blobs) == set()
+
+
+def test_one_that_cannot_be_removed_keeps_none_of_the_others(
+    stage: Stage, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = (send(stage, blobs, DATA[:5], complete=False) for _ in range(2))
+    open_partial = type(blobs).partial
+
+    def broken(store: Blobs, upload_id: str) -> Partial:
+        if upload_id == stuck.id:
+            raise PermissionError(13, "Permission denied")
+        return open_partial(store, upload_id)
+
+    monkeypatch.setattr(type(blobs), "partial", broken)
+    stage.clock.pass_(DAY + 1)
+    assert remove_expired(stage.store, blobs) == 1
+    assert stage.store.expired_resumables(10) == [stuck.id]
+    assert not any(other.id in key for key in keys(blobs))
+    monkeypatch.undo()
+    assert remove_expired(stage.store, blobs) == 1

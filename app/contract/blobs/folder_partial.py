@@ -79,7 +79,8 @@ class FolderPartial(Partial):
         """As in Partial: no byte is copied."""
         target = self._target(sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.fsync(self._number)
+        with told_when_full():
+            os.fsync(self._number)
         self._path.replace(target)
         sync_folder(target.parent)
 
