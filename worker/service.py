@@ -100,7 +100,7 @@ def walls(settings: Settings) -> str:
         return "off (TERSOR_SANDBOX=off)"
     have = offer()
     trouble = [] if have.complete else [have.sentence()]
-    trouble += [f"jobs can read {folder}, which lies among libraries" for folder in exposed(settings.own_folders)]
+    trouble += [f"jobs can read {folder}, which lies among libraries" for folder in exposed(settings)]
     if trouble and settings.sandbox == "require":
         raise SystemExit(f"TERSOR_SANDBOX=require, but the sandbox is not complete: {'; '.join(trouble)}.")
     for line in trouble:

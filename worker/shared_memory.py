@@ -12,7 +12,6 @@ import psutil
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - the C library's own choice on Linux; elsewhere there is none
 ANONYMOUS = "/memfd:"  # how the kernel names files of memory that never had a name
-DELETED = " (deleted)"
 
 
 class SharedMemory:

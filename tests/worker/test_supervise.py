@@ -256,6 +256,34 @@ def test_a_job_whose_bytes_are_gone_fails(bench: Bench) -> None:
     assert error.code == BlobMissing.code
 
 
+@pytest.mark.landlock
+def test_jobs_and_inspections_are_shut_in_unless_told_otherwise(tmp_path: Path) -> None:
+    for sandbox, reached in (("off", True), ("auto", False), ("require", False)):
+        bench = Bench(tmp_path / sandbox, sandbox=sandbox)
+        database = bench.settings.database.removeprefix("sqlite:///").encode()
+        job = bench.run("peek", database)
+        assert (job.state is JobState.SUCCEEDED) == reached
+        upload = bench.upload(database)
+        bench.supervisor(inspection="inspect_and_peek").run(bench.claim(upload.id))
+        record = bench.store.get_upload(ACCOUNT, upload.id)
+        assert (record.status is UploadStatus.READY) == reached
+        for problem in (job.error, record.problem):
+            assert reached or (
+                problem is not None and "PermissionError: [Errno 13] Permission denied" in problem.detail
+            )
+        bench.store.close()
+
+
+@pytest.mark.landlock
+def test_an_inspection_has_no_shared_memory(bench: Bench) -> None:
+    upload = bench.upload()
+    bench.supervisor(inspection="inspect_and_share").run(bench.claim(upload.id))
+    problem = bench.store.get_upload(ACCOUNT, upload.id).problem
+    assert problem is not None
+    assert "PermissionError" in problem.detail
+    assert not Path("/dev/shm/probe").exists()
+
+
 def test_others_see_nothing_of_it(bench: Bench) -> None:
     job = bench.run("succeed")
     with pytest.raises(NotFound):

@@ -7,7 +7,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -132,9 +132,12 @@ def source_roots() -> tuple[Path, ...]:
     return tuple(sorted({folder.parent for folder in OWN_CODE}))
 
 
-def exposed(folders: Iterable[Path]) -> list[Path]:
-    """Which of these folders lie where every job may read."""
-    readable = [Path(os.path.realpath(path)) for path in (*interpreter(), *map(Path, SYSTEM))]
+def exposed(settings: Settings) -> list[Path]:
+    """Which folders of the service's own lie where every job may read."""
+    open_to_all = (*interpreter(), *map(Path, SYSTEM), *settings.readable_folders)
+    readable = [Path(os.path.realpath(path)) for path in open_to_all]
     return [
-        folder for folder in folders if any(Path(os.path.realpath(folder)).is_relative_to(path) for path in readable)
+        folder
+        for folder in settings.own_folders
+        if any(Path(os.path.realpath(folder)).is_relative_to(path) for path in readable)
     ]

@@ -14,13 +14,12 @@ import socket
 import struct
 import sys
 
-from worker.sandbox.bpf import ARCHITECTURES, Argument, Rule, assemble
-from worker.sandbox.kernel import prctl, syscall
+from worker.sandbox.bpf import ARCHITECTURES, KILL_PROCESS, Argument, Rule, assemble
+from worker.sandbox.kernel import syscall
 
 PR_SET_DUMPABLE = 4
-PR_GET_SECCOMP = 21
 SECCOMP = {"x86_64": 317, "aarch64": 277}
-SET_MODE_FILTER = 1
+SET_MODE_FILTER, GET_ACTION_AVAIL = 1, 2
 # Without it, kernels before 5.16 switch off speculation past stores, which costs every computation some speed.
 FLAG_SPEC_ALLOW = 4
 
@@ -119,8 +118,9 @@ def offered() -> bool:
     """Whether this kernel has filters and this module the numbers of its architecture's system calls."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
         return False
+    action = ctypes.create_string_buffer(struct.pack("=I", KILL_PROCESS))
     try:
-        prctl(PR_GET_SECCOMP)
+        syscall(SECCOMP[platform.machine()], GET_ACTION_AVAIL, 0, action)
     except OSError:
         return False
     return True

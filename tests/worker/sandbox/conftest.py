@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.worker.sandbox.cell import Cell
-from worker.sandbox import landlock, seccomp
 
 
 @pytest.fixture
@@ -30,15 +29,3 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
         process.stdout.readline()
         yield process
         process.kill()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Walls that this kernel does not have cannot be proven on it; each test says which it needs."""
-    lacking = {
-        "landlock": None if landlock.abi() else "this kernel offers no Landlock",
-        "seccomp": None if seccomp.offered() else "this kernel or processor has no filters that we can make",
-    }
-    for item in items:
-        for name, reason in lacking.items():
-            if reason is not None and item.get_closest_marker(name):
-                item.add_marker(pytest.mark.skip(reason=reason))

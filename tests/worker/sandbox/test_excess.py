@@ -28,7 +28,7 @@ def test_a_fork_bomb_is_defused(cell: Cell) -> None:
     began = time.monotonic()
     with pytest.raises(JobFailed, match=r"ran \d+ processes and threads; this worker grants 64"):
         granted(cell, processes=64).run("excess.fork_bomb")
-    assert time.monotonic() - began < 30  # it forks for 1.5 s at most; then the machine has to breathe again
+    assert time.monotonic() - began < 30  # it forks for 4 s at most; then the machine has to breathe again
     left = [pid for pid in set(psutil.pids()) - before if _is_probe(pid)]
     assert left == []
 

@@ -56,13 +56,16 @@ def test_the_interpreter_is_readable_and_its_neighbours_are_not() -> None:
 
 
 def test_data_among_libraries_is_noticed(tmp_path: Path) -> None:
-    among = interpreter()[0] / "data"
+    def found(data_dir: Path, **settings: str) -> list[Path]:
+        return exposed(Settings(data_dir=data_dir, **settings))  # type: ignore[arg-type]
+
     (tmp_path / "link").symlink_to(interpreter()[0])
-    assert exposed([tmp_path, Path("/usr/share/tersor"), among, tmp_path / "link" / "data"]) == [
-        Path("/usr/share/tersor"),
-        among,
-        tmp_path / "link" / "data",
-    ]
+    assert found(tmp_path) == []
+    assert found(tmp_path, database_url="postgresql://host/db", blobs_url="s3://bucket") == []
+    assert found(Path("/usr/share/tersor"))[0] == Path("/usr/share/tersor")
+    assert found(tmp_path / "link" / "data")
+    assert found(tmp_path, blobs_url="file:///usr/share/blobs") == [Path("/usr/share/blobs")]
+    assert found(tmp_path, sandbox_readable=str(tmp_path.parent))[0] == tmp_path
 
 
 def test_the_settings_decide(tmp_path: Path) -> None:
