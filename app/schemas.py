@@ -77,6 +77,7 @@ class DatasetView(UploadView):
     kind: DataKind | None = None
     splits: dict[str, SplitFacts] | None = None
     labels: tuple[str, ...] | None = None
+    split_seed: int | None = None
 
 
 class JobView(View):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, Union
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from app.contract.errors import TersorError
 from app.contract.facts import Task
@@ -133,8 +133,42 @@ class ModelSpec(Strict):
         return self
 
 
+class SplitSpec(Strict):
+    """How a dataset that comes as one split is divided: shares of `validation` and `test`; the rest is `train`."""
+
+    validation: Annotated[float, Field(ge=0, lt=1, description="Share of the samples.")] = 0.1
+    test: Annotated[float, Field(ge=0, lt=1, description="Share of the samples.")] = 0.1
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+    @model_validator(mode="after")
+    def _some_left(self) -> SplitSpec:
+        if self.held_out >= 1:
+            raise ValueError("validation and test together leave nothing to train on: their shares have to be below 1")
+        return self
+
+    @property
+    def held_out(self) -> float:
+        """The share that is not trained on; 0 where nothing is to be divided."""
+        return self.validation + self.test
+
+
 class DatasetSpec(Strict):
-    """The `spec` of an uploaded dataset: nothing yet, the file says all of it itself."""
+    """The `spec` of an uploaded dataset. The file says the rest of it itself."""
+
+    split: SplitSpec = Field(
+        SplitSpec(),
+        description="For a dataset of one split, train or unnamed, of ten samples or more; false leaves it whole.",
+        json_schema_extra={"examples": [False, {"validation": 0.1, "test": 0.1, "seed": 0}]},
+    )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return SplitSpec(validation=0, test=0) if value is False else value
+
+    @field_serializer("split")
+    def _as_sent(self, split: SplitSpec) -> dict[str, Any] | bool:
+        return split.model_dump(exclude_unset=True) if split.held_out else False
 
 
 def model_spec(spec: dict[str, Any], error: type[TersorError]) -> ModelSpec:

@@ -98,8 +98,11 @@ class SplitFacts(Facts):
     samples: int
     inputs: tuple[TensorFacts, ...] = Field(description="One entry an array; for other kinds a single entry.")
     targets: TargetKind | None = Field(None, description="What the targets are; null where there are none.")
-    target_min: int | None = None
+    target_min: int | None = Field(None, description="Smallest class number of targets that are classes or tags.")
     target_max: int | None = None
+    target_shape: tuple[int, ...] | None = Field(None, description="Of one sample's values; null for other targets.")
+    binary: bool = Field(False, description="Whether all values are 0 or 1, as those of a multi-label task are.")
+    made_from: str | None = Field(None, description="The split that this one was cut from; null where it was uploaded.")
 
     @property
     def has_targets(self) -> bool:
@@ -112,9 +115,31 @@ class DatasetFacts(Facts):
     kind: DataKind
     splits: dict[str, SplitFacts]
     labels: tuple[str, ...] | None = None
+    split_seed: int | None = Field(None, description="Of the splits that were made; null where all were uploaded.")
 
 
 SPLITS = ("train", "validation", "test", "calibration")
+# What published datasets call a validation split besides.
+_SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder, file, array or field of this name means, or None."""
+    return _SPLIT_NAMES.get(name)
+
+
+def made_splits(dataset: DatasetFacts | None) -> str | None:
+    """The sentence of a report about splits that were not uploaded; None where none were made."""
+    made = {} if dataset is None else {name: s for name, s in dataset.splits.items() if s.made_from is not None}
+    if dataset is None or not made:
+        return None
+    sizes = [f"{name} ({split.samples:,})" for name, split in made.items()]
+    source = next(iter(made.values()))
+    shares = ", each class in its share" if source.targets == "classes" else ""
+    return (
+        f"The dataset has only the split {source.made_from}: {', '.join(sizes[:-1])} and {sizes[-1]} were made of it "
+        f"at random with seed {dataset.split_seed}{shares}. Upload splits of your own to compare with other figures."
+    )
 
 
 def calibration_split(dataset: DatasetFacts | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,8 +16,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from app.contract.errors import DatasetRejected
-from app.contract.facts import SPLITS, DatasetFacts, SplitFacts, TensorFacts
-from worker.data.base import Data, RawBatch, Split
+from app.contract.facts import SPLITS, DatasetFacts, SplitFacts, TargetKind, TensorFacts
+from worker.data.array_checks import check_finite, check_targets
+from worker.data.base import Data, RawBatch, RawTargets, Split
+from worker.data.splits import SplitNames
 from worker.vetting.archive import Member, open_archive
 from worker.vetting.safetensors import read_header
 
@@ -30,9 +32,8 @@ EXPECTED = (
 )
 MAX_NPY_HEADER = 10_000  # characters; plain dtypes need about 100
 MAX_DIMENSIONS = 16
-CHUNK_BYTES = 16 << 20  # read at a time while values are checked
 # By NumPy's kind and bytes an item: what torch and the models take.
-_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4"}
+_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "b1"}
 _SAFETENSORS = {
     "F16": "<f2",
     "F32": "<f4",
@@ -44,8 +45,9 @@ _SAFETENSORS = {
     "U8": "|u1",
     "U16": "<u2",
     "U32": "<u4",
+    "BOOL": "|b1",
 }
-_NAME = re.compile(rf"({'|'.join(SPLITS)})_(inputs|targets)(?:\.(\w{{1,64}}))?")
+_NAME = re.compile(r"([a-z]+)_(inputs|targets)(?:\.(\w{1,64}))?")
 
 
 @dataclass
@@ -54,6 +56,7 @@ class ArraySplit:
 
     inputs: dict[str, Array] = field(default_factory=dict)
     targets: Array | None = None
+    kind: TargetKind | None = None
 
     @property
     def has_targets(self) -> bool:
@@ -65,8 +68,16 @@ class ArraySplit:
     def read(self, indices: Sequence[int]) -> RawBatch:
         rows = np.asarray(indices, dtype=np.int64)
         inputs = {name: torch.from_numpy(_native(array[rows])) for name, array in self.inputs.items()}
-        targets = None if self.targets is None else torch.from_numpy(self.targets[rows].astype(np.int64))
-        return RawBatch(inputs, targets)
+        return RawBatch(inputs, None if self.targets is None else self._targets(self.targets[rows]))
+
+    def classes(self) -> NDArray[np.int64] | None:
+        return self.targets.astype(np.int64) if self.targets is not None and self.kind == "classes" else None
+
+    def _targets(self, rows: Array) -> RawTargets:
+        if self.kind == "values":
+            return torch.from_numpy(rows.astype(np.float32))
+        numbers = torch.from_numpy(rows.astype(np.int64))
+        return list(numbers) if self.kind == "tags" else numbers
 
 
 def open_npz(path: Path, scratch: Path) -> Data:
@@ -135,11 +146,15 @@ def _mapped(path: Path, dtype: np.dtype[Any], start: int, shape: tuple[int, ...]
 
 def _data(arrays: Mapping[str, Array]) -> Data:
     splits: dict[str, ArraySplit] = {}
+    names = SplitNames()
     for name, array in arrays.items():
         match = _NAME.fullmatch(name)
-        if match is None:
+        own = None if match is None else names.split(match[1])
+        if match is None or own is None:
             raise DatasetRejected(f"The file holds the array {name[:80]!r}. {EXPECTED}")
-        split = splits.setdefault(match[1], ArraySplit())
+        if match[2] == "inputs" and array.dtype.kind == "b":
+            raise DatasetRejected(f"Array {name!r} has the dtype bool; save inputs as uint8 or float32.")
+        split = splits.setdefault(own, ArraySplit())
         if match[2] == "inputs":
             split.inputs[match[3] or INPUT] = array
         elif match[3] is None:
@@ -163,43 +178,18 @@ def _facts(name: str, split: ArraySplit) -> SplitFacts:
             raise DatasetRejected(f"`{name}_inputs` ({key}) has no samples: its shape is {list(array.shape)}.")
         if len(array) != len(split):
             raise DatasetRejected(f"The inputs of split {name!r} have {len(split)} and {len(array)} samples.")
-        _check_finite(f"{name}_inputs", array)
-    low, high = (None, None) if split.targets is None else _target_range(name, split.targets, len(split))
-    return SplitFacts(
+        check_finite(f"{name}_inputs", array)
+    facts = SplitFacts(
         samples=len(split),
         inputs=tuple(
             TensorFacts(name=key, shape=array.shape[1:], dtype=array.dtype.name) for key, array in split.inputs.items()
         ),
-        targets="classes" if split.has_targets else None,
-        target_min=low,
-        target_max=high,
     )
-
-
-def _target_range(name: str, targets: Array, samples: int) -> tuple[int, int]:
-    if targets.dtype.kind not in "iu" or targets.ndim != 1:
-        raise DatasetRejected(
-            f"`{name}_targets` is {targets.dtype.name} of shape {list(targets.shape)}; expected are class numbers, an "
-            f"integer array of shape [{samples}] (for one-hot rows: .argmax(1))."
-        )
-    if len(targets) != samples:
-        raise DatasetRejected(f"Split {name!r} has {samples} inputs and {len(targets)} targets.")
-    return int(targets.min()), int(targets.max())
-
-
-def _check_finite(name: str, array: Array) -> None:
-    if array.dtype.kind != "f":
-        return
-    for start, chunk in _chunks(array):
-        bad = ~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1)
-        if bad.any():
-            raise DatasetRejected(f"`{name}` holds NaN or infinity, first in sample {start + int(bad.argmax())}.")
-
-
-def _chunks(array: Array) -> Iterator[tuple[int, Array]]:
-    rows = max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes))
-    for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
+    if split.targets is None:
+        return facts
+    found = check_targets(name, split.targets, list(split.inputs.values()))
+    split.kind = found["targets"]
+    return facts.model_copy(update=found)
 
 
 def _native(array: Array) -> Array:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
@@ -14,7 +16,10 @@ from app.contract.facts import DatasetFacts
 
 @dataclass(frozen=True)
 class Sound:
-    """One channel of sound: float32 [samples] in [-1, 1], and how many of them make a second."""
+    """One channel of sound: float32 [samples], and how many of them make a second.
+
+    Integers of a file are scaled to [-1, 1]; a file of floats may reach beyond.
+    """
 
     samples: Tensor
     rate: int
@@ -46,6 +51,9 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> RawBatch: ...
+
+    def classes(self) -> NDArray[np.int64] | None:
+        """int64 [n]: the class of every sample where targets are classes, else None. Costs 8 bytes a sample."""
 
 
 @dataclass(frozen=True)

@@ -1,97 +1,90 @@
-"""Text: JSON Lines or CSV with `text` and `label`, as one file or as a zip with a file a split."""
+"""Text files: JSON Lines, CSV or plain text, as one file or as an archive with a file a split."""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import functools
+import io
 import json
-import tempfile
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import IO, Any, cast
 
 from app.contract.errors import DatasetRejected
-from app.contract.facts import SPLITS, DatasetFacts, SplitFacts, TensorFacts
-from worker.data.base import Data, RawBatch, Split
-from worker.vetting.archive import Archive
+from worker.data.base import Data
+from worker.data.collect import Collector, Sample
+from worker.data.paragraphs import paragraphs
+from worker.data.rows import EXPECTED, row_sample
+from worker.data.splits import DEFAULT, SplitNames, split_of_file
+from worker.vetting.archive import Archive, Member
 
-INPUT = "text"
-EXPECTED = (
-    'Expected are rows with `text` and `label`: JSON Lines ({"text": "…", "label": 1}) or CSV with a header; a zip '
-    "holds one file a split (train.jsonl, test.csv, …), a single file may have a `split` field."
-)
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv")
+PLAIN = (".txt", ".text")
 MAX_LINE_BYTES = 16 << 20
-MAX_LABELS = 65_536
-
-Label = int | str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample and where it stood, for sentences about it."""
-
-    text: str
-    label: Label | None
-    split: str
-    place: str
-
-
-@dataclass
-class TextSplit:
-    """A split whose texts lie in one file, found by offset; memory is 16 bytes a sample."""
-
-    path: Path
-    starts: array[int] = field(default_factory=lambda: array("Q"))
-    ends: array[int] = field(default_factory=lambda: array("Q"))
-    targets: array[int] = field(default_factory=lambda: array("q"))
-
-    @property
-    def has_targets(self) -> bool:
-        return len(self.targets) > 0
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def read(self, indices: Sequence[int]) -> RawBatch:
-        with self.path.open("rb") as stream:
-            texts = [self._text(stream, index) for index in indices]
-        targets = torch.tensor([self.targets[index] for index in indices]) if self.has_targets else None
-        return RawBatch(texts, targets)
-
-    def _text(self, stream: IO[bytes], index: int) -> str:
-        stream.seek(self.starts[index])
-        return stream.read(self.ends[index] - self.starts[index]).decode()
+HEAD = 64 << 10  # of a plain text, in which a first line of rows would end
+_BUFFER_BYTES = 1 << 20
 
 
 def open_text(path: Path, filename: str, scratch: Path) -> Data:
-    """One JSON Lines or CSV file; rows without a `split` are of the split train. Raises DatasetRejected."""
-    with path.open("rb") as stream:
-        return _collect(_rows(stream, filename, "train"), scratch)
+    """One file; what names no split is of the split that the file's name begins with, else of train.
+
+    Raises DatasetRejected.
+    """
+    collector = Collector(scratch)
+    _collect(collector, lambda: path.open("rb"), filename, split_of_file(filename) or DEFAULT)
+    return collector.finish(f"{filename!r} has no rows. {EXPECTED}")
 
 
 def open_text_archive(archive: Archive, scratch: Path) -> Data:
-    """An archive with `<split>.jsonl` or `<split>.csv`. Raises DatasetRejected."""
-    return _collect(_archive_rows(archive), scratch)
-
-
-def _archive_rows(archive: Archive) -> Iterator[Row]:
-    for name, member in archive.members.items():
-        if not name.endswith(SUFFIXES):
-            continue
-        split = Path(name).stem
-        if split not in SPLITS:
+    """An archive with `<split>.jsonl`, `<split>.csv` or `<split>.txt`. Raises DatasetRejected."""
+    collector, splits = Collector(scratch), SplitNames()
+    for name, member in text_members(archive.members).items():
+        split = splits.of_file(name)
+        if split is None:
             raise DatasetRejected(f"The archive holds {name!r}. {EXPECTED}")
-        with member.open() as stream:
-            yield from _rows(stream, name, split)
+        _collect(collector, functools.partial(buffered, member), name, split)
+    return collector.finish(f"The dataset has no rows. {EXPECTED}")
 
 
-def _rows(stream: IO[bytes], name: str, split: str) -> Iterator[Row]:
-    lines = _lines(stream, name)
+def buffered(member: Member) -> IO[bytes]:
+    """A member's bytes; without a buffer of its own, a line of a zip's member is read byte by byte."""
+    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, member.open()), _BUFFER_BYTES))
+
+
+def text_members(members: dict[str, Member]) -> dict[str, Member]:
+    """The rows of an archive at its top; plain text only where a file carries a split's name: the rest are readmes."""
+    top = {name: member for name, member in members.items() if "/" not in name}
+    rows = {name: member for name, member in top.items() if name.endswith(ROWS)}
+    return rows or {name: member for name, member in top.items() if name.endswith(PLAIN) and split_of_file(name)}
+
+
+def _collect(collector: Collector, opened: Callable[[], IO[bytes]], name: str, split: str) -> None:
+    """Adds a file's samples. Only a file that is called plain text is read as such, and only if it holds no rows."""
+    if name.endswith(PLAIN) and not _holds_rows(opened):
+        for sample in paragraphs(opened, name, split):
+            collector.add(sample)
+        return
+    with opened() as stream:
+        for sample in _rows(stream, name, split):
+            collector.add(sample)
+
+
+def _holds_rows(opened: Callable[[], IO[bytes]]) -> bool:
+    """Whether the first line is a JSON object or a CSV header with a column `text`."""
+    with opened() as stream:
+        line = stream.read(HEAD).lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")
+    names = line.strip().split(",")
+    if len(names) > 1 and "text" in names:
+        return True
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _rows(stream: IO[bytes], name: str, split: str) -> Iterator[Sample]:
+    lines = numbered(stream, name)
     first = next(((number, line) for number, line in lines if line.strip()), None)
     if first is None:
         raise DatasetRejected(f"{name!r} has no rows. {EXPECTED}")
@@ -106,7 +99,7 @@ def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[
     yield from rest
 
 
-def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+def numbered(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Decoded lines with their numbers from 1."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
@@ -119,113 +112,45 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
             raise DatasetRejected(f"{name!r}, line {number} is not UTF-8: save the dataset as UTF-8 text.") from failure
 
 
-def _json_rows(lines: Iterator[tuple[int, str]], name: str, split: str) -> Iterator[Row]:
+def _json_rows(lines: Iterator[tuple[int, str]], name: str, split: str) -> Iterator[Sample]:
     for number, line in lines:
-        place = f"{name!r}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as failure:
-            raise DatasetRejected(f"{place} is no JSON. {EXPECTED}") from failure
-        if not isinstance(value, dict):
-            raise DatasetRejected(f"{place} is no JSON object. {EXPECTED}")
-        yield _row(value, split, place)
+        if line.strip():
+            place = f"{name!r}, line {number}"
+            yield row_sample(parse_object(line, place), split, place)
 
 
-def _csv_rows(lines: Iterator[tuple[int, str]], name: str, split: str) -> Iterator[Row]:
+def parse_object(line: str | bytes, place: str, expected: str = EXPECTED) -> dict[str, Any]:
+    """One JSON object. Raises DatasetRejected by its place."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as failure:
+        raise DatasetRejected(f"{place} is no JSON. {expected}") from failure
+    if not isinstance(value, dict):
+        raise DatasetRejected(f"{place} is no JSON object. {expected}")
+    return value
+
+
+def _csv_rows(lines: Iterator[tuple[int, str]], name: str, split: str) -> Iterator[Sample]:
+    for row, place in csv_rows(lines, name, "text", EXPECTED):
+        yield row_sample(row, split, place, textual=True)
+
+
+def csv_rows(
+    lines: Iterator[tuple[int, str]], name: str, needed: str, expected: str
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a CSV file with a header, and where each stood. Raises DatasetRejected."""
     csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit, 128 kB, is below the length of some documents
     reader = csv.reader((line for _, line in lines), strict=True)
     try:
         header = next(reader)
-        if "text" not in header or len(set(header)) != len(header):
-            raise DatasetRejected(f"{name!r}, line 1 is no header with a column `text`. {EXPECTED}")
+        if needed not in header or len(set(header)) != len(header):
+            raise DatasetRejected(f"{name!r}, line 1 is no header with a column `{needed}`. {expected}")
         for cells in reader:
             if not cells:
                 continue
             place = f"{name!r}, line {reader.line_num}"
             if len(cells) != len(header):
                 raise DatasetRejected(f"{place} has {len(cells)} cells and the header {len(header)}: quote commas.")
-            yield _row(dict(zip(header, cells, strict=True)), split, place, textual=True)
+            yield dict(zip(header, cells, strict=True)), place
     except csv.Error as failure:
         raise DatasetRejected(f"{name!r}, line {reader.line_num} is no CSV ({failure}).") from failure
-
-
-def _row(value: dict[str, Any], split: str, place: str, *, textual: bool = False) -> Row:
-    """A row of `text`, `label` and `split`; in CSV, where everything is text, numbers become numbers."""
-    text, label, own = value.get("text"), value.get("label"), value.get("split", split)
-    if not isinstance(text, str):
-        raise DatasetRejected(f"{place} has no string `text`. {EXPECTED}")
-    if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
-        raise DatasetRejected(f"{place} has the label {str(label)[:80]!r}; a label is a whole number or a string.")
-    if own not in SPLITS:
-        raise DatasetRejected(f"{place} has the split {str(own)[:80]!r}; splits are {', '.join(SPLITS)}.")
-    if isinstance(label, int) and not -(1 << 31) <= label < 1 << 31:
-        raise DatasetRejected(f"{place} has the label {str(label)[:30]}; class numbers start at 0.")
-    return Row(text, (label or None) if textual else label, own, place)
-
-
-def _collect(rows: Iterator[Row], scratch: Path) -> Data:
-    """Writes the texts to one file under `scratch` and keeps their offsets; labels become numbers."""
-    path = Path(tempfile.mkdtemp(prefix="text-", dir=scratch)) / "texts"
-    splits: dict[str, TextSplit] = {}
-    numbers: dict[Label, int] = {}
-    with path.open("xb") as stream:
-        for row in rows:
-            split = splits.setdefault(row.split, TextSplit(path))
-            _add_label(split, numbers, row)
-            split.starts.append(stream.tell())
-            stream.write(row.text.encode("utf-8", "replace"))  # a lone surrogate of a JSON escape has no UTF-8
-            split.ends.append(stream.tell())
-    if not splits:
-        raise DatasetRejected(f"The dataset has no rows. {EXPECTED}")
-    labels = _number_labels(splits, numbers)
-    facts = {name: _facts(splits[name]) for name in SPLITS if name in splits}
-    opened: dict[str, Split] = {name: splits[name] for name in facts}
-    return Data(DatasetFacts(kind="text", splits=facts, labels=labels), opened)
-
-
-def _add_label(split: TextSplit, numbers: dict[Label, int], row: Row) -> None:
-    """Notes the label in order of appearance. A split is labelled throughout or not at all."""
-    if (row.label is not None) != split.has_targets and len(split):
-        raise DatasetRejected(
-            f"{row.place} {'lacks' if row.label is None else 'has'} a label, unlike the rows of its split before it. "
-            "Label every row of a split or none."
-        )
-    if row.label is None:
-        return
-    split.targets.append(numbers.setdefault(row.label, len(numbers)))
-    if len(numbers) > MAX_LABELS:
-        raise DatasetRejected(f"{row.place}: more than {MAX_LABELS} different labels.")
-
-
-def _number_labels(splits: dict[str, TextSplit], numbers: dict[Label, int]) -> tuple[str, ...] | None:
-    """Replaces order of appearance: whole numbers are class numbers themselves, strings count in sorted order."""
-    if not numbers:
-        return None
-    names = None
-    if all(_is_number(label) for label in numbers):
-        final = {number: int(label) for label, number in numbers.items()}
-    elif any(isinstance(label, int) for label in numbers):
-        raise DatasetRejected("Some labels are strings and some are numbers: use one kind.")
-    else:
-        names = tuple(sorted(map(str, numbers)))
-        places = {name: place for place, name in enumerate(names)}
-        final = {number: places[str(label)] for label, number in numbers.items()}
-    for split in splits.values():
-        split.targets = array("q", (final[number] for number in split.targets))
-    return names
-
-
-def _is_number(label: Label) -> bool:
-    return isinstance(label, int) or (label.isascii() and label.isdecimal() and len(label) < 10)
-
-
-def _facts(split: TextSplit) -> SplitFacts:
-    return SplitFacts(
-        samples=len(split),
-        inputs=(TensorFacts(name=INPUT, shape=(), dtype="string"),),
-        targets="classes" if split.has_targets else None,
-        target_min=min(split.targets, default=None),
-        target_max=max(split.targets, default=None),
-    )

@@ -12,18 +12,22 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, BinaryIO, NoReturn, cast
+from typing import IO, NoReturn, cast
 
 from app.contract.errors import TersorError
+from app.contract.facts import split_named
+from worker.vetting.section import Section
 
 MAX_MEMBERS = 100_000
 MAX_BYTES = 64 << 30  # unpacked
 MAX_RATIO = 200  # unpacked : packed; photographs and float weights stay below 2, text below 20, zeros reach 1000
 FREE_BYTES = 64 << 20  # below this an archive may compress as well as it likes
 MAX_NAME = 1024
+MAX_TAR_HEADER = 64 << 10  # long names and extended attributes; those of the largest known archives have below 4 kB
 CHUNK = 1 << 20
+_GZIP = b"\x1f\x8b"
 # What archivers of desktop systems add, and nobody means.
 _JUNK = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini")
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -37,6 +41,7 @@ class Member:
     name: str
     size: int
     open: Callable[[], IO[bytes]]
+    section: Section | None = None  # where it lies, if it lies in a file as it is
 
     def read(self, limit: int, error: type[TersorError]) -> bytes:
         """All of it; raises `error` where it is larger than `limit` bytes."""
@@ -60,7 +65,7 @@ class Archive:
 
 
 def open_archive(path: Path, scratch: Path, error: type[TersorError]) -> Archive:
-    """Opens a zip, tar or tar.gz file. Members of a tar are unpacked into a new folder under `scratch`, under numbers.
+    """Opens a zip, tar or tar.gz file. Members of a tar are read where they lie; a tar.gz is inflated under `scratch`.
 
     Raises `error` for absolute paths, `..`, links, devices, duplicates, control characters in names, encryption, more
     than MAX_MEMBERS files or MAX_BYTES, and for a ratio that no honest archive has.
@@ -79,7 +84,7 @@ def _open_zip(path: Path, error: type[TersorError]) -> Archive:
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(archive.close)
         names = _Names(error)
-        budget = _Budget(path.stat().st_size, error)
+        budget = Budget(path.stat().st_size, error)
         members = []
         for info in archive.infolist():
             if info.filename.endswith("/"):
@@ -142,67 +147,79 @@ def _damaged(name: str, failure: Exception, error: type[TersorError]) -> NoRetur
 
 
 def _open_tar(path: Path, scratch: Path, error: type[TersorError]) -> Archive:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == _GZIP
+    if not zipped:
+        return Archive(tar_members(Section(path, 0, size), error), lambda: None)
     folder = Path(tempfile.mkdtemp(prefix="tar-", dir=scratch))
-    names = _Names(error)
-    members = []
-    with path.open("rb") as raw, _plain(raw) as plain:
-        bounded = _Bounded(plain, _Budget(path.stat().st_size, error))
-        with tarfile.open(fileobj=bounded, mode="r|") as archive:
-            for number, info in enumerate(archive):
-                if info.isdir():
-                    _check_name(info.name, error)
-                elif info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
-                    raise error(f"The archive holds {info.name!r}, a link or a device. Pack plain files only.")
-                elif names.admit(info.name):
-                    target = folder / str(number)
-                    _copy(archive, info, target, error)
-                    members.append(Member(info.name.removeprefix("./"), info.size, _file_opener(target)))
+    plain = folder / "plain"
+    _unzip(path, plain, Budget(size, error))
+    members = tar_members(Section(plain, 0, plain.stat().st_size), error)
     return Archive(members, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def _copy(archive: tarfile.TarFile, info: tarfile.TarInfo, target: Path, error: type[TersorError]) -> None:
-    stream = archive.extractfile(info)
-    assert stream is not None  # a regular file
-    with target.open("xb") as output:
-        shutil.copyfileobj(stream, output, CHUNK)
-    if target.stat().st_size != info.size:
+def _unzip(path: Path, plain: Path, budget: Budget) -> None:
+    with gzip.open(path) as source, plain.open("xb") as target:
+        while block := source.read(CHUNK):
+            budget.charge(len(block))
+            target.write(block)
+
+
+def tar_members(section: Section, error: type[TersorError]) -> list[Member]:
+    """The files of an uncompressed tar, to be read where they lie. Raises `error` as `open_archive` does."""
+    names = _Names(error)
+    members = []
+    try:
+        with section.open() as stream, tarfile.open(fileobj=_Headers(stream, error), mode="r:") as archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header that it has read
+                if info.isdir():
+                    _check_name(info.name, error)
+                    continue
+                _check_tar_entry(info, section.size, error)
+                if names.admit(info.name):
+                    place = section.within(info.offset_data, info.size)
+                    members.append(Member(info.name.removeprefix("./"), info.size, place.open, place))
+    except tarfile.TarError as failure:
+        raise error(f"The archive is damaged or was cut short ({failure}). Pack and upload it again.") from failure
+    return members
+
+
+def _check_tar_entry(info: tarfile.TarInfo, end: int, error: type[TersorError]) -> None:
+    if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
+        raise error(f"The archive holds {info.name!r}, a link or a device. Pack plain files only.")
+    if info.size < 0 or info.offset_data + info.size > end:
         raise error(f"The archive ends in the middle of {info.name!r}. Pack and upload it again.")
 
 
-def _file_opener(path: Path) -> Callable[[], IO[bytes]]:
-    return lambda: path.open("rb")
+class _Headers(io.RawIOBase):
+    """What tarfile reads: headers alone, none of which is long. Members are skipped by seeking."""
 
-
-@contextlib.contextmanager
-def _plain(raw: BinaryIO) -> Iterator[IO[bytes]]:
-    """The stream without its gzip layer, if it has one."""
-    zipped = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    if not zipped:
-        yield raw
-        return
-    with gzip.GzipFile(fileobj=raw) as stream:
-        yield cast(IO[bytes], stream)
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that charges what is read to a budget: headers as well as members."""
-
-    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
+    def __init__(self, stream: IO[bytes], error: type[TersorError]) -> None:
         self._stream = stream
-        self._budget = budget
+        self._error = error
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
     def read(self, size: int = -1, /) -> bytes:
-        block = self._stream.read(size)
-        self._budget.charge(len(block))
-        return block
+        if not 0 <= size <= MAX_TAR_HEADER:
+            raise self._error(f"The archive holds a header of more than {MAX_TAR_HEADER} bytes: pack plain files only.")
+        return self._stream.read(size)
 
 
-class _Budget:
-    """How much an archive of `packed` bytes may unpack to."""
+class Budget:
+    """How much a file of `packed` bytes may unpack to. Raises `error` where it is overdrawn."""
 
     def __init__(self, packed: int, error: type[TersorError]) -> None:
         self._packed = packed
@@ -222,7 +239,7 @@ class _Budget:
         self._bytes += size
         if self._bytes > self._limit:
             raise self._error(
-                f"The archive would unpack to more than {self._limit} bytes out of {self._packed}: "
+                f"The file would unpack to more than {self._limit} bytes out of {self._packed}: "
                 "that is a zip bomb, or data that should be sent without so much padding."
             )
 
@@ -260,8 +277,8 @@ def _check_name(name: str, error: type[TersorError]) -> None:
 def _without_top(members: list[Member]) -> Iterator[Member]:
     tops = {member.name.partition("/")[0] for member in members}
     nested = all("/" in member.name for member in members)
-    if not (nested and len(tops) == 1) or next(iter(tops)) in ("train", "validation", "test", "calibration"):
+    if not (nested and len(tops) == 1) or split_named(next(iter(tops))) is not None:
         yield from members
         return
     for member in members:
-        yield Member(member.name.partition("/")[2], member.size, member.open)
+        yield replace(member, name=member.name.partition("/")[2])
