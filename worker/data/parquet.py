@@ -6,7 +6,7 @@ A row group can hold a gigabyte, so reading rows of a shuffled order from it wou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,13 +26,16 @@ from worker.vetting.archive import Archive, Budget
 from worker.vetting.boundary import OUR_TROUBLE, first_line
 from worker.vetting.parquet import Chunk, check_ends, largest_page
 
+# Arrow's own allocator keeps what was freed, some 30 MB; the system's gives it back to what comes after.
+pa.set_memory_pool(pa.system_memory_pool())
+
 SUFFIX = ".parquet"
 EXPECTED = (
     "Expected are the columns `text` and `label`, `tokens` and `tags`, `image` and `label`, or `audio` and `text` or "
     "`label`; pictures and sounds as bytes or as a struct of bytes and path. An archive holds one or more files a "
     "split (train.parquet, test-00000-of-00002.parquet)."
 )
-BATCH_BYTES = 64 << 20  # what a batch may unpack to: no value is longer than its page
+BATCH_BYTES = 16 << 20  # what a batch may unpack to: no value is longer than its page
 MAX_BATCH_ROWS = 256
 BUFFER_BYTES = 1 << 20  # of a column's stream; without one, a whole column of a row group is read at once
 ROW_BYTES = 32  # charged besides the content: what a row costs in memory
@@ -114,7 +117,7 @@ def _open(path: Path, name: str) -> Table:
     """Checks all that Arrow is to read before it reads any page."""
     end = check_ends(path, name, DatasetRejected)
     try:
-        file = parquet.ParquetFile(path)
+        file = _reader(path)
         schema = file.schema_arrow
         content, columns = _columns(schema, name)
         leaves = _leaves(file, columns)
@@ -122,12 +125,17 @@ def _open(path: Path, name: str) -> Table:
         # A word that comes a million times is kept once where lists of words are read as dictionaries.
         nested = [leaf for leaf in leaves.values() if leaf.max_repetition_level]
         words = [leaf.path for leaf in nested if leaf.physical_type == "BYTE_ARRAY"]
-        file = parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, read_dictionary=words)
+        file = _reader(path, words)
     except (pa.ArrowException, OSError) as failure:
         _damaged(failure, name)
     rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, largest)))
     selected = tuple(leaf.path for leaf in leaves.values())
     return Table(file, name, content, selected, rows, _class_names(schema, columns))
+
+
+def _reader(path: Path, dictionaries: Sequence[str] = ()) -> parquet.ParquetFile:
+    """Pages are read as they are needed: by default Arrow would read all columns of a row group ahead."""
+    return parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=list(dictionaries))
 
 
 def _columns(schema: pa.Schema, name: str) -> tuple[str, tuple[str, ...]]:
@@ -210,15 +218,22 @@ def _rows(table: Table) -> Iterator[tuple[dict[str, Any], str]]:
     """Every row as a dictionary, and where it stood."""
     number = 0
     try:
-        batches = table.file.iter_batches(table.rows_at_once, columns=list(table.columns), use_threads=False)
-        for batch in batches:
+        for batch in _batches(table):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             for row in range(batch.num_rows):
                 number += 1
-                place = f"{table.name!r}, row {number}"
+                place = f"{table.name}, row {number}"
                 yield {name: _cell(column, row, place) for name, column in columns.items()}, place
     except (pa.ArrowException, OSError) as failure:
         _damaged(failure, table.name)
+
+
+def _batches(table: Table) -> Iterator[pa.RecordBatch]:
+    """Row group by row group: Arrow cannot join lists of two dictionaries, and each group has its own."""
+    for group in range(table.file.metadata.num_row_groups):
+        yield from table.file.iter_batches(
+            table.rows_at_once, row_groups=[group], columns=list(table.columns), use_threads=False
+        )
 
 
 def _cell(column: pa.Array, row: int, place: str) -> Any:

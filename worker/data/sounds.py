@@ -168,12 +168,17 @@ def _flac_header(data: bytes, name: str) -> SoundHeader:
 
 
 def _flac_blocks(data: bytes, header: SoundHeader, name: str) -> Iterator[NDArray[np.float32]]:
-    """Decoded until the stream ends: what the header says of its length is only compared at the end."""
-    import soundfile  # 30 ms and a library that sounds in WAV do without
+    """Decoded until the stream ends: what the header says of its length is hidden from the decoder, then compared."""
+    import soundfile  # a library that sounds in WAV do without
+
+    class Forward(soundfile.SoundFile):  # type: ignore[misc]  # a class without types
+        def seekable(self) -> bool:
+            return False  # else it seeks after every block, which fails where the length is not known
 
     frames = 0
+    unknown = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with Forward(io.BytesIO(unknown)) as file:
             if (file.format, file.samplerate, file.channels) != ("FLAC", header.rate, header.channels):
                 raise DatasetRejected(f"{name!r} is a damaged FLAC file: its parts contradict each other.")
             while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
@@ -184,5 +189,5 @@ def _flac_blocks(data: bytes, header: SoundHeader, name: str) -> Iterator[NDArra
         raise DatasetRejected(f"{name!r} is damaged or was cut short ({failure}). {ADVICE}") from failure
     if header.frames not in (0, frames):
         raise DatasetRejected(
-            f"{name!r} was cut short: its header promises {header.frames} samples and {frames} could be read."
+            f"{name!r} is damaged or was cut short: its header promises {header.frames} samples, it has {frames}."
         )

@@ -74,10 +74,12 @@ def largest_page(path: Path, name: str, chunks: Iterable[Chunk], end: int, error
     largest = 0
     with path.open("rb") as stream:
         for chunk in chunks:
-            if chunk.elsewhere or chunk.start < len(MAGIC) or chunk.size < 0 or chunk.start + chunk.size > end:
-                raise error(f"{name!r} is damaged: column {chunk.column!r} lies outside of the file.")
             if not chunk.nested and chunk.values != chunk.rows:
                 raise error(f"{name!r} is damaged: column {chunk.column!r} has {chunk.values} of {chunk.rows} values.")
+            if not chunk.values:
+                continue
+            if chunk.elsewhere or chunk.start < len(MAGIC) or chunk.size < 0 or chunk.start + chunk.size > end:
+                raise error(f"{name!r} is damaged: column {chunk.column!r} lies outside of the file.")
             if chunk.nested and chunk.values > MAX_NESTED_VALUES:
                 raise error(
                     f"{name!r} has a row group with {chunk.values} values in column {chunk.column!r}; at most "

@@ -59,6 +59,46 @@ def test_samples_are_read_by_index(tmp_path: Path, container: str) -> None:
     assert data.splits["calibration"].read([1]).targets is None
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_floats_are_values(tmp_path: Path, container: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    values = (np.arange(6 * int(np.prod(shape))).reshape(6, *shape) / 4).astype(dtype)
+    data = opened(CONTAINERS[container](val_inputs=X, val_targets=values), tmp_path)
+    facts = data.facts.splits["validation"]
+    assert (facts.targets, facts.target_shape, facts.binary) == ("values", shape, False)
+    assert (facts.target_min, facts.target_max) == (None, None)
+    targets = data.splits["validation"].read([4, 1]).targets
+    assert isinstance(targets, torch.Tensor)
+    assert targets.dtype == torch.float32
+    assert np.array_equal(targets.numpy(), values[[4, 1]])
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_zeros_and_ones_are_several_labels_at_once(tmp_path: Path, container: str, dtype: Any) -> None:
+    labels = (np.arange(18).reshape(6, 3) % 2).astype(dtype)
+    data = opened(CONTAINERS[container](train_inputs=X, train_targets=labels), tmp_path)
+    facts = data.facts.splits["train"]
+    assert (facts.targets, facts.target_shape, facts.binary) == ("values", (3,), True)
+    targets = data.splits["train"].read([3]).targets
+    assert isinstance(targets, torch.Tensor)
+    assert (targets.dtype, targets.tolist()) == (torch.float32, [[1.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_number_a_step_is_tags(tmp_path: Path, container: str) -> None:
+    tags = IDS % 5
+    tags[:, 0] = -100
+    data = opened(CONTAINERS[container](train_inputs=IDS, train_targets=tags), tmp_path)
+    facts = data.facts.splits["train"]
+    assert (facts.targets, facts.target_min, facts.target_max) == ("tags", 0, 4)
+    targets = data.splits["train"].read([2, 0]).targets
+    assert isinstance(targets, list)
+    assert [own.tolist() for own in targets] == [[-100, 4, 0, 1], [-100, 1, 2, 3]]
+    assert targets[0].dtype == torch.int64
+
+
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "|u1", "|i1", ">i2", "<u4", "<i8"])
 def test_every_numeric_dtype_and_byte_order(tmp_path: Path, dtype: str) -> None:
     values = np.arange(12).reshape(4, 3).astype(dtype)
@@ -90,6 +130,7 @@ def test_arrays_stay_in_the_file(tmp_path: Path, container: str) -> None:
     assert isinstance(split.inputs["input"], np.memmap)
 
 
+IDS = np.arange(24).reshape(6, 4)
 NAN = X.copy()
 NAN[4, 0, 1, 1] = np.inf
 
@@ -102,7 +143,14 @@ NAN[4, 0, 1, 1] = np.inf
         ({"train_targets": Y}, "no `train_inputs`"),
         ({"train_inputs": X, "train_targets": Y[:4]}, "'train' has 6 inputs and 4 targets"),
         ({"train_inputs.a": X, "train_inputs.b": X[:4]}, "6 and 4 samples"),
-        ({"train_inputs": X, "train_targets": Y.astype(np.float32)}, "`train_targets` is float32"),
+        ({"train_inputs": X, "train_targets": np.float32(3)}, "`train_targets` is float32"),
+        ({"train_inputs": X, "train_targets": NAN}, "`train_targets` holds NaN or infinity, first in sample 4"),
+        ({"train_inputs": X, "train_targets": np.zeros((6, 0), np.float32)}, "`train_targets` is float32"),
+        ({"train_inputs": X, "train_targets": np.full((6, 2), 2, np.uint8)}, "`train_targets` is uint8"),
+        ({"train_inputs": X, "train_targets": np.ones(6, bool)}, "`train_targets` is bool"),
+        ({"train_inputs": IDS, "train_targets": IDS - 5}, "`train_targets` holds -5; tags start at 0"),
+        ({"train_inputs": IDS, "train_targets": IDS[:, :3]}, "`train_targets` is int64"),
+        ({"val_inputs": X, "dev_inputs": X}, "'(val|dev)' and '(val|dev)' both mean"),
         ({"train_inputs": X, "train_targets": np.eye(6, 4, dtype=np.int64)}, r"one-hot rows: \.argmax"),
         ({"train_inputs": NAN}, "infinity, first in sample 4"),
         ({"train_inputs": X[:0]}, "no samples"),
@@ -180,5 +228,5 @@ def test_the_spec_of_a_dataset_is_strict(tmp_path: Path) -> None:
 def test_an_empty_npz_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     zipfile.ZipFile(buffer, "w").close()
-    with pytest.raises(DatasetRejected, match="holds no pictures"):
+    with pytest.raises(DatasetRejected, match="holds no pictures, sounds, text or Parquet"):
         opened(buffer.getvalue(), tmp_path)

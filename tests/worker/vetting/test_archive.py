@@ -104,6 +104,39 @@ def test_links_and_devices_of_a_tar_are_refused(tmp_path: Path, fields: dict[str
         opened(tar_member(**fields), tmp_path)
 
 
+def test_members_of_a_plain_tar_are_read_where_they_lie(tmp_path: Path) -> None:
+    archive = opened(plain_tar(PLAIN), tmp_path)
+    assert not any((tmp_path / "scratch").iterdir())
+    place = archive.members["sub/b.txt"].section
+    assert place is not None
+    assert place.path == tmp_path / "archive"
+    assert (tmp_path / "archive").read_bytes()[place.start : place.start + place.size] == b"beta" * 1000
+    with archive.members["sub/b.txt"].open() as stream:
+        assert stream.read() == b"beta" * 1000
+
+
+@pytest.mark.parametrize("size", [-512, -1, 1 << 40, (1 << 80) - 1])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_size_that_leads_out_of_a_tar_is_refused(tmp_path: Path, size: int, kind: bytes) -> None:
+    info = tarfile.TarInfo("member")
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (size & ((1 << 88) - 1)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    block[124] = 0xFF if size < 0 else 0x80
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    with pytest.raises(DatasetRejected, match=r"ends in the middle|damaged or was cut short|header of more than"):
+        opened(bytes(block) + bytes(2048), tmp_path)
+
+
+def test_a_long_header_of_a_plain_tar_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("pax")
+    info.type = tarfile.XHDTYPE
+    info.size = 1 << 20
+    with pytest.raises(DatasetRejected, match="header of more than 65536 bytes"):
+        opened(info.tobuf() + bytes(2 << 20), tmp_path)
+
+
 def zip_entry(content: bytes = b"x", **fields: Any) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

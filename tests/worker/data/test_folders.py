@@ -1,4 +1,4 @@
-"""Image folders: splits and labels from paths, pictures decoded a batch at a time, bad ones refused by name."""
+"""Folders of pictures: splits and labels from paths, pictures decoded a batch at a time, bad ones refused by name."""
 
 from __future__ import annotations
 
@@ -64,6 +64,33 @@ def test_labels_that_are_numbers_count_as_numbers(tmp_path: Path) -> None:
     assert opened(zipped(files), tmp_path).facts.labels == ("0", "9", "10")
 
 
+@pytest.mark.parametrize("folder", ["val", "valid", "dev", "eval", "validation"])
+def test_validation_has_several_names(tmp_path: Path, folder: str) -> None:
+    data = opened(zipped({"train/a/1.png": picture(), f"{folder}/a/2.png": picture()}), tmp_path)
+    assert list(data.splits) == ["train", "validation"]
+
+
+def test_folders_of_labels_alone_are_the_split_train(tmp_path: Path) -> None:
+    data = opened(zipped({"dog/1.png": picture(), "cat/2.png": picture()}), tmp_path)
+    assert data.facts.labels == ("cat", "dog")
+    assert list(data.splits) == ["train"]
+    assert data.splits["train"].read([0, 1]).targets.tolist() == [1, 0]  # type: ignore[union-attr]
+
+
+def test_pictures_alone_have_no_labels(tmp_path: Path) -> None:
+    data = opened(zipped({"photos/1.png": picture(), "photos/2.png": picture()}), tmp_path)
+    assert data.facts.labels is None
+    assert (data.facts.splits["train"].samples, data.facts.splits["train"].targets) == (2, None)
+
+
+def test_a_table_gives_several_labels_a_picture(tmp_path: Path) -> None:
+    rows = b'{"file_name": "1.png", "values": [1, 0, 1]}\n{"file_name": "2.png", "values": [0, 0, 1]}\n'
+    data = opened(zipped({"train/1.png": picture(), "train/2.png": picture(), "train/metadata.jsonl": rows}), tmp_path)
+    facts = data.facts.splits["train"]
+    assert (facts.targets, facts.target_shape, facts.binary) == ("values", (3,), True)
+    assert data.splits["train"].read([1, 0]).targets.tolist() == [[0, 0, 1], [1, 0, 1]]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("content", "channels", "mode"),
     [
@@ -116,8 +143,11 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         ({"train/a/x.png": picture(), "train/y.png": picture()}, "'train/y.png' lies in no label's folder"),
         ({"train/a/x.png": picture(), "cats/y.png": picture()}, "'cats/y.png'.*<split>/<label>"),
         ({"train/a/b/x.png": picture()}, "'train/a/b/x.png'"),
-        ({"x.png": picture()}, "'x.png'"),
-        ({"a.txt": b"1", "b.xml": b"2"}, "no pictures; its first files are 'a.txt', 'b.xml'"),
+        ({"a/x.png": picture(), "y.png": picture()}, "'y.png' lies in no label's folder"),
+        ({"a/b/x.png": picture(), "a/c/y.png": picture(), "z/z/z.png": picture()}, "'a/b/x.png'"),
+        ({"val/a/x.png": picture(), "dev/a/y.png": picture()}, "'val' and 'dev' both mean the split 'validation'"),
+        ({"train/a/x.png": picture(), "train/a/y.wav": b"RIFF"}, "pictures .* and sounds .*'train/a/y.wav'"),
+        ({"a.txt": b"1", "b.xml": b"2"}, "text or Parquet; its first files are 'a.txt', 'b.xml'"),
     ],
 )
 def test_pictures_that_are_none_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
@@ -128,7 +158,7 @@ def test_pictures_that_are_none_are_named(tmp_path: Path, files: dict[str, bytes
 def test_beyond_the_budget_a_cut_picture_is_named_when_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.data.images.DECODED_PIXELS", 20)
+    monkeypatch.setattr("worker.data.contents.DECODED_PIXELS", 20)
     data = opened(zipped({"train/a/1.png": picture(), "train/a/2.png": picture(NOISE)[:-2000]}), tmp_path)
     assert data.facts.splits["train"].samples == 2
     with pytest.raises(DatasetRejected, match=r"'train/a/2\.png' is damaged"):
