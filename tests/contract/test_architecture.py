@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from app.contract.architecture import MAX_LAYERS, MAX_NESTING, DatasetSpec, ModelSpec, model_spec
-from app.contract.errors import ModelRejected
+from app.contract.architecture import MAX_LAYERS, MAX_NESTING, DatasetSpec, ModelSpec, dataset_spec, model_spec
+from app.contract.errors import DatasetRejected, ModelRejected
 from app.contract.layers import LAYERS, TABLE
 
 CONV = {"type": "Conv2d", "in_channels": 1, "out_channels": 6, "kernel_size": 5}
@@ -132,3 +132,38 @@ def test_a_dataset_spec_takes_no_fields() -> None:
 def test_the_schema_names_every_layer() -> None:
     schema = json.dumps(ModelSpec.model_json_schema())
     assert all(f'"{name}"' in schema for name in (*TABLE, "Sequential", "Residual", "Parallel"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "shares"),
+    [
+        ({}, (0.1, 0.1, 0)),
+        ({"split": {}}, (0.1, 0.1, 0)),
+        ({"split": {"validation": 0.2, "seed": 7}}, (0.2, 0.1, 7)),
+        ({"split": {"validation": 0, "test": 0.5}}, (0, 0.5, 0)),
+        ({"split": False}, (0, 0, 0)),
+    ],
+)
+def test_how_a_dataset_of_one_split_is_divided(sent: dict[str, Any], shares: tuple[float, float, int]) -> None:
+    spec = dataset_spec(sent, DatasetRejected)
+    assert (spec.split.validation, spec.split.test, spec.split.seed) == shares
+    assert spec.model_dump(mode="json", exclude_unset=True) == sent  # what is stored is what was sent
+
+
+@pytest.mark.parametrize(
+    ("split", "pointer", "words"),
+    [
+        ({"validation": 1}, "/split/validation", "less than 1"),
+        ({"test": -0.1}, "/split/test", "greater than or equal to 0"),
+        ({"validation": 0.6, "test": 0.5}, "/split", "nothing to train on"),
+        ({"seed": -1}, "/split/seed", "greater than or equal to 0"),
+        ({"seed": 1.5}, "/split/seed", "integer"),
+        ({"train": 0.5}, "/split/train", "not permitted"),
+        (True, "/split", "dictionary"),
+        (None, "/split", "dictionary"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused_by_pointer(split: Any, pointer: str, words: str) -> None:
+    with pytest.raises(DatasetRejected, match=words) as caught:
+        dataset_spec({"split": split}, DatasetRejected)
+    assert caught.value.pointer == pointer

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 from torch import nn
 
 from app.contract.errors import DatasetRejected, ModelRejected
+from tests.worker.data.files import flac, jsonl, png, table, wav
 from tests.worker.loading.files import bert, folder_files, linear_file, linear_spec, tarred, torch_saved, zipped
 from worker.inspect import inspect_upload
 
@@ -29,10 +31,40 @@ def npz() -> bytes:
     return buffer.getvalue()
 
 
+def array_file(targets: np.ndarray) -> bytes:
+    return save({"train_inputs": np.eye(4, dtype=np.float32), "train_targets": targets})
+
+
 def pictures(pack: Callable[[dict[str, bytes]], bytes], kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, kind)
     return pack({f"train/{label}/1.{kind}": buffer.getvalue() for label in "ab"})
+
+
+def plain_tar(files: dict[str, bytes]) -> bytes:
+    return tarred(files, "w")
+
+
+def shards() -> bytes:
+    sample = {"0.png": png(), "0.cls": b"1", "1.png": png(), "1.json": b'{"label": 0}'}
+    return plain_tar({"train-0.tar": plain_tar(sample), "test-0.tar": plain_tar(sample)})
+
+
+def recordings(table: str) -> bytes:
+    tables = {
+        "metadata.jsonl": jsonl({"file_name": "a.wav", "text": "eins"}, {"file_name": "b.flac", "text": "zwei"}),
+        "metadata.csv": b"file_name,label\na.wav,ja\nb.flac,nein\n",
+    }
+    return plain_tar({"a.wav": wav(), "b.flac": flac(), table: tables[table]})
+
+
+def parquet_of(kind: str) -> bytes:
+    if kind == "text":
+        return table([{"text": f"row {n}", "label": n % 2} for n in range(30)], row_group_size=20)
+    if kind == "tokens":
+        rows = [{"tokens": ["a", str(n)], "tags": ["A", "B"]} for n in range(30)]
+        return table(rows, row_group_size=20, data_page_version="2.0", compression="zstd")
+    return table([{"image": {"bytes": png(), "path": "x"}, "label": n} for n in range(3)], compression="none")
 
 
 def safetensors() -> bytes:
@@ -65,6 +97,17 @@ DATASETS: dict[str, Callable[[], bytes]] = {
     "jsonl": lambda: JSON_LINES,
     "csv": lambda: CSV,
     "text in zip": lambda: zipped({"train.jsonl": JSON_LINES, "test.csv": CSV}),
+    "words": lambda: jsonl({"tokens": ["a", "b"], "tags": ["A", "B"]}, {"tokens": ["c"], "tags": ["A"]}),
+    "plain text": lambda: zipped({"train.txt": "Ein Satz.\n\nZwei Sätze.\n".encode(), "val.txt": b"a\nb\n"}),
+    "values": lambda: array_file(np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2)),
+    "tags": lambda: array_file(np.arange(16).reshape(4, 4)),
+    "webdataset": lambda: plain_tar({"0.png": png(), "0.cls": b"1", "1.png": png(), "1.cls": b"0"}),
+    "shards": shards,
+    "sounds and transcripts": lambda: recordings("metadata.jsonl"),
+    "sounds and labels": lambda: recordings("metadata.csv"),
+    "parquet of text": lambda: parquet_of("text"),
+    "parquet of words": lambda: parquet_of("tokens"),
+    "parquet of pictures": lambda: parquet_of("image"),
 }
 
 EDITS = st.lists(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from worker.data.contents import Content, Contents, contents_of
 from worker.data.spool import Spool
 from worker.data.targets import Labels, Target, Targets
 from worker.vetting.archive import Member
+from worker.vetting.section import Section
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample: its content, its target, its split, and where it stood, for sentences about it."""
 
     kind: DataKind
@@ -92,7 +92,7 @@ class Collector:
         return Data(DatasetFacts(kind=self._kind, splits=facts, labels=names), opened)
 
     def _stored(self, content: bytes, place: str) -> Member:
-        section = self._spool.write(content)
+        section = Section(self._spool.path, self._spool.write(content), len(content))
         self._spool.flush()
         return Member(place, len(content), section.open, section)
 

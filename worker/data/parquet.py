@@ -24,7 +24,7 @@ from worker.data.splits import DEFAULT, SplitNames, split_of_file
 from worker.data.targets import FixedLabels, Labels
 from worker.vetting.archive import Archive, Budget
 from worker.vetting.boundary import OUR_TROUBLE, first_line
-from worker.vetting.parquet import Chunk, check_ends, largest_page
+from worker.vetting.parquet import Footer, largest_page, read_footer
 
 # Arrow's own allocator keeps what was freed, some 30 MB; the system's gives it back to what comes after.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -55,12 +55,13 @@ _MEDIA: dict[str, DataKind] = {"image": "images", "audio": "audio"}
 
 @dataclass(frozen=True)
 class Table:
-    """An opened file: the column of its content, the columns read, and how many rows of them at a time."""
+    """An opened file: the column of its content, the columns read, its row groups, and rows read at a time."""
 
     file: parquet.ParquetFile
     name: str
     content: str
     columns: tuple[str, ...]
+    groups: int
     rows_at_once: int
     class_names: tuple[str, ...] | None
 
@@ -115,22 +116,33 @@ def _length(sample: Sample) -> int:
 
 def _open(path: Path, name: str) -> Table:
     """Checks all that Arrow is to read before it reads any page."""
-    end = check_ends(path, name, DatasetRejected)
+    footer = read_footer(path, name, DatasetRejected)
     try:
         file = _reader(path)
         schema = file.schema_arrow
         content, columns = _columns(schema, name)
         leaves = _leaves(file, columns)
-        largest = largest_page(path, name, _chunks(file, leaves), end, DatasetRejected)
+        largest = _largest_page(path, name, footer, leaves, len(file.schema))
         # A word that comes a million times is kept once where lists of words are read as dictionaries.
         nested = [leaf for leaf in leaves.values() if leaf.max_repetition_level]
         words = [leaf.path for leaf in nested if leaf.physical_type == "BYTE_ARRAY"]
         file = _reader(path, words)
-    except (pa.ArrowException, OSError) as failure:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as failure:
         _damaged(failure, name)
     rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, largest)))
     selected = tuple(leaf.path for leaf in leaves.values())
-    return Table(file, name, content, selected, rows, _class_names(schema, columns))
+    return Table(file, name, content, selected, len(footer.groups), rows, _class_names(schema, columns))
+
+
+def _largest_page(path: Path, name: str, footer: Footer, leaves: dict[int, Any], width: int) -> int:
+    """Of the columns that are read. Raises DatasetRejected where any of them does not fit its own description."""
+    if any(len(group) != width for group in footer.groups):
+        raise DatasetRejected(f"{name!r} is damaged: a row group lacks columns.")
+    largest = 0
+    for index, leaf in leaves.items():
+        chunks, nested = (group[index] for group in footer.groups), leaf.max_repetition_level > 0
+        largest = max(largest, largest_page(path, name, chunks, footer.start, DatasetRejected, nested=nested))
+    return largest
 
 
 def _reader(path: Path, dictionaries: Sequence[str] = ()) -> parquet.ParquetFile:
@@ -187,31 +199,12 @@ def _is_number(kind: pa.DataType) -> bool:
 def _leaves(file: parquet.ParquetFile, columns: tuple[str, ...]) -> dict[int, Any]:
     """Parquet's own columns of those that are read; of a struct the bytes alone."""
     found = {}
-    for index in range(file.metadata.num_columns):
+    for index in range(len(file.schema)):
         leaf = file.schema.column(index)
         column, _, inner = leaf.path.partition(".")
         if column in columns and (column not in _MEDIA or inner in ("", "bytes")):
             found[index] = leaf
     return found
-
-
-def _chunks(file: parquet.ParquetFile, leaves: dict[int, Any]) -> Iterator[Chunk]:
-    for group in range(file.metadata.num_row_groups):
-        described = file.metadata.row_group(group)
-        for index, leaf in leaves.items():
-            column = described.column(index)
-            start = column.data_page_offset
-            if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-                start = column.dictionary_page_offset
-            yield Chunk(
-                column=leaf.path,
-                start=start,
-                size=column.total_compressed_size,
-                values=column.num_values,
-                rows=described.num_rows,
-                nested=leaf.max_repetition_level > 0,
-                elsewhere=bool(column.file_path),
-            )
 
 
 def _rows(table: Table) -> Iterator[tuple[dict[str, Any], str]]:
@@ -230,7 +223,7 @@ def _rows(table: Table) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _batches(table: Table) -> Iterator[pa.RecordBatch]:
     """Row group by row group: Arrow cannot join lists of two dictionaries, and each group has its own."""
-    for group in range(table.file.metadata.num_row_groups):
+    for group in range(table.groups):
         yield from table.file.iter_batches(
             table.rows_at_once, row_groups=[group], columns=list(table.columns), use_threads=False
         )

@@ -24,12 +24,12 @@ class Spool:
         self._end = 0
         self._flushed = 0
 
-    def write(self, data: bytes) -> Section:
-        """Appends; where it lies."""
+    def write(self, data: bytes) -> int:
+        """Appends; where it starts."""
         start = self._end
         self._file.write(data)
         self._end += len(data)
-        return Section(self.path, start, len(data))
+        return start
 
     def read(self, start: int, size: int) -> bytes:
         if self._flushed < self._end:
@@ -54,7 +54,7 @@ class Records(Sequence[bytes]):
         self._sizes: array[int] = array("Q")
 
     def append(self, data: bytes) -> None:
-        self._starts.append(self._spool.write(data).start)
+        self._starts.append(self._spool.write(data))
         self._sizes.append(len(data))
 
     def __len__(self) -> int:

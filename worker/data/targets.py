@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,8 +23,7 @@ LABELLED = "Label every row of a split or none."
 Label: TypeAlias = int | str
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One sample's target: a label, a list of numbers, a string or a list of labels, by kind.
 
     `scalar` values are single numbers, whose shape is () and not (1,).

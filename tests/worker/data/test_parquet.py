@@ -161,7 +161,7 @@ def not_utf8() -> bytes:
         (b"PAR1PAR1", "no whole Parquet file"),
         (b"PAR1" + bytes(9) + b"\xff\xff\xff\x7fPAR1", "claims a footer of 2147483647 bytes"),
         (table(ROWS)[:-9], "no whole Parquet file"),
-        (b"PAR1" + b"x" * 20 + b"\x14\0\0\0PAR1", "'upload' is damaged"),
+        (b"PAR1" + b"x" * 20 + b"\x14\0\0\0PAR1", "'upload' is damaged: its footer cannot be read"),
         (table([{"sentence": "a", "label": 1}]), "has the columns 'sentence, label'.*Expected are the columns"),
         (table([], schema=TEXT), "hold no rows"),
         (table([{"text": 5}]), "Column 'text' of 'upload' holds int64"),

@@ -1,4 +1,4 @@
-"""WebDataset: files of one key are one sample, in a tar, a zip or shards of tars; hostile shards are refused by name."""
+"""WebDataset: files of one key are one sample, in a tar, a zip or shards; hostile shards are refused by name."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from worker.vetting.thrift import CutShort, Malformed, read_struct
@@ -15,18 +17,32 @@ LISTS = bytes([0x19, 0x35, 2, 4, 6, 0x19, 0x21, 1, 2, 0x19, 0x1C, 0x15, 0x02, 0x
 
 
 @pytest.mark.parametrize(
-    ("data", "fields"),
-    [(NUMBERS, {1: -1, 2: 150, 20: 1}), (MIXED, {5: {1: 7}, 9: 3}), (LISTS, {4: 9}), (b"\0", {})],
+    ("data", "wanted", "fields"),
+    [
+        (NUMBERS, {1: "number", 2: "number", 20: "number"}, {1: -1, 2: 150, 20: 1}),
+        (NUMBERS, {}, {}),
+        (NUMBERS, {1: "bytes", 2: {}, 20: [{}], 3: "number"}, {}),  # fields of another type, or not there
+        (MIXED, {5: {1: "number"}, 8: "bytes", 9: "number"}, {5: {1: 7}, 8: b"ab", 9: 3}),
+        (MIXED, {5: {}, 6: "number", 7: "number"}, {5: {}}),
+        (LISTS, {3: [{1: "number"}], 4: "number"}, {3: [{1: 1}], 4: 9}),
+        (LISTS, {}, {}),
+        (b"\0", {1: "number"}, {}),
+    ],
 )
-def test_numbers_and_structs_are_found_and_the_rest_is_passed_over(data: bytes, fields: dict[int, object]) -> None:
-    assert read_struct(data + b"what follows") == (fields, len(data))
+def test_what_is_wanted_is_found_and_the_rest_is_passed_over(data: bytes, wanted: Any, fields: dict[int, Any]) -> None:
+    assert read_struct(data + b"what follows", wanted) == (fields, len(data))
+
+
+def test_numbers_wrap_as_in_generated_readers() -> None:
+    beyond = bytes([0x15, 0x8E, 0x80, 0x80, 0x80, 0x10, 0x00])  # an i32 of 14 + 2^32, zigzag of 7
+    assert read_struct(beyond, {1: "number"}) == ({1: 7}, 7)
 
 
 @pytest.mark.parametrize("data", [NUMBERS, MIXED, LISTS])
 def test_every_way_of_cutting_short_is_told(data: bytes) -> None:
     for length in range(len(data)):
         with pytest.raises(CutShort):
-            read_struct(data[:length])
+            read_struct(data[:length], {5: {1: "number"}, 8: "bytes"})
 
 
 @pytest.mark.parametrize(
@@ -38,9 +54,12 @@ def test_every_way_of_cutting_short_is_told(data: bytes) -> None:
         (b"\x1b\x00", Malformed),  # a map
         (b"\x1d\x00", Malformed),  # a kind that does not exist
         (b"\x18\xff\xff\xff\xff\x0f", CutShort),  # a string of 4 GiB
-        (b"\x19\xf5\xff\xff\xff\xff\x0f", CutShort),  # a list of 4 billion numbers
+        (b"\x29\xf5\xff\xff\xff\xff\x0f", CutShort),  # a list of 4 billion numbers
+        (b"\x19\xfc\xff\xff\xff\xff\x0f", CutShort),  # a list of 4 billion structs
+        (b"\x19\xfc\xc1\x9a\x0c" + bytes(200_001), Malformed),  # a list of 200,000 structs and one
+        (b"\x19\x15\x02", Malformed),  # numbers where structs are wanted
     ],
 )
 def test_hostile_structs_end_quickly(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        read_struct(data)
+        read_struct(data, {1: [{}]})
