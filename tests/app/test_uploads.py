@@ -54,6 +54,19 @@ def test_form(service: Service, spec_first: bool) -> None:
     assert answer.json()["spec"]["task"] == "image-classification"
 
 
+@pytest.mark.parametrize("spec", [{"split": False}, {"split": {"validation": 0.2, "seed": 7}}])
+def test_a_dataset_says_how_it_is_divided(service: Service, spec: dict[str, Any]) -> None:
+    answer = service.http.post("/v1/datasets", params={"spec": json.dumps(spec)}, content=b"data", headers=OCTETS)
+    assert answer.status_code == 201
+    assert answer.json()["spec"] == spec
+
+
+def test_shares_that_make_no_sense_are_refused_at_once(service: Service) -> None:
+    spec = json.dumps({"split": {"validation": 2}})
+    answer = service.http.post("/v1/datasets", params={"spec": spec}, content=b"data", headers=OCTETS)
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/spec/split/validation")
+
+
 def test_the_same_bytes_are_one_blob(service: Service) -> None:
     first = service.http.post("/v1/datasets", content=b"same", headers=OCTETS).json()
     files = service.files()
