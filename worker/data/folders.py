@@ -35,11 +35,6 @@ _EXPECTED: dict[DataKind, str] = {
 
 def media_kind(names: dict[str, Any]) -> DataKind | None:
     """What an archive's files are; None where it holds neither pictures nor sounds. Raises DatasetRejected for both."""
-    for name in names:
-        if _OTHER_PICTURE.fullmatch(name):
-            raise DatasetRejected(f"{name!r} is no PNG, JPEG, BMP or WebP picture. {_EXPECTED['images']}")
-        if _OTHER_SOUND.fullmatch(name):
-            raise DatasetRejected(f"{name!r} is no WAV or FLAC sound. {_EXPECTED['audio']}")
     picture = next(filter(PICTURE.fullmatch, names), None)
     sound = next(filter(SOUND.fullmatch, names), None)
     if picture is not None and sound is not None:
@@ -47,8 +42,18 @@ def media_kind(names: dict[str, Any]) -> DataKind | None:
     return "images" if picture else "audio" if sound else None
 
 
+def refuse_other_media(names: dict[str, Any]) -> None:
+    """Raises DatasetRejected for pictures and sounds of formats that are not read."""
+    for name in names:
+        if _OTHER_PICTURE.fullmatch(name):
+            raise DatasetRejected(f"{name!r} is no PNG, JPEG, BMP or WebP picture. {_EXPECTED['images']}")
+        if _OTHER_SOUND.fullmatch(name):
+            raise DatasetRejected(f"{name!r} is no WAV or FLAC sound. {_EXPECTED['audio']}")
+
+
 def open_folder(archive: Archive, kind: DataKind, scratch: Path) -> Data:
     """The files of an archive, which stays open as long as the data. Raises DatasetRejected, naming the file."""
+    refuse_other_media(archive.members)
     wanted = PICTURE if kind == "images" else SOUND
     files = {name: member for name, member in archive.members.items() if wanted.fullmatch(name)}
     tables = {name: m for name, m in archive.members.items() if name.rpartition("/")[2] in METADATA}

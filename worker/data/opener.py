@@ -9,7 +9,7 @@ from app.contract.architecture import dataset_spec
 from app.contract.errors import DatasetRejected
 from worker.data.arrays import open_npz, open_safetensors
 from worker.data.base import Data
-from worker.data.folders import media_kind, open_folder
+from worker.data.folders import media_kind, open_folder, refuse_other_media
 from worker.data.splits import with_splits
 from worker.data.text import open_text, open_text_archive, text_members
 from worker.data.webdataset import is_sharded, is_webdataset, open_shards, open_webdataset
@@ -70,6 +70,7 @@ def _open_archive(archive: Archive, filename: str, scratch: Path) -> Data:
             return open_text_archive(archive, scratch)
     finally:
         archive.close()
+    refuse_other_media(members)
     raise DatasetRejected(
         "The archive holds no pictures, sounds, text or Parquet; its first files are "
         f"{', '.join(map(repr, list(members)[:3]))}. {ADVICE}"

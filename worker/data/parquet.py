@@ -6,6 +6,7 @@ A row group can hold a gigabyte, so reading rows of a shuffled order from it wou
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from app.contract.facts import DataKind
 from worker.data.base import Data
 from worker.data.collect import Collector, Sample
 from worker.data.folders import TRANSCRIPTS
-from worker.data.rows import MAX_WORDS, row_sample, split_of_row, target_of
+from worker.data.rows import MAX_LABEL, MAX_WORDS, row_sample, split_of_row, target_of
 from worker.data.splits import DEFAULT, SplitNames, split_of_file
 from worker.data.targets import FixedLabels, Labels
 from worker.vetting.archive import Archive, Budget
@@ -78,7 +79,7 @@ def open_parquet_archive(archive: Archive, scratch: Path) -> Data:
 
 def _unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[Path, str, str]]:
     """Path, name and split of each file, of which one at a time lies unpacked."""
-    splits, path = SplitNames(), scratch / "unpacked.parquet"
+    splits, path = SplitNames(), Path(tempfile.mkdtemp(prefix="parquet-", dir=scratch)) / "unpacked"
     for name in sorted(name for name in archive.members if name.endswith(SUFFIX)):
         split = splits.of_file(name) or splits.split(name.rpartition("/")[0].rpartition("/")[2])
         if split is None:
@@ -264,7 +265,7 @@ def _class_names(schema: pa.Schema, columns: tuple[str, ...]) -> tuple[str, ...]
         names = feature.get("feature", feature)["names"]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None  # a note of other tools, which may say what it likes
-    usable = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    usable = isinstance(names, list) and all(isinstance(name, str) and 0 < len(name) <= MAX_LABEL for name in names)
     return tuple(names) if usable and 0 < len(set(names)) == len(names) else None
 
 

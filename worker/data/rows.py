@@ -9,6 +9,7 @@ from app.contract.facts import SPLITS, split_named
 from worker.data.collect import Sample
 from worker.data.targets import IGNORED, MAX_VALUES, Label, Target
 
+MAX_LABEL = 256  # characters, as of the labels of a model
 MAX_WORDS = 65_536  # of one row; models take a few thousand tokens
 EXPECTED = (
     'Expected are rows with `text` and `label` ({"text": "…", "label": 1}), or `tokens` and `tags`, or `text` and '
@@ -67,9 +68,11 @@ def target_of(
 
 
 def checked_label(label: Any, place: str) -> Label:
-    """A whole number or a string. Raises DatasetRejected for anything else."""
+    """A whole number or a string of moderate length. Raises DatasetRejected for anything else."""
     if isinstance(label, bool) or not isinstance(label, int | str):
         raise DatasetRejected(f"{place} has the label {str(label)[:_SHOWN]!r}; a label is a whole number or a string.")
+    if isinstance(label, str) and len(label) > MAX_LABEL:
+        raise DatasetRejected(f"{place} has a label of {len(label)} characters; at most {MAX_LABEL} are taken.")
     if isinstance(label, int) and not -(1 << 31) <= label < 1 << 31:
         raise DatasetRejected(f"{place} has the label {str(label)[:30]}; class numbers start at 0.")
     return label

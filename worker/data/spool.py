@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ class Spool:
     def __init__(self, scratch: Path, prefix: str) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=scratch)) / "spool"
         self._file = self.path.open("x+b", buffering=WRITE_BYTES)
+        weakref.finalize(self, self._file.close)
         self._end = 0
         self._flushed = 0
 
@@ -40,9 +42,6 @@ class Spool:
         """Makes what was written readable through the path."""
         self._file.flush()
         self._flushed = self._end
-
-    def __del__(self) -> None:
-        self._file.close()
 
 
 class Records(Sequence[bytes]):

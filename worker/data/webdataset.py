@@ -6,6 +6,7 @@ Source: "The WebDataset Format", version 0.2: a key is the path up to the first 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,10 +80,11 @@ def open_shards(archive: Archive, scratch: Path) -> Data:
         bare = next(name for name, split in places.items() if split is None)
         raise DatasetRejected(f"The shard {bare!r} names no split, and others do. {EXPECTED}")
     collector = Collector(scratch)
+    folder = Path(tempfile.mkdtemp(prefix="shards-", dir=scratch))
     for number, (name, member) in enumerate(shards.items()):
         if not name.endswith(".tar"):
             raise DatasetRejected(f"The shard {name!r} is compressed: put plain tar files into the archive.")
-        members = {own.name: own for own in tar_members(_section(member, scratch, number), DatasetRejected)}
+        members = {own.name: own for own in tar_members(_section(member, folder / str(number)), DatasetRejected)}
         for sample in _samples(members, places[name], splits, f"{name}/"):
             collector.add(sample)
     return collector.finish(f"The shards hold no samples. {EXPECTED}")
@@ -93,10 +95,10 @@ def _split_of_shard(name: str, splits: SplitNames) -> str | None:
     return splits.of_file(name) or splits.split(folder)
 
 
-def _section(member: Member, scratch: Path, number: int) -> Section:
+def _section(member: Member, path: Path) -> Section:
+    """Where a shard lies; one that is compressed is written to `path`."""
     if member.section is not None:
         return member.section
-    path = scratch / f"shard-{number}"
     member.extract(path)
     return Section(path, 0, member.size)
 

@@ -73,6 +73,7 @@ def test_an_archive_holds_a_file_a_split(tmp_path: Path, pack: object) -> None:
         "reviews/train.jsonl": lines({"text": "a", "label": "x"}).encode(),
         "reviews/test.csv": b"text,label\nb,y\n",
         "reviews/LICENSE": b"free",
+        "reviews/logo.svg": b"<svg/>",
     }
     data = opened(pack(files), tmp_path, "d.zip")  # type: ignore[operator]
     assert data.facts.labels == ("x", "y")
@@ -98,6 +99,7 @@ GOOD = '{"text": "good", "label": 1}\n'
         ("d.jsonl", GOOD + '{"text": "a", "label": true}\n', "line 2 has the label 'True'"),
         ("d.jsonl", GOOD + '{"text": "a", "label": 99999999999}\n', "line 2 has the label 99999999999"),
         ("d.jsonl", GOOD + '{"text": "a", "label": "bad"}\n', "strings and some are numbers"),
+        ("d.jsonl", '{"text": "a", "label": "' + "x" * 257 + '"}', "line 1 has a label of 257 characters"),
         ("d.jsonl", GOOD + '{"text": "a", "label": 1, "split": "holdout"}\n', "split 'holdout'"),
         ("d.jsonl", GOOD.encode() + b'{"text": "f\xfcr", "label": 1}\n', "line 2 is not UTF-8"),
         ("d.csv", "text,label\na,1\nb,1,2\n", "line 3 has 3 cells and the header 2"),
