@@ -62,7 +62,13 @@ def run_job(request: RunRequest, progress: Progress) -> RunResult:
         uploaded, artifacts = compare(request, context, samples, exported, files)
     progress(1.0, "measure")
     report = Report(
-        warnings=warnings(request.spec, context.model.facts, uploaded, artifacts),
+        warnings=warnings(
+            request.spec,
+            context.model.facts,
+            None if context.feed is None else context.feed.data.facts,
+            uploaded,
+            artifacts,
+        ),
         spec=request.spec,
         seed=request.spec.seed,
         uploaded=uploaded,

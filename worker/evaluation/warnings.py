@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from app.contract.facts import ModelFacts
+from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.report import ArtifactReport, Measurement, Metric
 from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
@@ -19,7 +19,11 @@ UNBOUNDED = ("perplexity", "mean_squared_error")
 
 
 def warnings(
-    spec: ResolvedSpec, facts: ModelFacts, uploaded: Measurement, artifacts: Sequence[ArtifactReport]
+    spec: ResolvedSpec,
+    facts: ModelFacts,
+    dataset: DatasetFacts | None,
+    uploaded: Measurement,
+    artifacts: Sequence[ArtifactReport],
 ) -> tuple[str, ...]:
     """Sentences, the worst first."""
     found: list[str] = []
@@ -34,6 +38,8 @@ def warnings(
             "stopping chose the weights, and is flattered by that. Give the dataset a test split."
         )
     found.extend(_not_as_asked(spec, facts, artifacts))
+    if (made := made_splits(dataset)) is not None:
+        found.append(made)
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.contract.facts import LayerFacts
+from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
 from app.contract.report import ArtifactReport, Latency, Measurement, Metric
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
 from app.contract.training import EarlyStopping, Training
@@ -53,7 +53,7 @@ def artifact(name: str = "model.onnx", same_runtime: float | None = None, **figu
 
 def said(*artifacts: ArtifactReport, steps: tuple[Step, ...] = STATIC, accuracy: float | None = 0.9) -> tuple[str, ...]:
     spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=steps, export=("onnx",), seed=0)
-    return warnings(spec, FACTS, measurement(accuracy=accuracy), artifacts)
+    return warnings(spec, FACTS, None, measurement(accuracy=accuracy), artifacts)
 
 
 def test_a_good_artifact_gets_none() -> None:
@@ -105,7 +105,7 @@ def test_missing_metric_and_float_leftovers() -> None:
     )
     facts = FACTS.model_copy(update={"layers": layers})
     files = (artifact("model.pt", size=500, accuracy=None), artifact(size=300, accuracy=None))
-    found = warnings(spec, facts, measurement(accuracy=None), files)
+    found = warnings(spec, facts, None, measurement(accuracy=None), files)
     assert found[0].startswith("The accuracy was not measured")
     assert "model.pt is floating point; the int8 weights are in model.onnx." in found
     assert "Dynamic quantization left 2 convolutions in floating point." in found
@@ -117,7 +117,7 @@ def test_gpt2s_linear_layers_are_no_convolutions() -> None:
     assert eligible_layers(step, (layer,)) == [layer]
     spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
     facts = FACTS.model_copy(update={"layers": (layer,)})
-    assert warnings(spec, facts, measurement(), (artifact(size=300),)) == ()
+    assert warnings(spec, facts, None, measurement(), (artifact(size=300),)) == ()
 
 
 @pytest.mark.parametrize(("split", "told"), [("validation", True), ("test", False)])
@@ -126,10 +126,19 @@ def test_accuracy_on_the_split_that_chose_the_weights_is_said(split: str, told: 
     spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
     metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split=split, samples=500)
     uploaded = measurement().model_copy(update={"metric": metric})
-    found = warnings(spec, FACTS, uploaded, (artifact(size=300),))
+    found = warnings(spec, FACTS, None, uploaded, (artifact(size=300),))
     assert any("early stopping chose the weights" in sentence for sentence in found) is told
 
 
 def test_a_zip_is_deflated_and_blames_no_dense_file() -> None:
     (sentence,) = said(artifact("model.zip"), steps=(Prune(sparsity=0.5),))
     assert "dense" not in sentence
+
+
+def test_splits_that_were_not_uploaded_are_named() -> None:
+    own = SplitFacts(samples=80, inputs=(), targets="classes", made_from="train")
+    splits = {name: own.model_copy(update={"samples": n}) for name, n in {"train": 80, "test": 20}.items()}
+    data = DatasetFacts(kind="arrays", splits=splits, split_seed=7)
+    spec = ResolvedSpec(model="m", dataset="d", recipe=None, steps=STATIC, export=("onnx",), seed=0)
+    (sentence,) = warnings(spec, FACTS, data, measurement(), (artifact(size=300, seconds=5e-4),))
+    assert "train (80) and test (20) were made of it at random with seed 7" in sentence
