@@ -1,0 +1,1 @@
+"""The operators of ONNX in torch: what each computes, and how a node of it becomes part of a module."""

@@ -1,0 +1,377 @@
+"""What an operator's builder works with: the node, its constants, and the fx graph that grows."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
+from torch import Tensor, fx, nn
+
+from worker.loading.onnx_ops.errors import Unsupported
+from worker.loading.onnx_ops.host import Host, tensor
+from worker.loading.onnx_ops.names import Names
+from worker.loading.onnx_ops.origins import Origin, Select, whole
+
+# An integer constant of so many elements at most is a host value: shapes, axes, pads, index lists.
+MAX_HOST_CONSTANT = 64
+# Constants are computed ahead up to this many elements; what would grow beyond is computed when the module runs.
+MAX_FOLDED = 1 << 24
+# Beyond this a constant masks something out and is no weight.
+LARGEST_WEIGHT = 1e4
+# A constant that takes part in one of these is like a bias, a gain or a table, and is trained.
+TRAINED_IN = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Concat", "Expand", "Gather", "Conv", "PRelu"})
+
+_TORCH_TYPES: dict[int, torch.dtype] = {
+    # Everything is computed in float32, whatever the file holds.
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
+    TensorProto.DOUBLE: torch.float32,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    # torch computes little in the larger unsigned types; int64 holds their values.
+    TensorProto.UINT16: torch.int64,
+    TensorProto.UINT32: torch.int64,
+    TensorProto.UINT64: torch.int64,
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor known when the graph is imported.
+
+    `source` is the initializer (or the Constant node's output) that `tensor` is a view of; None where it was computed.
+    """
+
+    tensor: Tensor
+    source: str | None
+
+
+Argument: TypeAlias = fx.Node | Constant | Host
+"""A value of the graph at import time: computed when the module runs, or known already."""
+
+
+def torch_type(data_type: int) -> torch.dtype:
+    """The torch dtype for an ONNX data type. Raises Unsupported."""
+    if data_type not in _TORCH_TYPES:
+        raise Unsupported(f"works on values of type {helper.tensor_dtype_to_string(data_type)}")
+    return _TORCH_TYPES[data_type]
+
+
+def read_tensor(proto: TensorProto) -> Tensor:
+    """A tensor of the file as torch computes with it: a copy, float32 for every floating type."""
+    array = numpy_helper.to_array(proto)
+    if proto.data_type == TensorProto.BFLOAT16:  # NumPy has the type from another library, torch takes NumPy's own
+        array = array.astype("float32")
+    return torch.tensor(array).to(torch_type(proto.data_type))
+
+
+class Builder:
+    """The module under construction: an fx graph, and a root that holds its layers, weights and constants."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int | None, ...]], initializers: frozenset[str]) -> None:
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.names = Names()
+        self.values: dict[str, Argument] = {}
+        self.shapes = shapes
+        self.origins: list[Origin] = []
+        # Sources that something else was computed of: they must stay what they are when weights change.
+        self.pinned: set[str] = set()
+        # Whether the batch is 1 in the file, and shapes that begin with 1 mean the batch.
+        self.fixed_batch = False
+        # The first input: what is made of nothing is made on its device.
+        self.anchor: fx.Node | None = None
+        # How often each value is read.
+        self.uses: Counter[str] = Counter()
+        self._initializers = initializers
+        self._attributes: dict[tuple[Any, ...], str] = {}
+        self._shared: dict[tuple[Any, ...], nn.Parameter] = {}
+        self._held: list[Tensor] = []  # what keys name by its address must not be freed
+
+    def fold(self, function: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """The value of a function of constants; None where it is better computed when the module runs."""
+        held = [value for value in _flat(arguments) if isinstance(value, Constant)]
+        if held and not _stays_small(function, arguments, options, sum(value.tensor.numel() for value in held)):
+            return None
+        with torch.no_grad():
+            result = function(*_mapped(tuple(arguments), _tensor_of), **options)
+        return _mapped(result, lambda value: self._traced(value, held) if isinstance(value, Tensor) else value)
+
+    def _traced(self, result: Tensor, held: Sequence[Constant]) -> Argument:
+        """The result as a constant: traceable to its source where it is a view of it."""
+        for constant in held:
+            if constant.source is not None and _same_memory(constant.tensor, result):
+                return Constant(result, constant.source)
+        self.pinned.update(constant.source for constant in held if constant.source is not None)
+        return Constant(result, None)
+
+    def is_weight(self, constant: Constant) -> bool:
+        """Whether a constant that layers add or multiply is to be trained.
+
+        Constant nodes hold literals, except in files that keep their weights in them.
+        """
+        values = constant.tensor
+        return (
+            constant.source is not None
+            and (constant.source in self._initializers or not self._initializers)
+            and values.is_floating_point()
+            and values.numel() > 1
+            and bool(values.isfinite().all())
+            and float(values.abs().max()) < LARGEST_WEIGHT
+        )
+
+    def attribute(self, constant: Constant, trained: tuple[int, int] | None) -> fx.Node:
+        """A constant as an attribute of the module; `trained` is the node and position that a parameter serves."""
+        key = (_view_key(constant.tensor), trained is not None)
+        if key not in self._attributes:
+            path = self.names.fresh(constant.source or "constant")
+            owner, name = self.owner(path)
+            values = constant.tensor.clone(memory_format=torch.contiguous_format)
+            if trained is None:
+                owner.register_buffer(name, values, persistent=False)
+                self.pinned.update({constant.source} - {None})
+            else:
+                owner.register_parameter(name, nn.Parameter(values))
+            self._attributes[key] = path
+            self._held.append(constant.tensor)
+        path = self._attributes[key]
+        if trained is not None:
+            self.record(path, constant, trained, whole)
+        return self.graph.get_attr(path)
+
+    def layer(self, name: str, layer: nn.Module) -> str:
+        """Gives a layer a place, named after the tensor `name`; returns its path."""
+        path = self.names.layer(name)
+        owner, last = self.owner(path)
+        owner.add_module(last, layer)
+        return path
+
+    def assign(
+        self, path: str, attribute: str, constant: Constant, place: tuple[int, int], select: Select = whole
+    ) -> None:
+        """Gives a weight of the layer at `path` its values.
+
+        Matrices that the file has once are one parameter, wherever they are used: they are tied.
+        """
+        layer = self.root.get_submodule(path)
+        values = select(constant.tensor)
+        if attribute in layer._buffers:
+            layer._buffers[attribute] = values.clone(memory_format=torch.contiguous_format)
+        else:
+            key = (_view_key(values), values.untyped_storage().data_ptr())
+            tied = self._shared.get(key) if values.ndim > 1 and _same_memory(values, constant.tensor) else None
+            if tied is None:
+                tied = nn.Parameter(values.clone(memory_format=torch.contiguous_format))
+                self._shared[key] = tied
+                self._held.append(values)
+            layer.register_parameter(attribute, tied)
+        self.record(f"{path}.{attribute}", constant, place, select)
+
+    def record(self, path: str, constant: Constant, place: tuple[int, int], select: Select) -> None:
+        """Notes where a weight came from."""
+        values = constant.tensor
+        self.origins.append(
+            Origin(
+                path,
+                *place,
+                constant.source,
+                tuple(values.shape),
+                values.stride(),
+                int(values.storage_offset()),
+                select,
+            )
+        )
+
+    def owner(self, path: str) -> tuple[nn.Module, str]:
+        """The module that holds what lies at a path, made where it is missing, and the last part of the path."""
+        *parents, last = path.split(".")
+        owner = self.root
+        for part in parents:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        return owner, last
+
+
+class Node:
+    """One node of the ONNX graph while it is imported."""
+
+    def __init__(self, builder: Builder, proto: NodeProto, index: int, opset: int) -> None:
+        self.builder = builder
+        self.proto = proto
+        self.index = index
+        self.opset = opset
+        self.op = proto.op_type
+        self._attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute}
+
+    @property
+    def since(self) -> int:
+        """The opset in which the operator got the meaning that it has here."""
+        return int(defs.get_schema(self.op, self.opset, self.proto.domain).since_version)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value; strings as str, lists as tuples."""
+        value = self._attributes.get(name, default)
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        if isinstance(value, list):
+            return tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in value)
+        return value
+
+    def has(self, position: int) -> bool:
+        """Whether the input is there."""
+        return position < len(self.proto.input) and self.proto.input[position] != ""
+
+    def wants(self, position: int) -> bool:
+        """Whether anybody may use the output."""
+        return position < len(self.proto.output) and self.proto.output[position] != ""
+
+    def value(self, position: int) -> Argument:
+        """An input; small whole numbers and single floats that are known are host values."""
+        value = self.builder.values[self.proto.input[position]]
+        return host_value(value) if isinstance(value, Constant) else value
+
+    def tensor(self, position: int) -> fx.Node | Constant:
+        """An input as a tensor or a constant, never as a host value, where that is known."""
+        value = self.builder.values[self.proto.input[position]]
+        return value if isinstance(value, fx.Node | Constant) else Constant(tensor(value), None)
+
+    def values(self) -> list[Argument]:
+        """All inputs, which the operator must not leave out."""
+        return [self.value(position) for position in range(len(self.proto.input))]
+
+    def constant(self, position: int) -> Constant | None:
+        """An input as a tensor that is known already, else None."""
+        if not self.has(position):
+            return None
+        value = self.builder.values[self.proto.input[position]]
+        if isinstance(value, Constant):
+            return value
+        return None if isinstance(value, fx.Node) else Constant(tensor(value), None)
+
+    def known(self, position: int, what: str) -> Any:
+        """An input as numbers, a nested list for more than one dimension. Raises Unsupported where it is computed."""
+        constant = self.constant(position)
+        if constant is None:
+            raise Unsupported(f"computes its {what} while it runs")
+        if constant.tensor.numel() > MAX_HOST_CONSTANT:
+            raise Unsupported(f"has {constant.tensor.numel()} numbers as its {what}")
+        return constant.tensor.tolist()
+
+    def ints(self, name: str, position: int | None = None, default: Any = None) -> Any:
+        """Whole numbers that are an attribute in some opsets and an input in others; None or a tuple."""
+        if position is not None and self.has(position):
+            numbers = self.known(position, name)
+            return tuple(numbers) if isinstance(numbers, list) else (numbers,)
+        return self.attribute(name, default)
+
+    def shape(self, position: int) -> tuple[int | None, ...] | None:
+        """What shape inference knows of an input; None where not even its rank is known."""
+        constant = self.constant(position)
+        return tuple(constant.tensor.shape) if constant else self.builder.shapes.get(self.proto.input[position])
+
+    def rank(self, position: int) -> int:
+        """An input's number of dimensions. Raises Unsupported where it is not known."""
+        shape = self.shape(position)
+        if shape is None:
+            raise Unsupported("takes a tensor of an unknown number of dimensions")
+        return len(shape)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The function's value: known now where all arguments are, else a node of the graph."""
+        if not any(isinstance(value, fx.Node) for value in _flat(arguments)):
+            folded = self.builder.fold(function, arguments, options)
+            if folded is not None:
+                return folded
+        return self.builder.graph.call_function(function, _mapped(arguments, self._plain), options)
+
+    def parts(self, values: Any, count: int) -> list[Any]:
+        """The values of a call that gives several."""
+        if isinstance(values, fx.Node):
+            return [self.call(operator.getitem, values, index) for index in range(count)]
+        return list(values)
+
+    def layer(self, layer: nn.Module, weight: int, *arguments: Any) -> tuple[str, fx.Node]:
+        """A layer named after the input `weight`, and the call of it; returns its path and the call."""
+        path = self.builder.layer(self.proto.input[weight], layer)
+        return path, self.builder.graph.call_module(path, _mapped(arguments, self._plain))
+
+    def assign(self, path: str, attribute: str, position: int, select: Select = whole) -> None:
+        """Gives the layer at `path` a weight: what is `select`ed of a constant input."""
+        constant = self.constant(position)
+        assert constant is not None  # a builder asks before it makes a layer
+        self.builder.assign(path, attribute, constant, (self.index, position), select)
+
+    def _plain(self, value: Any) -> Any:
+        """A value as an argument of an fx node."""
+        if not isinstance(value, Constant):
+            return value
+        trained = self.op in TRAINED_IN and self.builder.is_weight(value)
+        place = self._place(value) if trained else None
+        return self.builder.attribute(value, place)
+
+    def _place(self, constant: Constant) -> tuple[int, int] | None:
+        """Which input the constant is; None for one that was computed on the way."""
+        inputs = list(enumerate(self.proto.input))
+        position = next((i for i, name in inputs if name and self.builder.values.get(name) is constant), None)
+        return None if position is None else (self.index, position)
+
+
+def host_value(constant: Constant) -> Argument:
+    """The constant as numbers where it is short and whole, or a single float; else the constant itself."""
+    values = constant.tensor
+    if values.is_floating_point():
+        return float(values) if values.ndim == 0 else constant
+    if values.ndim > 1 or values.numel() > MAX_HOST_CONSTANT:
+        return constant
+    numbers = values.tolist()
+    return tuple(numbers) if isinstance(numbers, list) else numbers
+
+
+def _view_key(values: Tensor) -> tuple[Any, ...]:
+    """Equal for two views of the same elements in the same order."""
+    return values.data_ptr(), tuple(values.shape), values.stride()
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _stays_small(
+    function: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any], before: int
+) -> bool:
+    """Tries on the meta device, where a tensor has a shape and no memory."""
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            result = function(*_mapped(tuple(arguments), _meta_of), **options)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, Unsupported):  # the values decide the shape
+        return False
+    return sum(value.numel() for value in _flat((result,)) if isinstance(value, Tensor)) <= max(MAX_FOLDED, 2 * before)
+
+
+def _tensor_of(value: Any) -> Any:
+    return value.tensor if isinstance(value, Constant) else value
+
+
+def _meta_of(value: Any) -> Any:
+    return value.tensor.to("meta") if isinstance(value, Constant) else value
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [item for value in values for item in (_flat(value) if isinstance(value, list | tuple) else (value,))]
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_mapped(item, function) for item in value)
+    return function(value)
