@@ -17,6 +17,7 @@ from app.contract.facts import (
     DatasetFacts,
     LayerFacts,
     ModelFacts,
+    OutputKind,
     SplitFacts,
     Task,
     TensorFacts,
@@ -57,7 +58,7 @@ class UploadView(View):
 class ModelView(UploadView):
     """An uploaded model. What the inspection finds out is null until the status is `ready`."""
 
-    format: Literal["architecture", "huggingface"] | None = None
+    format: Literal["architecture", "huggingface", "onnx"] | None = None
     task: Task | None = None
     accepts: tuple[DataKind, ...] | None = Field(None, description="The kinds of dataset that can feed it.")
     inputs: tuple[TensorFacts, ...] | None = None
@@ -69,6 +70,10 @@ class ModelView(UploadView):
     outputs: tuple[TensorFacts, ...] | None = None
     cost: Cost | None = None
     techniques: tuple[Applicability, ...] | None = None
+    trainable: bool | None = None
+    untrainable_reason: str | None = None
+    output_kind: OutputKind | None = None
+    single_samples: bool | None = None
 
 
 class DatasetView(UploadView):

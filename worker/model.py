@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
@@ -18,6 +19,15 @@ from worker.objectives.base import Task
 EXAMPLE_LENGTH = 32
 
 
+class WeightHolder(nn.Module):
+    """A weight that something other than torch computes with; `kind` is what torch calls such a layer."""
+
+    def __init__(self, weight: nn.Parameter, kind: str) -> None:
+        super().__init__()
+        self.weight = weight
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class Model:
     """A loaded model.
@@ -25,7 +35,9 @@ class Model:
     `module(*inputs)` gives one tensor, whose meaning is the `task`'s. `encode` turns raw samples into `Inputs`.
     `save(module, folder)` writes a module of the same structure in the upload's own format and returns the file; the
     module must be free of parametrizations (`worker.constraints.baked`). `stored` is the dtype of each floating tensor
-    in that file, by its name in the state dict; one that is not named is stored as the module has it.
+    in that file, by its name in the state dict; one that is not named is stored as the module has it. `graph` gives the
+    upload's own ONNX graph with a module's weights under their names, where the upload is one; `output_name` is what
+    an ONNX file's output is called.
     """
 
     module: nn.Module
@@ -35,6 +47,8 @@ class Model:
     task: Task
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)
     example_length: int = EXAMPLE_LENGTH
+    graph: Callable[[nn.Module], onnx.ModelProto] | None = None
+    output_name: str = "logits"
 
     def round_as_stored(self, module: nn.Module) -> nn.Module:
         """Rounds the weights of `module` to what the file can hold of them, in place, and returns the module.

@@ -22,6 +22,8 @@ DataKind = Literal["arrays", "images", "text", "audio", "tokens"]
 """What a sample is: named arrays, a picture, a string, a sound, or a sequence of words."""
 TargetKind = Literal["classes", "values", "transcripts", "tags"]
 """What a target is: a class number, an array of numbers, a string, or one class number a word."""
+OutputKind = Literal["logits", "softmax", "sigmoid", "binary"]
+"""What a file gives of a network's logits; `binary` is one probability, that of the second of two classes."""
 Dimension = int | None  # None is a dimension that may vary
 
 
@@ -78,7 +80,7 @@ class Applicability(Facts):
 class ModelFacts(Facts):
     """An inspected model."""
 
-    format: Literal["architecture", "huggingface"]
+    format: Literal["architecture", "huggingface", "onnx"]
     task: Task
     accepts: tuple[DataKind, ...] = Field(description="The kinds of dataset that can feed it.")
     inputs: tuple[TensorFacts, ...]
@@ -90,6 +92,10 @@ class ModelFacts(Facts):
     outputs: tuple[TensorFacts, ...] = ()
     cost: Cost | None = None
     techniques: tuple[Applicability, ...] = ()
+    trainable: bool = Field(True, description="Whether steps that train can be used.")
+    untrainable_reason: str | None = Field(None, description="Why not, as a sentence.")
+    output_kind: OutputKind = Field("logits", description="What the file gives: logits, or probabilities of them.")
+    single_samples: bool = Field(False, description="Whether the file's batch is fixed at 1.")
 
 
 class SplitFacts(Facts):

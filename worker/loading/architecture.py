@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from app.contract.architecture import InputSpec, ModelSpec
-from app.contract.errors import DatasetMismatch, ModelRejected
+from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts, TensorFacts
-from worker.data.base import RawBatch
 from worker.data.batch import Inputs
-from worker.data.pictures import to_tensor
 from worker.loading.describe import check_finite, check_forward, layer_facts
+from worker.loading.feeding.plain import accepted, encoder
 from worker.loading.layers import build
 from worker.loading.weights import Weights, assign
 from worker.model import Model
@@ -26,10 +24,6 @@ from worker.vetting.boundary import first_line
 # Of one layer for two samples. A few numbers of JSON can ask for more than any machine has.
 MAX_ACTIVATION_BYTES = 8 << 30
 INPUT = "input"
-_PICTURE_CHANNELS = (1, 3)
-PICTURE_TASKS = ("image-classification", "multi-label", "regression")
-
-Kind = Literal["arrays", "images", "text"]
 
 
 def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
@@ -53,11 +47,12 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
         _example(spec.input, 1),
         None if spec.labels is None else len(spec.labels),
     )
+    inputs = (TensorFacts(name=INPUT, shape=spec.input.shape, dtype=spec.input.dtype),)
     facts = ModelFacts(
         format="architecture",
         task=spec.task,
-        accepts=_accepts(spec),
-        inputs=(TensorFacts(name=INPUT, shape=spec.input.shape, dtype=spec.input.dtype),),
+        accepts=accepted(spec.task, inputs),
+        inputs=inputs,
         classes=classes,
         labels=spec.labels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -71,7 +66,7 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
         # What torch adds to old checkpoints (the counters of BatchNorm) does not go back into them.
         return weights.write({name: t for name, t in changed.state_dict().items() if name in weights.state}, folder)
 
-    return Model(module, facts, _encoder(spec.input, _vocabulary(module)), save, task, stored)
+    return Model(module, facts, encoder(inputs, _vocabularies(module)), save, task, stored)
 
 
 def _build(spec: ModelSpec) -> nn.Sequential:
@@ -83,13 +78,6 @@ def _build(spec: ModelSpec) -> nn.Sequential:
         raise ModelRejected(
             f"The architecture cannot be built: {first_line(failure)}", pointer="/architecture/layers"
         ) from failure
-
-
-def _accepts(spec: ModelSpec) -> tuple[Kind, ...]:
-    assert spec.input is not None
-    shape = spec.input.shape
-    picture = len(shape) == 3 and shape[0] in _PICTURE_CHANNELS and spec.input.dtype == "float32"
-    return ("arrays", "images") if picture and spec.task in PICTURE_TASKS else ("arrays",)
 
 
 def _trace(module: nn.Sequential, spec: InputSpec) -> None:
@@ -131,34 +119,7 @@ def _example(spec: InputSpec, batch: int) -> Inputs:
     return (torch.randn(batch, *spec.shape, generator=generator),)
 
 
-def _vocabulary(module: nn.Sequential) -> int | None:
+def _vocabularies(module: nn.Sequential) -> dict[str, int]:
     """How many ids the model knows, where its first layer is an embedding."""
     first = next((layer for layer in module.modules() if not list(layer.children())), None)
-    return first.num_embeddings if isinstance(first, nn.Embedding) else None
-
-
-def _encoder(spec: InputSpec, vocabulary: int | None) -> Callable[[RawBatch], Inputs]:
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-
-    def encode(raw: RawBatch) -> Inputs:
-        """Arrays in the model's dtype; pictures in its channels, divided by 255. Raises DatasetMismatch."""
-        if isinstance(raw.inputs, dict):
-            tensor = raw.inputs[INPUT] if INPUT in raw.inputs else next(iter(raw.inputs.values()))
-            _check_ids(tensor, vocabulary)
-            return (tensor.to(dtype),)
-        if raw.inputs and not isinstance(raw.inputs[0], Image):
-            raise DatasetMismatch("The model takes arrays: upload token ids instead of text.", pointer="/dataset")
-        return (torch.stack([to_tensor(image, spec.shape) for image in raw.inputs if isinstance(image, Image)]),)
-
-    return encode
-
-
-def _check_ids(tensor: Tensor, vocabulary: int | None) -> None:
-    if vocabulary is None or tensor.numel() == 0:
-        return
-    low, high = (int(value) for value in tensor.aminmax())
-    if low < 0 or high >= vocabulary:
-        raise DatasetMismatch(
-            f"The dataset holds token ids from {low} to {high}; the model's embedding knows 0 to {vocabulary - 1}.",
-            pointer="/dataset",
-        )
+    return {INPUT: first.num_embeddings} if isinstance(first, nn.Embedding) else {}

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
-from torch import fx
+from torch import Tensor, fx, nn
 
 from worker.loading.onnx_ops.build import Argument, Builder, Constant, Node, read_tensor
 from worker.loading.onnx_ops.errors import Unsupported
@@ -44,15 +46,17 @@ class Imported:
     pinned: frozenset[str]
 
 
-def import_graph(proto: ModelProto, output: str, *, fixed_batch: bool = False) -> Imported:
+def import_graph(
+    proto: ModelProto, output: str, head: nn.Module | None = None, *, fixed_batch: bool = False
+) -> Imported:
     """The part of the graph that computes the value `output`, as a module of the graph's inputs in their order.
 
-    With `fixed_batch`, the file's batch is 1 and shapes that begin with 1 are taken to mean the batch. Raises
-    NotImportable, naming the operator.
+    `head` is put behind it, as a module of it. With `fixed_batch`, the file's batch is 1 and shapes that begin with 1
+    are taken to mean the batch. Raises NotImportable, naming the operator.
     """
     graph = proto.graph
     opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    builder = Builder(_shapes(proto), frozenset(t.name for t in graph.initializer if _is_weight(t)))
+    builder = Builder(inferred_shapes(proto), frozenset(t.name for t in graph.initializer if _is_weight(t)))
     builder.fixed_batch = fixed_batch
     builder.uses = _uses(graph)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -67,11 +71,36 @@ def import_graph(proto: ModelProto, output: str, *, fixed_batch: bool = False) -
     result = builder.values.get(output)
     if not isinstance(result, fx.Node):
         raise NotImportable(f"Its output {output[:200]!r} does not depend on its inputs.")
-    builder.graph.output(builder.graph.call_function(tensor, (result,)))
+    result = builder.graph.call_function(tensor, (result,))
+    if head is not None:
+        result = builder.graph.call_module(builder.layer("output_head", head), (result,))
+    builder.graph.output(result)
     module = fx.GraphModule(builder.root, builder.graph)
     if module.graph.eliminate_dead_code():
         module.recompile()
     return Imported(module, tuple(builder.origins), frozenset(builder.pinned))
+
+
+def failing_operator(module: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+    """Which operator of the file fails on these inputs, and how; for a message."""
+    found = _Watched(module)
+    try:
+        with torch.no_grad():
+            found.run(*inputs)
+    except Exception as failure:  # what torch throws where a shape does not fit
+        reason = str(failure) if isinstance(failure, Unsupported) else first_line(failure)
+        return f"operator {found.current} {reason}"
+    return "it cannot be said where"
+
+
+class _Watched(fx.Interpreter):
+    """Runs a module node by node, and knows which one it is at."""
+
+    current = ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n.meta.get("onnx", n.name)
+        return super().run_node(n)
 
 
 def model_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
@@ -89,7 +118,7 @@ def constant_tensor(node: NodeProto) -> TensorProto:
     kinds = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
     if attribute.name not in kinds:
         raise Unsupported("is no tensor of numbers")
-    return numpy_helper.from_array(onnx.numpy_helper.np.asarray(value, dtype=kinds[attribute.name]))
+    return numpy_helper.from_array(np.asarray(value, dtype=kinds[attribute.name]))
 
 
 def _place_inputs(builder: Builder, graph: GraphProto, initializers: Any) -> None:
@@ -145,8 +174,8 @@ def _refuse_control_flow(nodes: Iterator[NodeProto]) -> None:
     found = sorted({node.op_type for node in nodes if node.op_type in _CONTROL_FLOW})
     if found:
         raise NotImportable(
-            f"Its graph holds control flow ({', '.join(found)}), which is not trained: which nodes run is decided while "
-            "they run. Export the model without it (torch.onnx.export with dynamo=True unrolls fixed branches)."
+            f"Its graph holds control flow ({', '.join(found)}), which is not trained: what runs is decided while it "
+            "runs. Export the model without it (torch.onnx.export with dynamo=True unrolls fixed branches)."
         )
 
 
@@ -157,7 +186,7 @@ def _uses(graph: GraphProto) -> Counter[str]:
     return counted
 
 
-def _shapes(proto: ModelProto) -> dict[str, tuple[int | None, ...]]:
+def inferred_shapes(proto: ModelProto) -> dict[str, tuple[int | None, ...]]:
     """What shape inference knows; None for an open dimension."""
     graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     return {
@@ -169,7 +198,7 @@ def _shapes(proto: ModelProto) -> dict[str, tuple[int | None, ...]]:
 
 
 def _is_weight(proto: TensorProto) -> bool:
-    return proto.data_type in FLOATS and onnx.numpy_helper.np.prod(proto.dims, dtype=int) > 1
+    return proto.data_type in FLOATS and np.prod(proto.dims, dtype=int) > 1
 
 
 def _title(node: NodeProto) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
 
 from app.contract.errors import TersorError
@@ -53,7 +52,7 @@ def read_onnx(content: bytes, external: External | None, error: type[TersorError
     check_message(content, ModelProto.DESCRIPTOR, error)
     try:
         proto = ModelProto.FromString(content)
-    except DecodeError as failure:
+    except Exception as failure:  # protobuf's, which is no package of ours
         raise error("The file starts as ONNX and is damaged or was cut short. Export it again.") from failure
     if not proto.HasField("graph") or not proto.graph.node or not proto.graph.output:
         raise error("The ONNX file holds no graph with nodes and outputs. Export the model again.")

@@ -139,7 +139,7 @@ class Builder:
             values = constant.tensor.clone(memory_format=torch.contiguous_format)
             if trained is None:
                 owner.register_buffer(name, values, persistent=False)
-                self.pinned.update({constant.source} - {None})
+                self.pinned.update([constant.source] if constant.source is not None else [])
             else:
                 owner.register_parameter(name, nn.Parameter(values))
             self._attributes[key] = path
@@ -189,6 +189,7 @@ class Builder:
                 values.stride(),
                 int(values.storage_offset()),
                 select,
+                values if constant.source is None else None,
             )
         )
 

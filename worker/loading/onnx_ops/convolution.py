@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,14 +38,9 @@ def pad_spatial(a: Tensor, *, pads: Sizes, value: float) -> Tensor:
 
 def pad_same(a: Tensor, *, kernel: Sizes, stride: Sizes, dilation: Sizes, upper: bool, value: float) -> Tensor:
     """So that each axis gives ceil(size / stride) windows; what is odd goes to the end (`upper`) or the beginning."""
-    before, after = [], []
-    for axis, (width, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
-        size = a.shape[axis]
-        total = max(0, ((size + step - 1) // step - 1) * step + (width - 1) * gap + 1 - size)
-        small, large = total // 2, total - total // 2
-        before.append(small if upper else large)
-        after.append(large if upper else small)
-    return pad_spatial(a, pads=(*before, *after), value=value)
+    rows = zip(a.shape[2:], kernel, stride, dilation, strict=True)
+    totals = [((size + step - 1) // step - 1) * step + (width - 1) * gap + 1 - size for size, width, step, gap in rows]
+    return pad_spatial(a, pads=_halves(totals, upper=upper), value=value)
 
 
 def convolution(
@@ -53,7 +48,7 @@ def convolution(
 ) -> Tensor:
     """With a kernel that is computed while the module runs; padding has been done."""
     functions = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-    return functions[len(stride)](a, weight, bias, stride=stride, dilation=dilation, groups=groups)  # type: ignore[operator]
+    return functions[len(stride)](a, weight, bias, stride=stride, dilation=dilation, groups=groups)
 
 
 def crop(a: Tensor, *, pads: Sizes) -> Tensor:
@@ -219,21 +214,27 @@ def build_conv_transpose(node: Node) -> Any:
 
 def _pads_for_output(node: Node, window: _Window, extra: Sizes) -> Sizes:
     """The pads that give `output_shape`, or for SAME the input's size times the stride. Raises Unsupported."""
-    shape = node.shape(0)
-    sizes = () if shape is None else shape[2:]
-    if len(sizes) != len(window.kernel) or any(size is None for size in sizes):
-        raise Unsupported("wants an output size out of an input of unknown size")
-    wanted = node.attribute("output_shape") or [s * step for s, step in zip(sizes, window.stride, strict=True)]  # type: ignore[operator]
-    before, after = [], []
-    for size, step, width, gap, more, goal in zip(
-        sizes, window.stride, window.kernel, window.dilation, extra, wanted[-len(sizes) :], strict=True
-    ):
-        total = max(0, step * (size - 1) + more + (width - 1) * gap + 1 - goal)  # type: ignore[operator]
-        small, large = total // 2, total - total // 2
-        upper = window.auto == "SAME_UPPER"
-        before.append(small if upper else large)
-        after.append(large if upper else small)
-    return (*before, *after)
+    sizes = _known_sizes(node, window)
+    wanted = node.attribute("output_shape") or [size * step for size, step in zip(sizes, window.stride, strict=True)]
+    rows = zip(sizes, window.stride, window.kernel, window.dilation, extra, wanted[-len(sizes) :], strict=True)
+    totals = [step * (size - 1) + more + (width - 1) * gap + 1 - goal for size, step, width, gap, more, goal in rows]
+    return _halves(totals, upper=window.auto == "SAME_UPPER")
+
+
+def _known_sizes(node: Node, window: _Window) -> Sizes:
+    """The input's spatial sizes. Raises Unsupported where they are open."""
+    shape = node.shape(0) or ()
+    sizes = tuple(size for size in shape[2:] if size is not None)
+    if len(sizes) != len(window.kernel):
+        raise Unsupported("pads by the size of an input whose size is open")
+    return sizes
+
+
+def _halves(totals: Sequence[int], *, upper: bool) -> Sizes:
+    """Pads of every axis split in two; what is odd goes to the end (`upper`) or the beginning."""
+    small = tuple(max(0, total) // 2 for total in totals)
+    large = tuple(max(0, total) - max(0, total) // 2 for total in totals)
+    return (*small, *large) if upper else (*large, *small)
 
 
 def build_max_pool(node: Node) -> Any:
@@ -264,16 +265,9 @@ def _fixed_pads(node: Node, window: _Window) -> Sizes:
     """The pads as numbers, which SAME computes of the input's size. Raises Unsupported where that is open."""
     if not window.same:
         return window.pads
-    shape = node.shape(0) or ()
-    if len(shape) != len(window.kernel) + 2 or any(size is None for size in shape[2:]):
-        raise Unsupported("averages with SAME pads over an input of unknown size")
-    before, after = [], []
-    for size, width, step in zip(shape[2:], window.kernel, window.stride, strict=True):
-        total = max(0, (-(-size // step) - 1) * step + width - size)  # type: ignore[operator]
-        small, large = total // 2, total - total // 2
-        before.append(small if window.auto == "SAME_UPPER" else large)
-        after.append(large if window.auto == "SAME_UPPER" else small)
-    return (*before, *after)
+    rows = zip(_known_sizes(node, window), window.kernel, window.stride, strict=True)
+    totals = [(-(-size // step) - 1) * step + width - size for size, width, step in rows]
+    return _halves(totals, upper=window.auto == "SAME_UPPER")
 
 
 def build_local_response(node: Node) -> Any:

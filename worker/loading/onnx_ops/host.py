@@ -19,14 +19,14 @@ from torch import Tensor
 from worker.loading.onnx_ops.errors import Unsupported
 
 Number: TypeAlias = int | float | bool
-Host: TypeAlias = Number | tuple[Number, ...]
+Host: TypeAlias = Number | tuple[Any, ...]
 Value: TypeAlias = Tensor | Host
 
 MAX_HOST = 1024  # elements of a host vector; shapes and index lists are far shorter
 _LARGEST = 1 << 63
 
 
-def is_matrix(value: Any) -> TypeGuard[tuple[tuple[Number, ...], ...]]:
+def is_matrix(value: Any) -> TypeGuard[tuple[tuple[Any, ...], ...]]:
     """Whether a host value is a vector of vectors, which only moves of elements know."""
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], tuple)
 
@@ -35,7 +35,8 @@ def ints(value: Value) -> tuple[int, ...]:
     """A host vector, or a number as a vector of one. Raises Unsupported for a tensor: sizes must not hang on data."""
     if isinstance(value, Tensor):
         raise Unsupported("computes a size or an index list out of the data")
-    return tuple(value) if isinstance(value, tuple) else (value,)  # type: ignore[arg-type]  # symbols count as ints
+    numbers: Any = value if isinstance(value, tuple) else (value,)  # symbols of a trace count as whole numbers
+    return tuple(numbers)
 
 
 def single(value: Value) -> int:

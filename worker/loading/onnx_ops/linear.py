@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from worker.loading.onnx_ops.build import Constant, Node
 from worker.loading.onnx_ops.elementwise import add
 from worker.loading.onnx_ops.errors import Unsupported
-from worker.loading.onnx_ops.host import Value, tensors
+from worker.loading.onnx_ops.host import Value, tensor, tensors
 from worker.loading.onnx_ops.origins import transposed, whole
 
 _EQUATION = re.compile(r"[A-Za-z ,.]+(->[A-Za-z .]*)?")
@@ -27,7 +27,7 @@ def gemm(a: Tensor, b: Tensor, c: Value | None, *, alpha: float, beta: float, tu
     """alpha * A' B' + beta * C, either transposed first."""
     x, y = (matrix.t() if turned else matrix for matrix, turned in zip((a, b), turns, strict=True))
     product = alpha * (x @ y)
-    return product if c is None else product + beta * c
+    return product if c is None else product + beta * tensor(c, product)
 
 
 def scaled(a: Tensor, *, by: float) -> Tensor:
@@ -35,7 +35,7 @@ def scaled(a: Tensor, *, by: float) -> Tensor:
 
 
 def plus(a: Tensor, b: Value) -> Tensor:
-    return a + b
+    return a + tensor(b, a)
 
 
 def einsum(*values: Value, equation: str) -> Tensor:

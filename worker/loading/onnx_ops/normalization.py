@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
-
 
 # What BatchNorm and InstanceNorm are called for an input of so many dimensions.
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -188,7 +187,8 @@ def build_dropout(node: Node) -> Any:
         ratio = float(node.known(1, "ratio")) if node.has(1) else 0.5
         if node.has(2) and node.known(2, "training mode"):
             raise Unsupported("is in training mode")
-    if node.constant(0) is not None or not 0 <= ratio < 1:
-        return node.value(0)
+    value = node.value(0)
+    if not isinstance(value, fx.Node) or not 0 <= ratio < 1:
+        return value
     path = node.builder.layer(node.proto.name or "dropout", nn.Dropout(ratio))
-    return node.builder.graph.call_module(path, (node.value(0),))
+    return node.builder.graph.call_module(path, (value,))

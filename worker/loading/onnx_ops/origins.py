@@ -17,7 +17,7 @@ class Origin:
     """A parameter or buffer at `path` of the module: `select` of what node number `node` takes at `position`.
 
     What the node takes is a view (`shape`, `stride`, `offset`) of the tensor `source` of the file, or, where `source`
-    is None, was computed of more than one.
+    is None, was `computed` of more than one.
     """
 
     path: str
@@ -28,6 +28,7 @@ class Origin:
     stride: tuple[int, ...]
     offset: int
     select: Select
+    computed: Tensor | None = None
 
     def view(self, source: Tensor) -> Tensor:
         """What the node takes, as a view of the source's elements."""

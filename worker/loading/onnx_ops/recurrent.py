@@ -7,6 +7,7 @@ ONNX keeps weights [directions, gates * hidden, in], recurrent weights likewise 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from worker.loading.onnx_ops.host import Value
 # For each of torch's gates (LSTM i f g o, GRU r z n), which of ONNX's it is (i o f c; z r h).
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
-_KINDS: dict[str, type[nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+_KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 
 
 def gates(rows: Tensor, *, direction: int, order: tuple[int, ...], half: int | None) -> Tensor:

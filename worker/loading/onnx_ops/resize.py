@@ -124,8 +124,8 @@ def _one_axis(a: Tensor, axis: int, sizes: Axis, sampling: Sampling) -> Tensor:
     size, out, _ = sizes
     points = _COORDINATES[sampling.coordinates](torch.arange(out, device=a.device, dtype=torch.float32), sizes)
     if sampling.mode == "nearest":
-        places = _ROUNDING[sampling.rounding](points).clamp(0, size - 1).to(torch.int64)
-        return a.index_select(axis, places)
+        nearest = _ROUNDING[sampling.rounding](points).clamp(0, size - 1).to(torch.int64)
+        return a.index_select(axis, nearest)
     first = torch.floor(points)
     share = points - first
     taps, weights = _linear(share) if sampling.mode == "linear" else _cubic(share, sampling.cubic)

@@ -106,7 +106,7 @@ def split(a: Value, sizes: Value | None, *, axis: int, parts: int) -> tuple[Valu
     length = a.shape[axis] if isinstance(a, Tensor) else len(a) if isinstance(a, tuple) else 1
     wanted = ints(sizes) if sizes is not None else _equal_parts(length, parts)
     if isinstance(a, Tensor):
-        return torch.split(a, wanted, dim=axis)
+        return torch.split(a, list(wanted), dim=axis)
     numbers, start, found = concat((a,)), 0, []
     for width in wanted:
         found.append(numbers[start : start + width])
@@ -223,7 +223,7 @@ def range_(start: Value, limit: Value, step: Value, like: Tensor) -> Tensor:
     """start, start + step, … below limit."""
     numbers = [value if not isinstance(value, tuple | Tensor) else single(value) for value in (start, limit, step)]
     floating = any(isinstance(number, float) for number in numbers)
-    return torch.arange(*numbers, dtype=torch.float32 if floating else torch.int64, device=like.device)  # type: ignore[call-overload]
+    return torch.arange(*numbers, dtype=torch.float32 if floating else torch.int64, device=like.device)
 
 
 def one_hot(indices: Value, depth: Value, values: Value, *, axis: int) -> Tensor:
@@ -248,7 +248,7 @@ def pad(a: Value, pads: Value, value: Value | None, axes: Value | None, *, mode:
         if isinstance(number, Tensor):
             raise Unsupported("pads with a value that is computed")
         order = [width for axis in reversed(range(x.ndim)) for width in (before.get(axis, 0), after.get(axis, 0))]
-        return functional.pad(x, order, value=number)  # type: ignore[arg-type]
+        return functional.pad(x, order, value=number)
     for axis in range(x.ndim):
         x = _pad_by_index(x, axis, before.get(axis, 0), after.get(axis, 0), mode)
     return x
@@ -417,7 +417,8 @@ def build_scatter_nd(node: Node) -> Any:
 def build_constant_of_shape(node: Node) -> Any:
     made = node.attribute("value")
     filler = torch.zeros(1) if made is None else read_tensor(made).reshape(-1)
-    sizes, options = node.value(0), {"value": filler[0].item(), "dtype": filler.dtype}
+    sizes: Any = node.value(0)
+    options: dict[str, Any] = {"value": filler[0].item(), "dtype": filler.dtype}
     if isinstance(sizes, tuple) and len(sizes) == 1 and sizes[0] <= MAX_HOST_RANGE and not filler.is_floating_point():
         return constant_of_shape(sizes, filler, **options)
     return node.call(constant_of_shape, sizes, node.builder.anchor, **options)
@@ -425,8 +426,9 @@ def build_constant_of_shape(node: Node) -> Any:
 
 def build_range(node: Node) -> Any:
     numbers = node.values()
-    if all(isinstance(number, int) for number in numbers):
-        line = range(*numbers)  # type: ignore[arg-type]  # all are whole numbers
+    plain = [number for number in numbers if isinstance(number, int)]
+    if len(plain) == len(numbers):
+        line = range(*plain)
         if len(line) <= MAX_HOST_RANGE:
             return tuple(line)
     return node.call(range_, *numbers, node.builder.anchor)

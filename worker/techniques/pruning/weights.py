@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from app.contract.errors import InvalidSpec
 from worker.constraints import impose_mask, masks, stored
+from worker.model import WeightHolder
 
 LAYERS_NAMED = 8  # so many names of layers in an error are enough to see the pattern of names
 
@@ -90,7 +91,7 @@ class WeightSet:
 
 def _attributes(layer: nn.Module) -> Iterator[str]:
     """The names of a layer's own parameters that can be pruned."""
-    if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding)) or _is_transformers_conv1d(layer):
+    if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding, WeightHolder)) or _is_transformers_conv1d(layer):
         yield "weight"
     elif isinstance(layer, nn.MultiheadAttention):
         projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
