@@ -25,6 +25,8 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
         pointer = spec.pointer(index)
         if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
             raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
+        if getattr(step, "training", None) is not None and not model.trainable:
+            raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
         if isinstance(step, Prune | Quantize):
             _check_patterns(step.exclude, model, pointer)
 
@@ -56,7 +58,7 @@ def check_pair(model: ModelFacts, dataset: DatasetFacts) -> None:
     for name, split in dataset.splits.items():
         if dataset.kind == "arrays":
             _check_arrays(model, name, split)
-        if dataset.kind == "images" and model.format == "architecture":
+        if dataset.kind == "images" and model.format != "huggingface":
             _check_pictures(model, name, split)
         _check_targets(model, name, split)
     if dataset.labels is not None and TASKS[model.task].names_classes:
@@ -138,13 +140,13 @@ def _check_arrays(model: ModelFacts, name: str, split: SplitFacts) -> None:
 
 
 def _check_pictures(model: ModelFacts, name: str, split: SplitFacts) -> None:
-    """Height and width as the architecture takes them: only a Hugging Face folder says how to resize."""
+    """Height and width as the model takes them: only a Hugging Face folder says how to resize."""
     wanted, got = model.inputs[0].shape[1:], split.inputs[0].shape[1:]
-    if wanted != got:
+    if any(own is None or mine not in (None, own) for mine, own in zip(wanted, got, strict=True)):
         size = "different sizes" if None in got else f"{' x '.join(map(str, got))} (height x width)"
+        takes = " x ".join("any" if side is None else str(side) for side in wanted)
         raise DatasetMismatch(
-            f"Split `{name}` has pictures of {size}; the model takes {' x '.join(map(str, wanted))}. "
-            "Resize them before the upload.",
+            f"Split `{name}` has pictures of {size}; the model takes {takes}. Resize them before the upload.",
             pointer="/dataset",
         )
 

@@ -8,11 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 
 from app.contract.errors import ArtifactUnverified
-from app.contract.facts import ModelFacts
+from app.contract.facts import ModelFacts, OutputKind
 from app.contract.report import LayerReport
 from worker.data.batch import Inputs
 from worker.evaluation.layers import graph_layers, graph_parameters, module_layers
@@ -20,8 +19,10 @@ from worker.evaluation.macs import module_macs
 from worker.evaluation.memory import Probe, Runtime
 from worker.evaluation.onnx_macs import graph_macs
 from worker.loading import load_model
-
-CPU = ["CPUExecutionProvider"]
+from worker.loading.heads import to_logits
+from worker.loading.onnx_check import computes_in_half
+from worker.loading.onnx_constants import flattened
+from worker.loading.onnx_session import GraphSession
 
 
 class Reloaded(Protocol):
@@ -29,8 +30,12 @@ class Reloaded(Protocol):
 
     runtime: Runtime
     path: Path
+    output_kind: OutputKind
 
     def __call__(self, inputs: Inputs) -> np.ndarray: ...
+
+    def outputs(self, inputs: Inputs) -> np.ndarray:
+        """What the file itself gives, which may be probabilities."""
 
     def parameters(self) -> tuple[int, int]:
         """How many parameters the file stores, and how many of them are not zero."""
@@ -49,6 +54,7 @@ class TorchFile:
     """An uploaded or native file, read by the loader that reads uploads."""
 
     runtime: Runtime = "torch"
+    output_kind: OutputKind = "logits"
 
     def __init__(self, path: Path, filename: str, spec: dict[str, Any], scratch: Path, threads: int) -> None:
         self.path = path
@@ -65,6 +71,9 @@ class TorchFile:
             logits: torch.Tensor = self.module(*inputs)
         return logits.float().numpy()
 
+    def outputs(self, inputs: Inputs) -> np.ndarray:
+        return self(inputs)
+
     def parameters(self) -> tuple[int, int]:
         parameters = list(self.module.parameters())
         return sum(p.numel() for p in parameters), sum(int(p.count_nonzero()) for p in parameters)
@@ -76,51 +85,69 @@ class TorchFile:
         return module_layers(self.module, self._stored)
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
-        return _probe(self.path, self._filename, self._spec, sample, scratch, self._threads)
+        arrays = [tensor.numpy() for tensor in sample]
+        return _probe(self.path, self._filename, self._spec, arrays, scratch, self._threads)
 
 
 class OnnxFile:
-    """An ONNX file in ONNX Runtime on the CPU. `reference` is the float file that its integers are judged against."""
+    """An ONNX file in ONNX Runtime on the CPU. `reference` is the float file that its integers are judged against.
+
+    `graph` is where the graph lies with its weights inside, if `path` is an archive of it; `single` says that it can
+    only take one sample at a time.
+    """
 
     runtime: Runtime = "onnxruntime"
 
-    def __init__(self, path: Path, reference: Path, facts: ModelFacts, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reference: Path,
+        facts: ModelFacts,
+        threads: int,
+        *,
+        graph: Path | None = None,
+        single: bool = False,
+    ) -> None:
         self.path = path
+        self.output_kind = facts.output_kind
+        self._graph = graph or path
         self._reference = reference
         self._facts = facts
-        self._names = [tensor.name for tensor in facts.inputs]
         self._threads = threads
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        self._single = single
         try:
-            self._session = ort.InferenceSession(path.read_bytes(), options, providers=CPU)
+            names = [tensor.name for tensor in facts.inputs]
+            self._session = GraphSession(self._graph, names, threads, single=single)
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise ArtifactUnverified(f"{path.name} does not load in ONNX Runtime: {error}") from error
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        logits: np.ndarray = self._session.run(None, self._feed(inputs))[0]
-        return logits
+        return to_logits(self.output_kind, self._session(inputs))
+
+    def outputs(self, inputs: Inputs) -> np.ndarray:
+        return self._session(inputs).astype(np.float32)
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in float16, so that its outputs are as coarse."""
+        return computes_in_half(onnx.load(self._graph))
 
     def parameters(self) -> tuple[int, int]:
-        return graph_parameters(onnx.load(self.path))
+        return graph_parameters(flattened(onnx.load(self._graph)))
 
     def macs(self, sample: Inputs) -> int:
-        return graph_macs(onnx.load(self.path), self._feed(sample))
+        return graph_macs(onnx.load(self._graph), self._session.feed(sample))
 
     def layers(self) -> tuple[LayerReport, ...]:
-        return graph_layers(onnx.load(self.path), onnx.load(self._reference))
+        return graph_layers(flattened(onnx.load(self._graph)), flattened(onnx.load(self._reference)))
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
-        return _probe(self.path, self.path.name, {}, sample, scratch, self._threads)
+        arrays = list(self._session.feed(sample).values())
+        return _probe(self._graph, self.path.name, {}, arrays, scratch, self._threads)
 
     def float_reference(self) -> OnnxFile:
         """The float file, loaded the same way."""
-        return OnnxFile(self._reference, self._reference, self._facts, self._threads)
-
-    def _feed(self, inputs: Inputs) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy() for name, tensor in zip(self._names, inputs, strict=True)}
+        return OnnxFile(self._reference, self._reference, self._facts, self._threads, single=self._single)
 
 
 def fresh_folder(scratch: Path) -> Path:
@@ -128,8 +155,10 @@ def fresh_folder(scratch: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=scratch, prefix="reload-"))
 
 
-def _probe(path: Path, filename: str, spec: dict[str, Any], sample: Inputs, scratch: Path, threads: int) -> Probe:
+def _probe(
+    path: Path, filename: str, spec: dict[str, Any], sample: list[np.ndarray], scratch: Path, threads: int
+) -> Probe:
     folder = fresh_folder(scratch)
     arrays = folder / "inputs.npz"
-    np.savez(arrays, *(tensor.numpy() for tensor in sample))
+    np.savez(arrays, *sample)
     return Probe(str(path), filename, spec, str(arrays), str(folder), threads)

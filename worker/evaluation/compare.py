@@ -8,13 +8,15 @@ from pathlib import Path
 
 from app.contract.report import ArtifactReport, Latency, Measurement
 from app.contract.spec import Quantize
+from worker.constraints import baked
 from worker.context import Context
 from worker.data.batch import Inputs
-from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
+from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile, fresh_folder
 from worker.evaluation.measure import Bench, latencies, measure, memories
 from worker.export.onnx import export_onnx
 from worker.export.registry import Exported
 from worker.request import RunRequest
+from worker.vetting.sniff import sniff
 
 UPLOADED = "uploaded"
 # The upload turned into ONNX and nothing else: what an ONNX artifact gains beyond the change of runtime.
@@ -24,20 +26,33 @@ CHUNK = 1 << 20
 
 def reload(request: RunRequest, context: Context, exported: Exported) -> Reloaded:
     """An artifact in the runtime that its format is for."""
+    facts = context.model.facts
     if exported.reference is not None:
-        return OnnxFile(exported.path, exported.reference, context.model.facts, request.threads)
-    return TorchFile(exported.path, exported.path.name, request.model_spec, request.scratch, request.threads)
+        single = facts.single_samples and not facts.trainable
+        return OnnxFile(exported.path, exported.reference, facts, request.threads, single=single)
+    return _in_own_format(request, context, exported.path, exported.path.name)
+
+
+def _in_own_format(request: RunRequest, context: Context, path: Path, filename: str) -> Reloaded:
+    """A file in the upload's format, in the runtime that such files are for."""
+    facts = context.model.facts
+    if facts.format != "onnx":
+        return TorchFile(path, filename, request.model_spec, request.scratch, request.threads)
+    graph = path
+    if sniff(path) != "onnx":  # an archive; the teacher is the uploaded model
+        graph = context.model.save(baked(context.teacher).cpu(), fresh_folder(request.scratch))
+    return OnnxFile(path, graph, facts, request.threads, graph=graph, single=facts.single_samples)
 
 
 def compare(
     request: RunRequest, context: Context, samples: Inputs, exported: Sequence[Exported], files: Sequence[Reloaded]
 ) -> tuple[Measurement, tuple[ArtifactReport, ...]]:
     """The measurement of the upload and the report of each artifact; `files` are the artifacts, reloaded."""
-    upload = TorchFile(request.model_path, request.model_filename, request.model_spec, request.scratch, request.threads)
+    upload = _in_own_format(request, context, request.model_path, request.model_filename)
     names = [one.path.name for one in exported]
     measured: dict[str, Reloaded] = {UPLOADED: upload, **dict(zip(names, files, strict=True))}
     rivals = dict(measured)
-    if any(one.reference is not None for one in exported):
+    if isinstance(upload, TorchFile) and any(one.reference is not None for one in exported):
         rivals[CONVERTED] = _converted(request, context, upload, exported)
     sample = tuple(tensor[:1].contiguous() for tensor in samples)
     bench = Bench(sample, context.feed, context.model.facts.task, request.scratch, request.threads)

@@ -20,6 +20,7 @@ from worker.techniques.quantization.stored import (
     stored_weights,
 )
 
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 # 120 dB is the precision of float32 itself: more would print rounding noise as quality.
 MAX_SQNR_DB = 120.0
 
@@ -108,6 +109,6 @@ def _biases(proto: ModelProto) -> list[np.ndarray]:
         or (
             len(tensor.dims) == 1
             and tensor.name not in helpers
-            and (tensor.data_type == onnx.TensorProto.FLOAT or tensor.name in integers)
+            and (tensor.data_type in FLOATS or tensor.name in integers)
         )
     ]

@@ -15,11 +15,11 @@ from app.contract.errors import ExportFailed
 from worker.export.names import rename_dimensions, rename_weights
 from worker.export.quiet import quiet
 from worker.export.strip import strip
+from worker.loading.heads import delivering
 from worker.model import Model
 
 # 20 is the first with Gelu as one operator, and what ONNX Runtime >= 1.17, OpenVINO >= 2024 and TensorRT >= 10 read.
 OPSET = 20
-OUTPUT = "logits"
 # A protobuf message cannot be longer, and weights are never put beside the file.
 MAX_BYTES = (1 << 31) - (1 << 24)
 # Any batch but 1, which the exporter would take for a constant.
@@ -29,25 +29,44 @@ EXAMPLE_BATCH = 2
 def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
     """Writes `module`, which has the structure of `model.module` and no parametrizations, as float ONNX.
 
-    Inputs are named as in the model's facts, the output `logits`; the batch and the dimensions that the facts leave
-    open stay open. Weights carry their names in the state dict. Raises ExportFailed where the exporter gives up.
+    Inputs are named as in the model's facts, the output as in `model.output_name`; the batch and the dimensions that
+    the facts leave open stay open. Weights carry their names in the state dict. An uploaded ONNX graph that is not
+    trainable, or that torch cannot export again, is written as it is, with the module's weights. Raises ExportFailed
+    where the exporter gives up.
     """
     check_size(module)
     module = module.cpu().eval()
+    proto = _graph(module, model)
+    strip(proto)
+    rename_weights(proto, module.state_dict())
+    rename_dimensions(proto, model.facts)
+    onnx.save_model(proto, str(path), save_as_external_data=False)
+    return path
+
+
+def _graph(module: nn.Module, model: Model) -> onnx.ModelProto:
+    """The module by torch's exporter, else the upload's own graph, if it has one."""
+    if model.graph is not None and not model.facts.trainable:
+        return model.graph(module)
+    try:
+        return _exported(module, model)
+    except ExportFailed:
+        if model.graph is None:
+            raise
+        return model.graph(module)
+
+
+def _exported(module: nn.Module, model: Model) -> onnx.ModelProto:
     names = [tensor.name for tensor in model.facts.inputs]
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), delivering(module):
             proto = _to_proto(module, model, names)
     except Exception as error:
         # The exporter wraps what went wrong in a page of advice.
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ExportFailed(f"torch could not export the model to ONNX: {' '.join(reason[:2])}") from error
     _check_open(proto, model)
-    strip(proto)
-    rename_weights(proto, module.state_dict())
-    rename_dimensions(proto, model.facts)
-    onnx.save_model(proto, str(path), save_as_external_data=False)
-    return path
+    return proto
 
 
 def check_size(module: nn.Module) -> None:
@@ -77,7 +96,7 @@ def _to_proto(module: nn.Module, model: Model, names: list[str]) -> onnx.ModelPr
         dynamo=True,
         opset_version=OPSET,
         input_names=names,
-        output_names=[OUTPUT],
+        output_names=[model.output_name],
         dynamic_shapes=shapes,
         verbose=False,
     )
@@ -102,3 +121,9 @@ def _check_open(proto: onnx.ModelProto, model: Model) -> None:
                     f"The model's code fixes dimension {axis} of input {tensor.name!r} at {dimension.dim_value}, "
                     "which has to stay open."
                 )
+
+
+def takes_single_samples(path: Path) -> bool:
+    """Whether the file fixes the batch of an input at 1, as an uploaded graph may."""
+    inputs = onnx.load(path).graph.input
+    return any(value.type.tensor_type.shape.dim[0].dim_value == 1 for value in inputs)

@@ -13,7 +13,7 @@ from app.contract.facts import calibration_split
 from app.contract.spec import ExportFormat, Quantize
 from worker.context import Context
 from worker.export.native import export_native
-from worker.export.onnx import export_onnx
+from worker.export.onnx import export_onnx, takes_single_samples
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, StreamingReader
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
@@ -50,11 +50,12 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
-    quantize_file(reference, path, step, _reader(context, step), float_layers)
+    batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
+    quantize_file(reference, path, step, _reader(context, step, batch), float_layers)
     return Exported(path, "onnx", BINARY, reference)
 
 
-def _reader(context: Context, step: Quantize) -> StreamingReader | None:
+def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> StreamingReader | None:
     if step.method == "dynamic":
         return None
     assert context.feed is not None  # compatibility.check asked for calibration data
@@ -63,9 +64,9 @@ def _reader(context: Context, step: Quantize) -> StreamingReader | None:
     samples = min(step.calibration.samples, context.feed.size(split))
     # Data lies sorted by class more often than not: the first samples would all be of one.
     order = torch.Generator().manual_seed(context.seed)
-    batches = context.feed.batches(split, CALIBRATION_BATCH, shuffle=order, limit=samples)
+    batches = context.feed.batches(split, batch, shuffle=order, limit=samples)
     names = [tensor.name for tensor in context.model.facts.inputs]
-    return StreamingReader(batches, names, -(-samples // CALIBRATION_BATCH))
+    return StreamingReader(batches, names, -(-samples // batch))
 
 
 EXPORTERS: dict[ExportFormat, Exporter] = {"native": write_native, "onnx": write_onnx}

@@ -9,14 +9,16 @@ from typing import Any
 from app.contract.architecture import ModelSpec, model_spec
 from app.contract.errors import ModelRejected
 from worker.loading.architecture import load_architecture
+from worker.loading.onnx import load_onnx, load_onnx_archive
 from worker.loading.weights import HOW_TO_SAVE, Weights, read_safetensors, read_torch
 from worker.model import Model
+from worker.vetting.archive import open_archive
 from worker.vetting.boundary import refusing
 from worker.vetting.sniff import refuse, sniff
 
 ADVICE = (
     "A model is its weights (.safetensors, or a state dict by torch.save) with spec.architecture, "
-    "or a zip or tar of a Hugging Face folder with config.json and model.safetensors."
+    "a zip or tar of a Hugging Face folder with config.json and model.safetensors, or an ONNX file with spec.task."
 )
 _READERS = {"safetensors": read_safetensors, "torch-zip": read_torch, "legacy-torch": read_torch}
 
@@ -32,6 +34,8 @@ def load_model(path: Path, filename: str, spec: dict[str, Any], scratch: Path) -
         kind = sniff(path)
         if kind in _READERS:
             return _load_weights(_READERS[kind], path, parsed, scratch)
+        if kind == "onnx":
+            return load_onnx(path, parsed)
         if kind in ("zip", "tar"):
             return _load_folder(path, parsed, scratch)
         hint = HOW_TO_SAVE if kind in ("pickle", "torchscript") else ADVICE
@@ -49,6 +53,8 @@ def _load_weights(read: Callable[[Path], Weights], path: Path, spec: ModelSpec, 
 
 
 def _load_folder(path: Path, spec: ModelSpec, scratch: Path) -> Model:
+    if _holds_onnx(path, scratch):
+        return load_onnx_archive(path, spec, scratch)
     for field in ("architecture", "config"):
         if getattr(spec, field) is not None:
             raise ModelRejected(
@@ -59,6 +65,14 @@ def _load_folder(path: Path, spec: ModelSpec, scratch: Path) -> Model:
     from worker.loading.huggingface import load_huggingface
 
     return load_huggingface(path, spec, scratch)
+
+
+def _holds_onnx(path: Path, scratch: Path) -> bool:
+    """Whether an archive holds an ONNX graph, and no weights that transformers would read."""
+    archive = open_archive(path, scratch, ModelRejected)
+    suffixes = {name.rpartition(".")[2] for name in archive.members}
+    archive.close()
+    return "onnx" in suffixes and "safetensors" not in suffixes
 
 
 def _need_architecture(spec: ModelSpec) -> None:

@@ -91,6 +91,25 @@ def count_parameters(proto: ModelProto) -> int:
     )
 
 
+def flattened(proto: ModelProto) -> ModelProto:
+    """A copy, not to be run, whose main graph lists the tensors and nodes of all graphs: for counting."""
+    flat = ModelProto()
+    flat.CopyFrom(proto)
+    inner = list(graphs(flat.graph))[1:]
+    _lift_constants(flat.graph)
+    taken = {tensor.name for tensor in flat.graph.initializer}
+    for graph in inner:
+        _lift_constants(graph)
+        for tensor in graph.initializer:
+            lifted = flat.graph.initializer.add()
+            lifted.CopyFrom(tensor)
+            while lifted.name in taken:  # branches may use a name each for itself
+                lifted.name += "'"
+            taken.add(lifted.name)
+        flat.graph.node.extend(graph.node)
+    return flat
+
+
 def find_weights(proto: ModelProto) -> Iterator[GraphWeight]:
     """Every weight of the graph and of those in it, once. A branch may take a weight of the graph around it."""
     seen: set[Place] = set()
@@ -137,6 +156,9 @@ def plain_weights(graph: GraphProto, names: Mapping[str, str]) -> None:
                 graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), placed[taken]))
             node.input[position] = placed[taken]
     drop_unused(graph, before)
+    held_now = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.input if value.name in held_now]:  # as files before IR version 4 have it
+        graph.input.remove(value)
 
 
 def _nested(

@@ -45,7 +45,7 @@ _SAYS = {
     "pt2": "The file is a program of torch.export, which this version does not read.",
     "tensorflow": "The file is a TensorFlow SavedModel, which this version does not read.",
     "tflite": "The file is TensorFlow Lite, which this version does not read.",
-    "onnx": "The file is ONNX, which this version writes but does not read.",
+    "onnx": "The file is ONNX, a model.",
     "npy": "The file is a single array (.npy), which has no splits.",
     "npz": "The file holds NumPy arrays.",
     "parquet": "The file is Parquet or Arrow, which this version does not read.",

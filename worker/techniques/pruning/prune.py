@@ -26,6 +26,8 @@ class PruneTechnique:
 
         Raises InvalidSpec where `exclude` names none of them, or all.
         """
+        if step.training is not None and not model.facts.trainable:
+            return model.facts.untrainable_reason
         if not prunable(model.module):
             return "The model has no layer with weights that can be pruned."
         select(model.module, step.exclude)

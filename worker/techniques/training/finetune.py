@@ -17,7 +17,9 @@ class FinetuneTechnique:
     name: ClassVar[str] = "finetune"
 
     def applies(self, step: Finetune, model: Model) -> str | None:
-        """A model needs weights."""
+        """A model needs weights that torch computes with."""
+        if not model.facts.trainable:
+            return model.facts.untrainable_reason
         trainable = any(parameter.requires_grad for parameter in model.module.parameters())
         return None if trainable else "The model has no trainable weights."
 
