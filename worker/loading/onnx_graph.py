@@ -88,7 +88,8 @@ def failing_operator(module: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
         with torch.no_grad():
             found.run(*inputs)
     except Exception as failure:  # what torch throws where a shape does not fit
-        reason = str(failure) if isinstance(failure, Unsupported) else first_line(failure)
+        said = str(failure).partition("\n")[0]  # fx adds where it was
+        reason = said if isinstance(failure, Unsupported) else first_line(failure)
         return f"operator {found.current} {reason}"
     return "it cannot be said where"
 

@@ -87,10 +87,14 @@ class Builder:
         self.origins: list[Origin] = []
         # Sources that something else was computed of: they must stay what they are when weights change.
         self.pinned: set[str] = set()
+        # Sources that gave a layer its name.
+        self.named: set[str] = set()
         # Whether the batch is 1 in the file, and shapes that begin with 1 mean the batch.
         self.fixed_batch = False
         # The first input: what is made of nothing is made on its device.
         self.anchor: fx.Node | None = None
+        # Nodes that give host values: sizes, and what is computed of nothing else.
+        self.hosts: set[fx.Node] = set()
         # How often each value is read.
         self.uses: Counter[str] = Counter()
         self._initializers = initializers
@@ -138,7 +142,7 @@ class Builder:
             owner, name = self.owner(path)
             values = constant.tensor.clone(memory_format=torch.contiguous_format)
             if trained is None:
-                owner.register_buffer(name, values, persistent=False)
+                owner.register_buffer(name, values)
                 self.pinned.update([constant.source] if constant.source is not None else [])
             else:
                 owner.register_parameter(name, nn.Parameter(values))
@@ -248,8 +252,11 @@ class Node:
         return value if isinstance(value, fx.Node | Constant) else Constant(tensor(value), None)
 
     def values(self) -> list[Argument]:
-        """All inputs, which the operator must not leave out."""
-        return [self.value(position) for position in range(len(self.proto.input))]
+        """All inputs, which the operator must not leave out; beside sizes, short vectors are host values as well."""
+        found = [self.value(position) for position in range(len(self.proto.input))]
+        if any(isinstance(value, fx.Node) and value in self.builder.hosts for value in found):
+            return [short_vector(value) for value in found]
+        return found
 
     def constant(self, position: int) -> Constant | None:
         """An input as a tensor that is known already, else None."""
@@ -294,7 +301,18 @@ class Node:
             folded = self.builder.fold(function, arguments, options)
             if folded is not None:
                 return folded
-        return self.builder.graph.call_function(function, _mapped(arguments, self._plain), options)
+        known = [value for value in _flat(arguments) if isinstance(value, Constant)]
+        made = self.builder.graph.call_function(function, _mapped(arguments, self._plain), options)
+        if not known and self.builder.hosts.issuperset(made.all_input_nodes):
+            self.builder.hosts.add(made)
+        return made
+
+    def host(self, function: Callable[..., Host], *arguments: Any, **options: Any) -> Any:
+        """The value of a function that gives sizes."""
+        made = self.call(function, *arguments, **options)
+        if isinstance(made, fx.Node):
+            self.builder.hosts.add(made)
+        return made
 
     def parts(self, values: Any, count: int) -> list[Any]:
         """The values of a call that gives several."""
@@ -304,7 +322,7 @@ class Node:
 
     def layer(self, layer: nn.Module, weight: int, *arguments: Any) -> tuple[str, fx.Node]:
         """A layer named after the input `weight`, and the call of it; returns its path and the call."""
-        path = self.builder.layer(self.proto.input[weight], layer)
+        path = self.builder.layer(self._weight_name(weight), layer)
         return path, self.builder.graph.call_module(path, _mapped(arguments, self._plain))
 
     def assign(self, path: str, attribute: str, position: int, select: Select = whole) -> None:
@@ -312,6 +330,15 @@ class Node:
         constant = self.constant(position)
         assert constant is not None  # a builder asks before it makes a layer
         self.builder.assign(path, attribute, constant, (self.index, position), select)
+
+    def _weight_name(self, position: int) -> str:
+        """The file's tensor, or, where another layer is named after it, what the node calls it."""
+        constant = self.constant(position)
+        source = None if constant is None else constant.source
+        if source is None or source in self.builder.named:
+            return str(self.proto.input[position])
+        self.builder.named.add(source)
+        return source
 
     def _plain(self, value: Any) -> Any:
         """A value as an argument of an fx node."""
@@ -337,6 +364,14 @@ def host_value(constant: Constant) -> Argument:
         return constant
     numbers = values.tolist()
     return tuple(numbers) if isinstance(numbers, list) else numbers
+
+
+def short_vector(value: Argument) -> Argument:
+    """A known vector of a few floats as numbers."""
+    if not isinstance(value, Constant) or value.tensor.ndim > 1 or value.tensor.numel() > MAX_HOST_CONSTANT:
+        return value
+    numbers = value.tensor.tolist()
+    return tuple(numbers) if isinstance(numbers, list) else float(numbers)
 
 
 def _view_key(values: Tensor) -> tuple[Any, ...]:

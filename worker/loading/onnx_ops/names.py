@@ -7,6 +7,7 @@ but letters, digits and underscores ever reaches it.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections import Counter
 
@@ -57,6 +58,6 @@ def _parents(path: str) -> list[str]:
 
 
 def _valid(part: str) -> str:
-    """Letters, digits and underscores, and no name that a module has for itself."""
+    """Letters, digits and underscores, and no name that Python or a module has for itself."""
     valid = re.sub(r"[^0-9A-Za-z_]", "_", part)
-    return f"{valid}_" if valid in _TAKEN or valid.startswith("__") else valid
+    return f"{valid}_" if valid in _TAKEN or keyword.iskeyword(valid) or valid.startswith("__") else valid

@@ -313,12 +313,12 @@ def build_shape(node: Node) -> Any:
     """Of a constant the sizes are known, whatever becomes of it."""
     options = {"start": node.attribute("start", 0), "end": node.attribute("end")}
     constant = node.constant(0)
-    return shape(constant.tensor, **options) if constant else node.call(shape, node.value(0), **options)
+    return shape(constant.tensor, **options) if constant else node.host(shape, node.value(0), **options)
 
 
 def build_size(node: Node) -> Any:
     constant = node.constant(0)
-    return constant.tensor.numel() if constant else node.call(size, node.value(0))
+    return constant.tensor.numel() if constant else node.host(size, node.value(0))
 
 
 def build_reshape(node: Node) -> Any:
