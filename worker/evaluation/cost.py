@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from app.contract.facts import Cost, LayerFacts
 from worker.data.batch import Inputs
 from worker.evaluation.macs import layer_macs
+from worker.evaluation.onnx_macs import graph_macs
+from worker.loading.onnx_direct import DirectModule
 from worker.model import Model
 
 RUNS = 3  # a median of them is not fooled by one that was interrupted
@@ -23,7 +25,10 @@ TRAINING_COPIES = 5
 def measure_cost(model: Model) -> tuple[Cost, tuple[LayerFacts, ...]]:
     """The cost of a sample, and the model's layers with their MACs. The module is in eval mode and on the CPU."""
     one, several = model.example(1), model.example(BATCH)
-    macs = layer_macs(model.module, one)
+    if isinstance(model.module, DirectModule):
+        macs = {"": graph_macs(model.module.graph(), model.module.feed(one))}
+    else:
+        macs = layer_macs(model.module, one)
     weights = tensor_bytes(list(model.module.state_dict().values()))
     kept = (saved_bytes(model.module, several) - saved_bytes(model.module, one)) // (BATCH - 1)
     is_open = any(size is None for tensor in model.facts.inputs for size in tensor.shape)
@@ -36,6 +41,8 @@ def measure_cost(model: Model) -> tuple[Cost, tuple[LayerFacts, ...]]:
         inference_bytes=weights + max(kept, 0),
         training_bytes=TRAINING_COPIES * weights,
     )
+    if isinstance(model.module, DirectModule):
+        return cost, model.facts.layers
     return cost, tuple(_with_macs(model.facts.layers, macs, {name for name, _ in model.module.named_modules()}))
 
 

@@ -113,7 +113,7 @@ def flattened(proto: ModelProto) -> ModelProto:
 def find_weights(proto: ModelProto) -> Iterator[GraphWeight]:
     """Every weight of the graph and of those in it, once. A branch may take a weight of the graph around it."""
     seen: set[Place] = set()
-    for number, graph, known in _nested(proto.graph, count(), {}):
+    for number, graph, known in scopes(proto):
         makers = {name: node for node in graph.node for name in node.output}
         for node in graph.node:
             positions, kind = WEIGHTS.get(node.op_type, ((), ""))
@@ -136,22 +136,24 @@ def source_of(name: str, makers: Mapping[str, NodeProto]) -> str:
 def plain_weights(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Puts the named tensors, under other names, right at the nodes that take them; Constant nodes become initializers.
 
-    That is what ONNX Runtime's quantizer understands. `names` says what a tensor is to be called.
+    That is what ONNX Runtime's quantizer understands; it also tells nodes apart by their names. `names` says what a
+    tensor is to be called.
     """
     _lift_constants(graph)
+    _name_nodes(graph)
     before = used_names(graph)
     makers = {name: node for node in graph.node for name in node.output}
     held = {tensor.name: tensor for tensor in graph.initializer}
     placed: dict[str, str] = {}
+    occupied = before | {name for node in graph.node for name in node.output}
     for node in graph.node:
         for position in WEIGHTS.get(node.op_type, ((), ""))[0]:
             taken = node.input[position] if position < len(node.input) else ""
             source = source_of(taken, makers)
-            if source not in names:
+            if source not in names or taken == source == names[source]:
                 continue
             if taken not in placed:
-                wanted = names[source]
-                placed[taken] = f"{wanted}_{len(placed)}" if wanted in placed.values() else wanted
+                placed[taken] = _free(names[source], occupied)
                 values = _turned(numpy_helper.to_array(held[source]), taken, makers)
                 graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), placed[taken]))
             node.input[position] = placed[taken]
@@ -161,16 +163,36 @@ def plain_weights(graph: GraphProto, names: Mapping[str, str]) -> None:
         graph.input.remove(value)
 
 
+def scopes(proto: ModelProto) -> Iterator[tuple[int, GraphProto, dict[str, tuple[Place, TensorProto]]]]:
+    """The graphs in the order of `graphs`, with their numbers and the tensors that are known in them, by name."""
+    return _nested(proto.graph, count(), {})
+
+
 def _nested(
     graph: GraphProto, numbers: count[int], around: Mapping[str, tuple[Place, TensorProto]]
 ) -> Iterator[tuple[int, GraphProto, dict[str, tuple[Place, TensorProto]]]]:
-    """The graphs in the order of `graphs`, with their numbers and the tensors that are known in them."""
     number = next(numbers)
     known = {**around, **{name: ((number, name), tensor) for name, tensor in held_tensors(graph)}}
     yield number, graph, known
     for node in graph.node:
         for inner in subgraphs(node):
             yield from _nested(inner, numbers, known)
+
+
+def _free(name: str, occupied: set[str]) -> str:
+    """The name, or another one where a value has it already; from now on one has."""
+    free = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(occupied) + 3))) if n not in occupied)
+    occupied.add(free)
+    return free
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Gives every node a name of its own."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            node.name = _free(f"{node.op_type}_{index}", taken)
+        taken.add(node.name)
 
 
 def _turned(values: np.ndarray, name: str, makers: Mapping[str, NodeProto]) -> np.ndarray:

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ class DirectModule(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs = self._session()(inputs)
         return torch.from_numpy(to_logits(self._kind, outputs)).to(inputs[0].device)
+
+    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+        """Inputs by name, in the types that the graph declares."""
+        return self._session().feed(inputs)
 
     def holders(self) -> Iterator[tuple[str, WeightHolder]]:
         """The weights by the names of their layers."""

@@ -189,7 +189,7 @@ def _uses(graph: GraphProto) -> Counter[str]:
 
 def inferred_shapes(proto: ModelProto) -> dict[str, tuple[int | None, ...]]:
     """What shape inference knows; None for an open dimension."""
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    graph = onnx.shape_inference.infer_shapes(proto).graph
     return {
         value.name: tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in shape.dim)
         for value in (*graph.input, *graph.value_info, *graph.output)

@@ -201,7 +201,7 @@ def _checked(proto: ModelProto, error: type[TersorError]) -> ModelProto:
     """Passes onnx's checker, with its shape inference, which also says how large values become."""
     try:
         onnx.checker.check_model(proto, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto)
     except Exception as failure:  # the library's C++ errors share no class
         raise error(f"onnx's checker refuses the file: {_reason(failure)}") from failure
     for value in inferred.graph.value_info:

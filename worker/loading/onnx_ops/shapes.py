@@ -324,10 +324,10 @@ def build_size(node: Node) -> Any:
 def build_reshape(node: Node) -> Any:
     """In a file whose batch is 1, a shape that begins with 1 keeps the batch."""
     sizes: Any = node.value(1)
-    known = sizes if isinstance(sizes, tuple) else None
-    source = node.shape(0)
-    if node.builder.fixed_batch and known and known[0] == 1 and source and source[0] == 1 and node.constant(0) is None:
-        sizes = (0, *known[1:])
+    first = (node.shape(0) or (0,))[0]
+    batch = node.builder.fixed_batch and node.constant(0) is None and first in (1, None)
+    if batch and isinstance(sizes, tuple) and sizes[:1] == (1,):
+        sizes = (0, *sizes[1:])
     return node.call(reshape, node.value(0), sizes, allow_zero=bool(node.attribute("allowzero", 0)))
 
 

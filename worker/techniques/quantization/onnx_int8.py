@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -50,6 +51,8 @@ STATIC_OPS = [
 # In a transformer the sums between the blocks carry outliers that one scale a tensor cannot hold.
 TRANSFORMER_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
 DYNAMIC_OPS = ("MatMul", "Gemm")
+# The first whose DequantizeLinear has an axis. An uploaded graph may be older; what the exporter writes is not.
+QDQ_OPSET = 13
 # What the quantizer calls a Gemm after it has split it into MatMul and Add.
 SPLIT_GEMM = "_MatMul"
 
@@ -100,12 +103,21 @@ def quantize_file(
 
 
 def prepare(source: Path, target: Path) -> Path:
-    """Shape inference, so that the quantizer knows every tensor.
+    """An opset that knows scales a channel, and shape inference, so that the quantizer knows every tensor.
 
     ONNX's own is enough for what the exporter writes (`check_stored` would tell); ONNX Runtime's symbolic one gives up
     on transformers and then leaves files in the working folder. Graph optimization is left out as well: the exporter
     has folded constants and batch norms, and the runtime's pass would rename weights that the report traces to layers.
     """
+    proto = onnx.load(source)
+    if next(entry.version for entry in proto.opset_import if entry.domain == "") < QDQ_OPSET:
+        source = target.with_name("converted.onnx")
+        try:
+            onnx.save_model(version_converter.convert_version(proto, QDQ_OPSET), str(source))
+        except Exception as error:  # the library's C++ errors share no class
+            raise ExportFailed(
+                f"The uploaded graph's opset is too old for scales a channel, and onnx cannot convert it: {error}"
+            ) from error
     quant_pre_process(source, target, skip_optimization=True, skip_symbolic_shape=True)
     return target
 
