@@ -33,6 +33,7 @@ _SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_int", "sym_float", "sym_sqrt")},
 }
 _RESULTS = frozenset({"Tensor", "List[Tensor]", "int", "SymInt"})
+_NO_TENSORS = ("custom_obj", "token", "constant_input")
 # These write their running statistics and are replaced by a layer that does so in training alone.
 _WRITES_STATISTICS = frozenset({"aten::native_batch_norm", "aten::_native_batch_norm_legit"})
 
@@ -78,6 +79,8 @@ class _Builder:
         specs, call = module.signature.input_specs, self._file.call
         if len(specs) != len(module.graph.inputs):
             raise ModelRejected("The program's signature does not fit its graph: the file is damaged.")
+        if strange := next((spec.kind for spec in specs if spec.kind in _NO_TENSORS), None):
+            raise ModelRejected(f"The program takes a {strange}, which is no tensor. {HOW_TO_EXPORT}")
         scope = self._placeholders(module.graph, specs) | self._tensors(specs)
         self._nodes(module.graph, scope)
         outputs = [
@@ -123,10 +126,8 @@ class _Builder:
                 name, own, persistent = spec.buffer.buffer_name, spec.buffer.arg.name, spec.buffer.persistent
             elif spec.tensor_constant is not None:
                 name, own, persistent = spec.tensor_constant.tensor_constant_name, spec.tensor_constant.arg.name, False
-            elif spec.user_input is not None:
-                continue
             else:
-                raise ModelRejected(f"The program takes a {spec.kind}, which is no tensor. {HOW_TO_EXPORT}")
+                continue
             self._attributes[name] = persistent
             scope[own] = self._graph.get_attr(name)
         return scope

@@ -83,7 +83,7 @@ class OneOf(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> OneOf:
-        if len(self.model_fields_set) != 1:
+        if len(self.model_fields_set) != 1 or self.value is None:
             raise ValueError(f"one of {', '.join(list(type(self).model_fields)[:4])}, … was expected")
         return self
 
