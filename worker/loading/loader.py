@@ -8,20 +8,16 @@ from typing import Any
 
 from app.contract.architecture import ModelSpec, model_spec
 from app.contract.errors import ModelRejected
+from worker.loading.advice import advice
 from worker.loading.architecture import load_architecture
 from worker.loading.onnx import load_onnx, load_onnx_archive
 from worker.loading.program import load_program
-from worker.loading.weights import HOW_TO_SAVE, Weights, read_safetensors, read_torch
+from worker.loading.weights import Weights, read_safetensors, read_torch
 from worker.model import Model
 from worker.vetting.archive import open_archive
 from worker.vetting.boundary import refusing
 from worker.vetting.sniff import refuse, sniff
 
-ADVICE = (
-    "A model is its weights (.safetensors, or a state dict by torch.save) with spec.architecture, "
-    "a zip or tar of a Hugging Face folder with config.json and model.safetensors, "
-    "an ONNX file with spec.task, or a program of torch.export (.pt2) with spec.task."
-)
 _READERS = {"safetensors": read_safetensors, "torch-zip": read_torch, "legacy-torch": read_torch}
 
 
@@ -42,8 +38,7 @@ def load_model(path: Path, filename: str, spec: dict[str, Any], scratch: Path) -
             return _load_folder(path, parsed, scratch)
         if kind == "pt2":
             return load_program(path, parsed, scratch)
-        hint = HOW_TO_SAVE if kind in ("pickle", "torchscript") else ADVICE
-        raise refuse(kind, filename, hint, ModelRejected)
+        raise refuse(kind, filename, advice(kind), ModelRejected)
 
 
 def _load_weights(read: Callable[[Path], Weights], path: Path, spec: ModelSpec, scratch: Path) -> Model:

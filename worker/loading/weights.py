@@ -16,14 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.contract.errors import ModelRejected
+from worker.loading.advice import PYTORCH, WEIGHTS
 from worker.vetting.boundary import first_line
 from worker.vetting.safetensors import read_header
 
-HOW_TO_SAVE = (
-    "Save the weights alone:\n"
-    "from safetensors.torch import save_file\n"
-    'save_file(model.state_dict(), "model.safetensors")'
-)
 SAFETENSORS, TORCH = "model.safetensors", "model.pt"
 # Where training scripts put a state dict inside a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict")
@@ -123,7 +119,7 @@ def _check_stored(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise ModelRejected(f"{info.filename!r} is compressed, which torch.save never does. {HOW_TO_SAVE}")
+                raise ModelRejected(f"{info.filename!r} is compressed, which torch.save never does. {WEIGHTS}")
 
 
 def _unpickle(path: Path, *, zipped: bool) -> Any:
@@ -137,7 +133,7 @@ def _unpickle(path: Path, *, zipped: bool) -> Any:
     except pickle.UnpicklingError as failure:
         raise ModelRejected(
             "The file holds pickled objects beyond tensors (a whole module?), which would run code when read. "
-            f"{HOW_TO_SAVE}\nand describe its layers in spec.architecture, or upload a program of torch.export (.pt2)."
+            f"{PYTORCH}"
         ) from failure
     except Exception as failure:  # torch raises whatever its C++ parts throw
         raise ModelRejected(
@@ -147,12 +143,10 @@ def _unpickle(path: Path, *, zipped: bool) -> Any:
 
 def _vetted(value: Any, size: int) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not value:
-        raise ModelRejected(f"The file holds {type(value).__name__}, not a state dict of tensors. {HOW_TO_SAVE}")
+        raise ModelRejected(f"The file holds {type(value).__name__}, not a state dict of tensors. {WEIGHTS}")
     for name, tensor in value.items():
         if not isinstance(name, str) or type(tensor) not in (Tensor, nn.Parameter):
-            raise ModelRejected(
-                f"Entry {str(name)[:80]!r} is {type(tensor).__name__}, not a plain tensor. {HOW_TO_SAVE}"
-            )
+            raise ModelRejected(f"Entry {str(name)[:80]!r} is {type(tensor).__name__}, not a plain tensor. {WEIGHTS}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or tensor.is_complex():
             raise ModelRejected(
                 f"Tensor {name!r} is {_word(tensor)}, no dense real tensor. Upload the weights before quantization."

@@ -102,7 +102,7 @@ KINDS: dict[str, tuple[Make, str]] = {
     "odd metadata": (with_header(lambda header: header | {"__metadata__": {"a": 1}}), "metadata"),
     "unprintable name": (with_header(lambda header: header | {"a\0b": header["0.bias"]}), "unusable name"),
     "whole module": (lambda _: torch_saved(module()), r"save_file\(model\.state_dict\(\)"),
-    "bare pickle": (bare_pickle, "pickle.*\n.*\nsave_file"),
+    "bare pickle": (bare_pickle, "(?s)pickle.*torch.export.save.*torch.onnx.export.*save_file"),
     "pickle in a state dict": (pickle_in_torch_zip, "pickled objects"),
     "pickle in an old state dict": (pickle_in_legacy, "pickled objects"),
     "compressed torch.save": (compressed_torch_zip, "compressed"),
