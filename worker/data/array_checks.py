@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract.errors import DatasetRejected
-from worker.data.targets import IGNORED
+from worker.data.batch import IGNORED
 
 Array: TypeAlias = NDArray[Any]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from app.contract.errors import DatasetRejected
 from app.contract.facts import SPLITS, split_named
+from worker.data.batch import IGNORED
 from worker.data.collect import Sample
-from worker.data.targets import IGNORED, MAX_VALUES, Label, Target
+from worker.data.targets import MAX_VALUES, Label, Target
 
 MAX_LABEL = 256  # characters, as of the labels of a model
 MAX_WORDS = 65_536  # of one row; models take a few thousand tokens

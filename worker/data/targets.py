@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from app.contract.errors import DatasetRejected
 from app.contract.facts import TargetKind
 from worker.data.base import RawTargets
+from worker.data.batch import IGNORED
 from worker.data.spool import Records, Spool
 
 MAX_LABELS = 65_536
 MAX_VALUES = 65_536  # of one sample: outputs of a model
-IGNORED = -100  # a tag that no loss and no metric counts, as in torch.nn.CrossEntropyLoss
 LABELLED = "Label every row of a split or none."
 
 Label: TypeAlias = int | str
