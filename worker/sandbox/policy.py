@@ -124,6 +124,8 @@ def interpreter() -> tuple[Path, ...]:
     found |= {Path(sysconfig.get_path(kind)) for kind in INSTALLED} | {Path(name) for name in site.getsitepackages()}
     if site.ENABLE_USER_SITE:
         found.add(Path(site.getusersitepackages()))
+    # An installation in place keeps what `importlib.metadata` reads, the version for one, beside the packages.
+    found |= {path for root in source_roots() for path in root.glob("*.egg-info")}
     return tuple(sorted(path for path in {*found, *OWN_CODE} if path.exists()))
 
 

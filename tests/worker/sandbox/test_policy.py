@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -113,3 +114,11 @@ def test_a_worker_that_needs_more_walls_does_not_start(tmp_path: Path, monkeypat
     monkeypatch.setattr(service, "offer", lambda: Offer(7, True))
     with pytest.raises(SystemExit, match="lies among libraries"):
         service.walls(Settings(data_dir=interpreter()[0] / "data", sandbox="require"))
+
+
+def test_what_this_installation_says_of_itself_can_be_read() -> None:
+    """Wherever it was found, in place or among the packages: the report gives the version."""
+    folder = Path(str(importlib.metadata.distribution("tersor").locate_file("")))
+    described = [*folder.glob("tersor.egg-info"), *folder.glob("tersor-*.dist-info")]
+    assert described
+    assert all(any(path.is_relative_to(granted) for granted in interpreter()) for path in described)
