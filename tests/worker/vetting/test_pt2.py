@@ -428,7 +428,7 @@ def test_a_few_numbers_cannot_ask_for_all_memory(tmp_path: Path) -> None:
             if node["target"] == "torch.ops.aten.zeros.default":
                 node["inputs"][0]["arg"]["as_sym_ints"][1] = {"as_int": 1 << 40}
 
-    with pytest.raises(ModelRejected, match="takes .* bytes"):
+    with pytest.raises(ModelRejected, match=r"takes .* bytes"):
         load(edited(program, MODEL, large), tmp_path)
 
     def tower(tree: Json) -> None:
