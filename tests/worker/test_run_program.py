@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from app.contract.report import Report
-from app.contract.spec import Finetune, Prune, Quantize
+from app.contract.spec import Finetune, Prune
 from app.contract.training import Training
 from tests.worker.helpers import MemorySplit, memory_data
 from tests.worker.jobs import Recorder, job, steps_of
@@ -132,7 +132,7 @@ class Words(nn.Module):
 
 
 def test_two_inputs_of_text(tmp_path: Path) -> None:
-    """Which of two ids is the more frequent: two arrays by name, pruned and dynamically quantized."""
+    """Which of two ids a sequence begins with: two arrays by name, and attention pruned while it is trained."""
     rng = np.random.default_rng(0)
     ids = rng.integers(2, 20, (300, 8))
     labels = rng.integers(0, 2, 300)
@@ -140,11 +140,8 @@ def test_two_inputs_of_text(tmp_path: Path) -> None:
     mask = np.ones_like(ids)
     mask[:, 6:] = rng.integers(0, 2, (300, 2))
     content = exported(Words().eval(), axes=(0, 1), ids=torch.ones(2, 8).long(), mask=torch.ones(2, 8).long())
-    steps = (
-        Prune(sparsity=0.5, training=Training(steps=120, lr=1e-2)),
-        Quantize(method="dynamic"),
-    )
-    request = request_of(tmp_path / "job", None, steps, content)
+    steps = (Prune(sparsity=0.5, training=Training(steps=120, lr=1e-2)),)
+    request = request_of(tmp_path / "job", None, steps, content, export=("native",))
     path = tmp_path / "job" / "data.npz"
     arrays = {}
     for name, part in (("train", slice(0, 240)), ("test", slice(240, 300))):
