@@ -75,6 +75,26 @@ def wrong_shapes() -> bytes:
     return save(state)
 
 
+def exported() -> bytes:
+    """A program of torch.export whose symbolic sizes are code."""
+    buffer = io.BytesIO()
+    example = torch.zeros(2, 1, 28, 28)
+    program = torch.export.export(lenet().eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, buffer)
+    code = f"__import__('os').system('touch {PROOF}')"
+    with zipfile.ZipFile(buffer) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    model = next(name for name in files if name.endswith("models/model.json"))
+    tree = json.loads(files[model])
+    tree["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0]["as_expr"]["expr_str"] = code
+    files[model] = json.dumps(tree).encode()
+    spoiled = io.BytesIO()
+    with zipfile.ZipFile(spoiled, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return spoiled.getvalue()
+
+
 def remote_code() -> bytes:
     config = {"model_type": "bert", "architectures": ["Evil"], "auto_map": {"AutoModel": "evil.Evil"}}
     return zipped(**{"config.json": json.dumps(config).encode(), "model.safetensors": weights()})
@@ -112,6 +132,9 @@ KINDS = {
         SPEC | {"architecture": {"layers": [{"type": "Lambda", "code": "import os"}]}},
     ),
     "path traversal": Garbage("models", "m.zip", lambda: zipped(**{"../../evil": b"x", "config.json": b"{}"}), ".."),
+    "exported program with code for sizes": Garbage(
+        "models", "m.pt2", exported, "symbolic size", {"task": SPEC["task"]}
+    ),
     "remote code": Garbage("models", "m.zip", remote_code, "auto_map"),
     "zip bomb": Garbage("datasets", "d.zip", lambda: zipped(**{"train/a/x.png": b"\0" * (300 << 20)}), "unpack"),
     "empty dataset": Garbage("datasets", "d.npz", lambda: b"", "empty"),

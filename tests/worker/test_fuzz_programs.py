@@ -1,4 +1,4 @@
-"""Real programs with their JSON spoiled in all kinds of places: each loads or is refused, and none takes much memory."""
+"""Real programs with their JSON spoiled anywhere: each loads or is refused, and none takes much memory."""
 
 from __future__ import annotations
 
@@ -97,12 +97,13 @@ def test_a_spoiled_program_loads_or_is_refused(tmp_path: Path, monkeypatch: pyte
     loaded = 0
     try:
         for seed in range(MUTATIONS):
+            detail = None
             try:
                 load(spoiled(files, seed), tmp_path / "in")
                 loaded += 1
             except ModelRejected as refused:
-                assert len(refused.detail) > 20, seed
-                assert str(tmp_path) not in refused.detail, seed
+                detail = refused.detail
+            assert detail is None or (len(detail) > 20 and str(tmp_path) not in detail), seed
     finally:
         logging.disable(logging.NOTSET)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < GROWTH_BYTES

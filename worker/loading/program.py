@@ -37,7 +37,9 @@ def load_program(path: Path, spec: ModelSpec, scratch: Path) -> Model:
     """
     for field in ("architecture", "config"):
         if getattr(spec, field) is not None:
-            raise ModelRejected(f"A program brings its own layers: leave {field!r} out.", pointer=f"/{field}")
+            raise ModelRejected(
+                f"A program of torch.export brings its own layers: leave {field!r} out.", pointer=f"/{field}"
+            )
     if spec.task is None:
         raise ModelRejected(
             'A program does not say what it is for: give spec.task, as in {"task": "image-classification"}.',

@@ -80,7 +80,10 @@ class _Builder:
         if len(specs) != len(module.graph.inputs):
             raise ModelRejected("The program's signature does not fit its graph: the file is damaged.")
         if strange := next((spec.kind for spec in specs if spec.kind in _NO_TENSORS), None):
-            raise ModelRejected(f"The program takes a {strange}, which is no tensor. {HOW_TO_EXPORT}")
+            raise ModelRejected(
+                f"The program takes an argument that is no tensor ({strange}): what is always the same belongs inside "
+                f"of forward. {HOW_TO_EXPORT}"
+            )
         scope = self._placeholders(module.graph, specs) | self._tensors(specs)
         self._nodes(module.graph, scope)
         outputs = [
@@ -99,8 +102,8 @@ class _Builder:
         call = self._file.call
         if any(argument.as_tensor is None for argument in given) or len(given) != call.positional + len(call.keywords):
             raise ModelRejected(
-                "The program takes an argument that is no tensor (a number, a flag, None). Export it with tensors "
-                "alone; what is always the same belongs inside of forward."
+                f"The program takes an argument that is no tensor: what is always the same belongs inside of forward. "
+                f"{HOW_TO_EXPORT}"
             )
         names = [argument.as_tensor.name for argument in given if argument.as_tensor is not None]
         called = [*names[: call.positional], *call.keywords]

@@ -58,17 +58,19 @@ class Program(fx.GraphModule):
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph, "Program")
-        self._adopt(root)
-
-    def _adopt(self, root: nn.Module) -> None:
         for name in _TREE:
             self.__dict__[name] = root.__dict__[name]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+    def tree(self) -> nn.Module:
+        """A module without a forward that shares the layers, weights and buffers of this one."""
         root = nn.Module()
         for name in _TREE:
-            root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        copied = Program(root, copy.deepcopy(self.graph, memo))
+            root.__dict__[name] = self.__dict__[name]
+        root.training = self.training
+        return root
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        copied = Program(copy.deepcopy(self.tree(), memo), copy.deepcopy(self.graph, memo))
         copied.training = self.training
         memo[id(self)] = copied
         return copied

@@ -59,7 +59,7 @@ def saver(
     def save(module: nn.Module, folder: Path) -> Path:
         assert isinstance(module, Program)
         target = folder / FILENAME
-        program = _wrapped(_as_stored(module, stored), call)
+        program = _called(_as_stored(module, stored), call)
         example = _example(inputs, length)
         positional = example[: call.positional]
         named = dict(zip(call.keywords, example[call.positional :], strict=True))
@@ -76,17 +76,17 @@ def saver(
     return save
 
 
-def _wrapped(module: Program, call: Call) -> Program:
-    """The same modules in a program of its own, whose output comes in what the uploaded program's came in."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    program = Program(module, graph).eval()
-    inner = program.forward
+def _called(program: Program, call: Call) -> nn.Module:
+    """The program's modules under a plain module, whose output comes in what the uploaded program's came in.
 
-    # Not in the graph: fx would make a dictionary one of its own type.
-    @functools.wraps(inner)
+    torch.export would interpret a graph module node by node, and make a dictionary in its output one of fx's own type.
+    """
+    root = program.tree()
+    compiled = type(program).forward
+
+    @functools.wraps(program.forward)  # for the names of the arguments
     def forward(*args: Tensor, **kwargs: Tensor) -> Any:
-        logits = inner(*args, **kwargs)
+        logits = compiled(root, *args, **kwargs)
         match call.wrapped:
             case "tuple":
                 return (logits,)
@@ -96,8 +96,8 @@ def _wrapped(module: Program, call: Call) -> Program:
                 return {call.key: logits}
         return logits
 
-    program.forward = forward
-    return program
+    root.forward = forward
+    return root.eval()
 
 
 def _as_stored(program: Program, stored: dict[str, torch.dtype]) -> Program:

@@ -124,8 +124,8 @@ def _check_stored(path: Path) -> None:
 def _check_members(archive: Archive) -> None:
     if "serialized_exported_program.json" in archive.members:
         raise ModelRejected(
-            "The program was saved by torch 2.7 or older, in a layout that holds pickles. Export and save it again "
-            f"with torch 2.9 or newer. {HOW_TO_EXPORT}"
+            "The program was saved by an older torch, in a layout that holds pickles. Export and save it again with a "
+            f"current one (2.13). {HOW_TO_EXPORT}"
         )
     for name in archive.members:
         if _CODE.fullmatch(name):
@@ -139,7 +139,7 @@ def _check_members(archive: Archive) -> None:
             )
         if name in (f"{WEIGHTS}model.pt", f"{CONSTANTS}model.pt"):
             raise ModelRejected(
-                f"{name!r} is a pickle of an older torch. Save the program again with torch 2.9 or newer."
+                f"{name!r} is a pickle of an older torch. Save the program again with a current one (2.13)."
             )
         known = name in _PLAIN or name in (MODEL, _WEIGHTS_CONFIG, _CONSTANTS_CONFIG)
         if not (known or _TENSOR_FILE.fullmatch(name) or _IGNORED.fullmatch(name)):
@@ -175,8 +175,8 @@ def _check_versions(program: Program) -> None:
     version = program.schema_version
     if version.major != SCHEMA[0]:
         raise ModelRejected(
-            f"The program has schema {version.major}.{version.minor}; {SCHEMA[0]}.x is read (torch 2.9 to 2.13). Save "
-            "it again with such a torch."
+            f"The program has schema {version.major}.{version.minor}; {SCHEMA[0]}.0 to {SCHEMA[0]}.{SCHEMA[1]} are "
+            "read. Save it again with torch 2.13."
         )
     if version.minor > SCHEMA[1] or program.opset_version.get("aten", OPSET) != OPSET:
         raise ModelRejected(

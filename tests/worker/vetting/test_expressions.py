@@ -14,8 +14,10 @@ S1 = sympy.Symbol("s1", positive=True, integer=True)
 
 @pytest.mark.parametrize(
     "expression",
-    [S0, 2 * S0 - 1, S0 * S1 + 3, S0**2, S0 / 2, sympy.Max(1, S0), sympy.Mod(S0, 8), sympy.floor(S0 / 3), -S0]
-    + [sympy.Eq(S0, S1), sympy.Ge(S0, 2), sympy.And(S0 > 1, S1 > 2), sympy.Float(0.5) * S0, sympy.oo],
+    [
+        *(S0, 2 * S0 - 1, S0 * S1 + 3, S0**2, S0 / 2, sympy.Max(1, S0), sympy.Mod(S0, 8), sympy.floor(S0 / 3), -S0),
+        *(sympy.Eq(S0, S1), sympy.Ge(S0, 2), sympy.And(S0 > 1, S1 > 2), sympy.Float(0.5) * S0, sympy.oo),
+    ],
     ids=str,
 )
 def test_what_sympy_prints_passes(expression: sympy.Basic) -> None:
