@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from app.contract.catalogue import TECHNIQUES as CATALOGUE
-from app.contract.errors import TersorError
+from app.contract.errors import ModelRejected, TersorError
 from app.contract.facts import Applicability, DatasetFacts, ModelFacts, TensorFacts
 from app.contract.tasks import TASKS
 from worker.data import open_data
@@ -16,6 +16,7 @@ from worker.evaluation.cost import measure_cost
 from worker.loading import load_model
 from worker.model import Model
 from worker.techniques.registry import TECHNIQUES
+from worker.vetting.boundary import refusing
 
 
 def inspect_upload(
@@ -23,7 +24,8 @@ def inspect_upload(
 ) -> ModelFacts | DatasetFacts:
     """The facts of a "model" or a "dataset". Raises ModelRejected or DatasetRejected; writes under `scratch` alone."""
     if kind == "model":
-        return examine(load_model(path, filename, spec, scratch))
+        with refusing(ModelRejected, filename, "a model"):
+            return examine(load_model(path, filename, spec, scratch))
     return open_data(path, filename, spec, scratch).facts
 
 
@@ -55,6 +57,20 @@ def _output(model: Model) -> TensorFacts:
     """The output's shape: a dimension that changes with the length of the inputs may vary."""
     with torch.inference_mode():
         found = model.module(*model.example(1))
-        other = model.module(*model.example(1, length=max(1, model.example_length // 2)))
-    shape = tuple(a if a == b else None for a, b in zip(found.shape[1:], other.shape[1:], strict=True))
+    other = _other_shape(model) or found.shape
+    shape = tuple(a if a == b else None for a, b in zip(found.shape[1:], other[1:], strict=True))
     return TensorFacts(name=TASKS[model.facts.task].output, shape=shape, dtype=str(found.dtype).removeprefix("torch."))
+
+
+def _other_shape(model: Model) -> torch.Size | None:
+    """The output's shape for inputs of half the length, or of double; None for a model of one length alone."""
+    if all(size is not None for tensor in model.facts.inputs for size in tensor.shape):
+        return None
+    for length in (max(1, model.example_length // 2), 2 * model.example_length):
+        try:
+            with torch.inference_mode():
+                shape: torch.Size = model.module(*model.example(1, length=length)).shape
+        except Exception:  # noqa: S112 - networks fail on sizes that leave nothing of the input, in errors of any class
+            continue
+        return shape
+    return None

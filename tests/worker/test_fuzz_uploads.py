@@ -19,6 +19,7 @@ from torch import nn
 from app.contract.errors import DatasetRejected, ModelRejected
 from tests.worker.data.files import flac, jsonl, png, table, wav
 from tests.worker.loading.files import bert, folder_files, linear_file, linear_spec, tarred, torch_saved, zipped
+from tests.worker.loading.onnx_files import const, noise, one_node
 from worker.inspect import inspect_upload
 
 EXAMPLES = 150  # a kind; the seed is fixed, so that a failure is one for everybody
@@ -87,7 +88,9 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "torch.save": lambda: torch_saved(STATE),
     "old torch.save": lambda: torch_saved(STATE, _use_new_zipfile_serialization=False),
     "huggingface": huggingface,
+    "onnx": lambda: one_node("Gemm", 20, [noise(2, 4), const(noise(4, 3)), const(noise(3))]).SerializeToString(),
 }
+SPECS: dict[str, dict[str, Any]] = {"huggingface": {}, "onnx": {"task": "image-classification"}}
 DATASETS: dict[str, Callable[[], bytes]] = {
     "npz": npz,
     "png in zip": lambda: pictures(zipped, "png"),
@@ -163,7 +166,7 @@ def fuzz(kind: str, content: bytes, spec: dict[str, Any], examples: int) -> None
 @pytest.mark.parametrize("name", MODELS)
 def test_a_spoiled_model_loads_or_is_refused(name: str) -> None:
     folder = name == "huggingface"
-    fuzz("model", MODELS[name](), {} if folder else linear_spec(), FEWER_EXAMPLES if folder else EXAMPLES)
+    fuzz("model", MODELS[name](), SPECS.get(name, linear_spec()), FEWER_EXAMPLES if folder else EXAMPLES)
 
 
 @pytest.mark.parametrize("name", DATASETS)
