@@ -285,6 +285,25 @@ def test_a_file_of_rows_without_end_is_refused(tmp_path: Path, monkeypatch: pyte
         opened(content, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tokens": [""] * 2000},
+        {"tokens": ["a"] * 500, "tags": [1] * 500},
+        {"text": "a", "values": [0.0] * 2000},
+        {"audio": wav(), "text": " " * 8000},
+    ],
+)
+def test_words_and_values_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("worker.vetting.archive.FREE_BYTES", 1 << 20)
+    content = table([row] * 600, compression="zstd")
+    assert len(content) < 5000
+    with pytest.raises(DatasetRejected, match="would unpack to more than 1048576 bytes"):
+        opened(content, tmp_path)
+
+
 SWEEP = """
 import sys, tempfile
 from pathlib import Path
