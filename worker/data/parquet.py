@@ -40,6 +40,7 @@ BATCH_BYTES = 16 << 20  # what a batch may unpack to: no value is longer than it
 MAX_BATCH_ROWS = 256
 BUFFER_BYTES = 1 << 20  # of a column's stream; without one, a whole column of a row group is read at once
 ROW_BYTES = 32  # charged besides the content: what a row costs in memory
+ENTRY_BYTES = 8  # charged for each word, tag or value besides its letters: what it costs on disk
 MAX_FEATURES_BYTES = 4 << 20  # of the JSON in which the Hub's files name their classes
 UNLABELLED = -1  # in files that name their classes: a sample without label
 
@@ -102,17 +103,22 @@ def _collect(files: Iterable[tuple[Path, str, str]], scratch: Path) -> Data:
         budget = Budget(path.stat().st_size, DatasetRejected)
         for row, place in _rows(table):
             sample = _sample(row, table, split, place)
-            budget.charge(ROW_BYTES + _length(sample))
+            budget.charge(_cost(sample))
             collector.add(sample)
     assert collector is not None  # an archive comes here because it holds a file
     return collector.finish(f"The Parquet files hold no rows. {EXPECTED}")
 
 
-def _length(sample: Sample) -> int:
-    """Characters or bytes of a sample's content."""
-    content = sample.content
+def _cost(sample: Sample) -> int:
+    """Bytes that a sample takes here, or a little more."""
+    content, target = sample.content, sample.target
     assert isinstance(content, str | bytes | list)
-    return sum(map(len, content)) if isinstance(content, list) else len(content)
+    cost = ROW_BYTES + (
+        sum(map(len, content)) + ENTRY_BYTES * len(content) if isinstance(content, list) else len(content)
+    )
+    if target is not None and isinstance(target.value, list | str):
+        cost += ENTRY_BYTES * len(target.value)
+    return cost
 
 
 def _open(path: Path, name: str) -> Table:

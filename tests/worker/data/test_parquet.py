@@ -283,3 +283,55 @@ def test_a_file_of_rows_without_end_is_refused(tmp_path: Path, monkeypatch: pyte
     assert len(content) < 3000
     with pytest.raises(DatasetRejected, match="would unpack to more than 1048576 bytes"):
         opened(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tokens": [""] * 2000},
+        {"tokens": ["a"] * 500, "tags": [1] * 500},
+        {"text": "a", "values": [0.0] * 2000},
+        {"audio": wav(), "text": " " * 8000},
+    ],
+)
+def test_words_and_values_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("worker.vetting.archive.FREE_BYTES", 1 << 20)
+    content = table([row] * 600, compression="zstd")
+    assert len(content) < 5000
+    with pytest.raises(DatasetRejected, match="would unpack to more than 1048576 bytes"):
+        opened(content, tmp_path)
+
+
+SWEEP = """
+import sys, tempfile
+from pathlib import Path
+from app.contract.errors import DatasetRejected
+from worker.data import open_data
+content = Path(sys.argv[1]).read_bytes()
+footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+outcomes = {"opened": 0, "refused": 0}
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "upload"
+    for at in range(footer, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                open_data(path, "upload", {}, Path(scratch))
+                outcomes["opened"] += 1
+            except DatasetRejected:
+                outcomes["refused"] += 1
+print(len(content) - footer, outcomes["opened"], outcomes["refused"])
+"""
+
+
+def test_no_damage_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """Of these files, four end the process where Arrow (26.0.1) is asked for its view of their columns."""
+    path = tmp_path / "good"
+    path.write_bytes(table([{"text": f"row {n}", "label": n % 2} for n in range(30)]))
+    done = subprocess.run([sys.executable, "-c", SWEEP, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, opened_files, refused = map(int, done.stdout.split())
+    assert opened_files + refused == length
+    assert refused > length / 3
