@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from math import prod
 
 from app.contract.catalogue import check_order
 from app.contract.errors import DatasetMismatch, InvalidSpec, Unsupported
@@ -75,6 +76,8 @@ def _check_targets(model: ModelFacts, name: str, split: SplitFacts) -> None:
             f"Split `{name}` has {split.targets} as targets; a {model.task} model learns from {wanted}.",
             pointer="/dataset",
         )
+    if wanted == "values":
+        _check_values(model, name, split)
     if not TASKS[model.task].names_classes:
         return
     if split.target_max is not None and split.target_max >= model.classes:
@@ -85,6 +88,24 @@ def _check_targets(model: ModelFacts, name: str, split: SplitFacts) -> None:
         )
     if split.target_min is not None and split.target_min < 0:
         raise DatasetMismatch(f"Split `{name}` has the negative target {split.target_min}.", pointer="/dataset")
+
+
+def _check_values(model: ModelFacts, name: str, split: SplitFacts) -> None:
+    """Numbers in the shape of the output, and of labels nothing but 0 and 1."""
+    if model.task == "multi-label" and not split.binary:
+        raise DatasetMismatch(
+            f"Split `{name}` has values other than 0 and 1; a multi-label model learns 0 or 1 a label.",
+            pointer="/dataset",
+        )
+    output = model.outputs[0].shape if model.outputs else (model.classes,)
+    if split.target_shape is None or None in output:
+        return
+    # A single number a sample may come without a dimension of its own.
+    if prod(split.target_shape) != prod(size for size in output if size is not None):
+        raise DatasetMismatch(
+            f"Split `{name}` has values of shape {list(split.target_shape)} a sample; the model gives {list(output)}.",
+            pointer="/dataset",
+        )
 
 
 def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:

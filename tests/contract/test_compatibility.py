@@ -196,3 +196,25 @@ def test_pictures_of_another_size_than_the_architecture_takes(shape: tuple[int |
 def test_a_folder_with_its_own_processor_resizes_pictures() -> None:
     pictures = split_facts(inputs=(TensorFacts(name="image", shape=(3, None, None), dtype="uint8"),))
     check(spec(PRUNE), model_facts(format="huggingface"), DatasetFacts(kind="images", splits={"train": pictures}))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "words"),
+    [
+        ("multi-label", {"binary": False, "target_shape": (10,)}, "0 or 1"),
+        ("multi-label", {"binary": True, "target_shape": (3,)}, r"\[3\] a sample; the model gives \[10\]"),
+        ("regression", {"target_shape": (2, 4)}, r"\[2, 4\]"),
+    ],
+)
+def test_values_have_the_shape_of_the_output(task: str, changes: dict[str, Any], words: str) -> None:
+    split = split_facts(targets="values", target_min=None, target_max=None, **changes)
+    with pytest.raises(DatasetMismatch, match=words):
+        check(spec(PRUNE), model_facts(task=task), dataset_facts(splits={"train": split}))
+
+
+def test_values_that_fit() -> None:
+    single = split_facts(targets="values", target_min=None, target_max=None, target_shape=())
+    one = model_facts(task="regression", classes=1, labels=None)
+    check(spec(FINETUNE), one, dataset_facts(splits={"train": single}))
+    labels = split_facts(targets="values", target_min=None, target_max=None, target_shape=(10,), binary=True)
+    check(spec(FINETUNE), model_facts(task="multi-label"), dataset_facts(splits={"train": labels}))

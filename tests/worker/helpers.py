@@ -6,7 +6,9 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -82,6 +84,9 @@ class MemorySplit:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def classes(self) -> NDArray[np.int64] | None:
+        return None if self.targets is None else self.targets.numpy()
 
     def read(self, indices: Sequence[int]) -> RawBatch:
         chosen = list(indices)
