@@ -30,9 +30,8 @@ def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
     """Writes `module`, which has the structure of `model.module` and no parametrizations, as float ONNX.
 
     Inputs are named as in the model's facts, the output as in `model.output_name`; the batch and the dimensions that
-    the facts leave open stay open. Weights carry their names in the state dict. An uploaded ONNX graph that is not
-    trainable, or that torch cannot export again, is written as it is, with the module's weights. Raises ExportFailed
-    where the exporter gives up.
+    the facts leave open stay open. Weights carry their names in the state dict. An uploaded ONNX graph that torch does
+    not export again is written as it is, with the module's weights. Raises ExportFailed where the exporter gives up.
     """
     check_size(module)
     module = module.cpu().eval()
@@ -46,7 +45,9 @@ def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
 
 def _graph(module: nn.Module, model: Model) -> onnx.ModelProto:
     """The module by torch's exporter, else the upload's own graph, if it has one."""
-    if model.graph is not None and not model.facts.trainable:
+    # torch's exporter takes the number of steps of a recurrent layer for a constant.
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    if model.graph is not None and (recurrent or not model.facts.trainable):
         return model.graph(module)
     try:
         return _exported(module, model)

@@ -154,7 +154,8 @@ def _trainable(direct: Model, proto: ModelProto, ending: Ending, known: dict[str
     def graph(changed: nn.Module) -> ModelProto:
         """The same, the weights named as in the module's state dict."""
         written = write_weights(proto, imported, changed.state_dict())
-        plain_weights(written.graph, {source: path for path, source in sources.items() if source is not None})
+        # The first of several weights that were made of one tensor: a recurrent layer's directions are one in the file.
+        plain_weights(written.graph, {source: path for path, source in reversed(sources.items()) if source is not None})
         return written
 
     facts = {

@@ -51,6 +51,8 @@ STATIC_OPS = [
 # In a transformer the sums between the blocks carry outliers that one scale a tensor cannot hold.
 TRANSFORMER_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
 DYNAMIC_OPS = ("MatMul", "Gemm")
+# What tells a transformer: its norms, as one operator or, in older files, written out with a root.
+NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SkipLayerNormalization", "Sqrt"})
 # The first whose DequantizeLinear has an axis. An uploaded graph may be older; what the exporter writes is not.
 QDQ_OPSET = 13
 # What the quantizer calls a Gemm after it has split it into MatMul and Add.
@@ -128,7 +130,7 @@ def layer_of(weight: str) -> str:
 
 
 def _static_ops(proto: onnx.ModelProto) -> list[str]:
-    is_transformer = any(node.op_type == "LayerNormalization" for node in proto.graph.node)
+    is_transformer = any(node.op_type in NORMS for node in proto.graph.node)
     return TRANSFORMER_OPS if is_transformer else STATIC_OPS
 
 

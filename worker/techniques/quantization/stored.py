@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from app.contract.errors import ExportFailed
 
@@ -53,7 +53,11 @@ class StoredWeight:
 
 def weight_inputs(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:
     """Each node of a float graph whose weight is a constant, with that weight's name."""
-    constant = {tensor.name for tensor in graph.initializer if len(tensor.dims) >= MIN_WEIGHT_DIMENSIONS}
+    constant = {
+        tensor.name
+        for tensor in graph.initializer
+        if len(tensor.dims) >= MIN_WEIGHT_DIMENSIONS and tensor.data_type == TensorProto.FLOAT
+    }
     for node in graph.node:
         position = WEIGHT_INPUT.get(node.op_type)
         if position is not None and node.input[position] in constant:
