@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,6 +164,36 @@ def test_what_quantizes_alone_leaves_native_as_it_came(lenet_upload: bytes, mnis
     # The upload's runtime is the artifacts' too: there is nothing else to compare with.
     for one in report.artifacts:
         assert one.speedup == pytest.approx(one.speedup_same_runtime)
+
+
+def test_a_half_precision_graph_trains(trained_lenet: Model, mnist: Data, tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(trained_lenet.module).half()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.half()).float()
+
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        Half().eval(),
+        (torch.zeros(2, 1, 28, 28),),
+        buffer,
+        dynamo=False,
+        opset_version=13,
+        input_names=["pixels"],
+        dynamic_axes={"pixels": {0: "n"}},
+    )
+    data = few(mnist)
+    request = job(tmp_path / "job", buffer.getvalue(), data, Finetune(training=Training(steps=10)), Quantize())
+    report = done(request)
+    native = onnx.load(request.output / "native.onnx")
+    assert {tensor.data_type for tensor in native.graph.initializer} == {TensorProto.FLOAT16}
+    assert {layer.bits for layer in artifact(report, "native").measurement.layers} == {16}
+    assert {layer.bits for layer in artifact(report, "onnx").measurement.layers} == {8}
+    assert report.uploaded.parameters == 61_706
+    assert metric(artifact(report, "onnx")) > metric(report.uploaded) - 0.05
 
 
 # --- graphs that run as they are ----------------------------------------------------------------------------------

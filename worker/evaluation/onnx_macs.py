@@ -46,6 +46,16 @@ def _recurrent(node: NodeProto, inputs: Sequence[Shape], output: Shape) -> int:
     return steps * batch * (math.prod(inputs[1]) + math.prod(inputs[2]))
 
 
+def _attention(node: NodeProto, inputs: Sequence[Shape], output: Shape) -> int:
+    """Every query meets every key and every weight a value; [batch, heads, steps, width] or [batch, steps, all]."""
+    query, key, value = inputs[:3]
+    steps, width = key[-2], query[-1] + value[-1]
+    if len(query) == 3:  # heads side by side; fewer of keys and values serve several of queries
+        heads = {attribute.name: attribute.i for attribute in node.attribute}
+        width = query[-1] + value[-1] * heads["q_num_heads"] // heads["kv_num_heads"]
+    return math.prod(query[:-1]) * steps * width
+
+
 COUNTERS: dict[str, Counter] = {
     "Conv": _convolution,
     "ConvInteger": _convolution,
@@ -55,6 +65,8 @@ COUNTERS: dict[str, Counter] = {
     "Gemm": _gemm,
     "LSTM": _recurrent,
     "GRU": _recurrent,
+    "RNN": _recurrent,
+    "Attention": _attention,
 }
 
 

@@ -8,6 +8,7 @@ from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.report import ArtifactReport, Measurement, Metric
 from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
+from worker.loading.onnx_constants import IN_A_BRANCH
 from worker.techniques.quantization.quantize import CONVOLUTIONS
 
 # Medians of the same file, measured twice on a shared machine, differ by up to a tenth.
@@ -103,5 +104,7 @@ def _not_as_asked(spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[Art
         left = sum(layer.type in CONVOLUTIONS for layer in facts.layers)
         if left:
             yield f"Dynamic quantization left {left} convolution{'s' if left != 1 else ''} in floating point."
+    if any(layer.type.endswith(IN_A_BRANCH) for layer in facts.layers):
+        yield "Weights in branches (If, Loop) stayed in floating point: ONNX Runtime's quantizer does not look there."
     if any(layer.type in ("LSTM", "GRU") for layer in facts.layers):
         yield "Recurrent layers stayed in floating point: ONNX Runtime has no int8 form of them."

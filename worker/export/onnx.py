@@ -45,8 +45,9 @@ def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
 
 def _graph(module: nn.Module, model: Model) -> onnx.ModelProto:
     """The module by torch's exporter, else the upload's own graph, if it has one."""
-    # torch's exporter takes the number of steps of a recurrent layer for a constant.
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    # torch's exporter takes the number of steps of a recurrent layer for a constant. A graph in float16, on the other
+    # hand, could not be quantized.
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules()) and not model.stored
     if model.graph is not None and (recurrent or not model.facts.trainable):
         return model.graph(module)
     try:

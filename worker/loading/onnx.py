@@ -21,7 +21,7 @@ from worker.loading.onnx_check import batched, check_agreement, sized, tolerance
 from worker.loading.onnx_constants import count_parameters, find_weights, held_tensors, plain_weights
 from worker.loading.onnx_direct import DirectModule
 from worker.loading.onnx_graph import NotImportable, import_graph, inferred_shapes
-from worker.loading.onnx_inputs import input_facts, vocabularies
+from worker.loading.onnx_inputs import check_output, input_facts, vocabularies
 from worker.loading.onnx_ops.build import read_tensor
 from worker.loading.onnx_weights import write_weights
 from worker.model import Model
@@ -76,6 +76,7 @@ def _model(proto: ModelProto, spec: ModelSpec) -> Model:
     task = plain_task(name)
     _check_weights(proto)
     inputs, single = input_facts(proto)
+    check_output(proto)
     output = proto.graph.output[0].name
     ending = find_ending(proto, output, inferred_shapes(proto).get(output), name)
     module = DirectModule(proto, tuple(tensor.name for tensor in inputs), ending.kind, single=single)

@@ -24,7 +24,7 @@ from worker.loading.onnx_ops.host import tensor
 from worker.loading.onnx_ops.origins import Origin
 from worker.loading.onnx_ops.table import TABLE
 from worker.vetting.boundary import first_line
-from worker.vetting.onnx import graphs, subgraphs
+from worker.vetting.onnx import graphs, skeleton, subgraphs
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -189,7 +189,7 @@ def _uses(graph: GraphProto) -> Counter[str]:
 
 def inferred_shapes(proto: ModelProto) -> dict[str, tuple[int | None, ...]]:
     """What shape inference knows; None for an open dimension."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    graph = onnx.shape_inference.infer_shapes(skeleton(proto)).graph
     return {
         value.name: tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in shape.dim)
         for value in (*graph.input, *graph.value_info, *graph.output)

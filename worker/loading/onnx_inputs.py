@@ -7,7 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from app.contract.errors import ModelRejected
 from app.contract.facts import TensorFacts
 from worker.loading.onnx_constants import held_tensors
-from worker.loading.onnx_graph import model_inputs
+from worker.loading.onnx_graph import FLOATS, model_inputs
 
 # The types that inputs may have, and what they are fed from. Floats are float32 here, whatever the file computes in.
 TYPES: dict[int, str] = {
@@ -44,6 +44,18 @@ def input_facts(proto: ModelProto) -> tuple[tuple[TensorFacts, ...], bool]:
             raise ModelRejected(f"Input {value.name[:200]!r} is of a type that datasets do not have; float32 is best.")
         found.append(TensorFacts(name=value.name, shape=tuple(shape), dtype=TYPES[kind]))
     return tuple(found), single
+
+
+def check_output(proto: ModelProto) -> None:
+    """Raises ModelRejected unless the first output holds floating-point numbers."""
+    first = proto.graph.output[0]
+    if first.type.tensor_type.elem_type not in FLOATS:
+        others = [value.name[:100] for value in proto.graph.output[1:]]
+        raise ModelRejected(
+            f"The model's first output {first.name[:100]!r} holds no floating-point numbers (class numbers, most "
+            "likely): logits or probabilities have to come first."
+            + (f" Put one of {', '.join(map(repr, others[:4]))} before it." if others else "")
+        )
 
 
 def vocabularies(proto: ModelProto) -> dict[str, int]:

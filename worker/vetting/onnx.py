@@ -18,6 +18,7 @@ from worker.vetting.protobuf import check_message
 MIN_OPSET, MAX_OPSET = 9, 23
 MAX_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB, and the runtime gets one
 MAX_NODES = 100_000  # once functions are written out
+SMALL_TENSOR = 1024  # bytes; shapes and axes, which shape inference reads, are far smaller
 MAX_CALLS = 32  # of functions in functions
 MAX_SUBGRAPHS = 8  # an If in a Loop in an If…
 # Activations of one value for the smallest batch; a few numbers can ask for more than any machine has.
@@ -79,6 +80,24 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
+
+
+def skeleton(proto: ModelProto) -> ModelProto:
+    """A copy, not to be run, whose large tensors have their shapes alone: enough to infer those of all values."""
+    graph = proto.graph
+    bare = ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        graph=GraphProto(
+            name=graph.name, node=graph.node, input=graph.input, output=graph.output, value_info=graph.value_info
+        ),
+    )
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) > SMALL_TENSOR:
+            bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            bare.graph.initializer.add().CopyFrom(tensor)
+    return bare
 
 
 def _check_opset(proto: ModelProto, error: type[TersorError]) -> None:
@@ -200,8 +219,9 @@ def _check_values(proto: ModelProto, error: type[TersorError]) -> None:
 def _checked(proto: ModelProto, error: type[TersorError]) -> ModelProto:
     """Passes onnx's checker, with its shape inference, which also says how large values become."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(proto)
+        onnx.checker.check_model(proto)
+        # What full_check adds. Data propagation is left out: it can be made to abort, and to take any memory.
+        inferred = onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
     except Exception as failure:  # the library's C++ errors share no class
         raise error(f"onnx's checker refuses the file: {_reason(failure)}") from failure
     for value in inferred.graph.value_info:

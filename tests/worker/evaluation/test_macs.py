@@ -10,6 +10,8 @@ from torch import nn
 
 from app.contract.facts import TensorFacts
 from tests.worker.conftest import OnnxExport
+from tests.worker.loading.onnx_files import noise, one_node
+from tests.worker.loading.test_onnx_direct import branching
 from tests.worker.nets import LENET_MACS, model_of, resnet18
 from worker.evaluation.macs import module_macs
 from worker.evaluation.onnx_macs import graph_macs
@@ -65,3 +67,18 @@ def test_encoder_layer_and_transposed_convolution(tmp_path: Path) -> None:
     model = model_of(module, TensorFacts(name="input", shape=(4, 12), dtype="float32"), classes=16)
     assert module_macs(module, model.example()) == by_hand
     assert onnx_macs(model, export_onnx(module, model, tmp_path / "model.onnx")) == by_hand
+
+
+def test_attention_as_one_operator_by_hand() -> None:
+    """Two heads of 5 steps and width 4, and four heads of queries that share two of keys and values."""
+    heads = noise(1, 2, 5, 4), noise(1, 2, 5, 4), noise(1, 2, 5, 4)
+    proto = one_node("Attention", 23, heads)
+    assert graph_macs(proto, {f"x{i}": one for i, one in enumerate(heads)}) == 2 * 5 * 5 * (4 + 4)
+    flat = noise(1, 5, 8), noise(1, 5, 4), noise(1, 5, 4)
+    proto = one_node("Attention", 23, flat, q_num_heads=4, kv_num_heads=2)
+    assert graph_macs(proto, {f"x{i}": one for i, one in enumerate(flat)}) == 4 * 5 * 5 * (2 + 2)
+
+
+def test_what_runs_in_a_branch_is_counted_and_what_does_not_run_is_not() -> None:
+    x = noise(1, 4)
+    assert graph_macs(branching(), {"x": x}) == 4 * 3 + 3 * 2

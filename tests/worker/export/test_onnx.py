@@ -8,15 +8,19 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from app.contract.errors import ExportFailed
 from app.contract.facts import TensorFacts
 from tests.worker.conftest import OnnxExport
 from tests.worker.helpers import tiny_model
+from tests.worker.loading.onnx_files import model as graph
+from tests.worker.loading.onnx_files import noise, run
 from tests.worker.nets import model_of
 from worker.export import onnx as exporter
 from worker.export.onnx import OPSET, export_onnx
+from worker.loading import load_model
 from worker.model import Model
 
 LENET_PARAMETERS = 61_706
@@ -112,3 +116,49 @@ def test_weights_beyond_a_file_are_refused(
     monkeypatch.setattr(exporter, "MAX_BYTES", 1000)
     with pytest.raises(ExportFailed, match="Export native instead"):
         export_onnx(trained_lenet.module, trained_lenet, tmp_path / "model.onnx")
+
+
+def uploaded(folder: Path) -> Model:
+    """A network of a convolution that came as ONNX and ends in probabilities."""
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Softmax", ["f"], ["chances"]),
+    ]
+    proto = graph(nodes, {"x": ["n", 3, 8, 8]}, {"kernel": noise(4, 3, 3, 3)}, outputs=["chances"], opset=13)
+    path = folder / "upload.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return load_model(path, path.name, {"task": "image-classification"}, folder)
+
+
+def test_an_uploaded_graph_keeps_its_names_and_its_end(tmp_path: Path) -> None:
+    model = uploaded(tmp_path)
+    proto = onnx.load(export_onnx(model.module, model, tmp_path / "model.onnx"))
+    assert shapes(proto.graph.input) == [("x", ["batch", 3, 8, 8])]
+    assert shapes(proto.graph.output) == [("chances", ["batch", 4])]
+    assert proto.producer_name == "pytorch"
+    assert {"kernel.weight"} == {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 4}
+    inputs = noise(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = model.module(torch.from_numpy(inputs)).softmax(-1).numpy()
+    np.testing.assert_allclose(run(proto, {"x": inputs}), expected, atol=1e-6)
+
+
+def test_an_uploaded_graph_that_torch_cannot_export_is_written_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    model = uploaded(tmp_path)
+    with torch.no_grad():
+        model.module.get_parameter("kernel.weight").mul_(2)
+    proto = onnx.load(export_onnx(model.module, model, tmp_path / "model.onnx"))
+    assert [node.op_type for node in proto.graph.node] == ["Conv", "GlobalAveragePool", "Flatten", "Softmax"]
+    (kernel,) = proto.graph.initializer
+    assert kernel.name == "kernel.weight"
+    np.testing.assert_array_equal(numpy_helper.to_array(kernel), noise(4, 3, 3, 3) * 2)
+    with pytest.raises(ExportFailed, match="torch could not export"):
+        export_onnx(nn.Linear(64, 10), tiny_model(nn.Linear(64, 10)), tmp_path / "other.onnx")

@@ -227,6 +227,12 @@ def test_one_probability_is_a_classifier_of_two(tmp_path: Path) -> None:
     assert (loaded.facts.output_kind, loaded.facts.classes, loaded.facts.trainable) == ("binary", 2, True)
 
 
+def test_class_numbers_are_no_output_to_learn_from(tmp_path: Path) -> None:
+    nodes = [node("Gemm", ["x", "w"], "z"), node("ArgMax", ["z"], axis=1, keepdims=0), node("Softmax", ["z"], "p")]
+    proto = model(nodes, {"x": X}, {"w": noise(4, 3)}, outputs=["y", "p"])
+    refused(proto, tmp_path, "'y' holds no floating-point numbers.*Put one of 'p' before it")
+
+
 def test_outputs_of_any_shape_are_values(tmp_path: Path) -> None:
     proto = model(
         [node("Conv", ["x", "w"], "c"), node("Sigmoid", ["c"])], {"x": noise(2, 3, 6, 6)}, {"w": noise(1, 3, 3, 3)}
@@ -276,6 +282,20 @@ def test_bfloat16_is_refused(tmp_path: Path) -> None:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     refused(proto, tmp_path, "bfloat16")
+
+
+def test_a_float16_graph_that_is_not_trained_is_not_quantized(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Reshape", ["h", "square"], "s"), node("Cast", ["s"], "f", to=1)]
+    nodes += [node("Det", ["f"], "d"), node("Unsqueeze", ["d", "last"])]
+    held = {"w": noise(4, 4).astype(np.float16), "square": np.array([-1, 2, 2], np.int64), "last": np.array([1])}
+    proto = model(nodes, {"x": X.astype(np.float16)}, held, opset=13)
+    applies = {
+        (one.technique, one.method): one for one in examine(upload(proto, tmp_path, task="regression")).techniques
+    }
+    assert applies["prune", None].applies
+    for method in ("static", "dynamic"):
+        assert not applies["quantize", method].applies
+        assert "float16" in (applies["quantize", method].reason or "")
 
 
 # --- the direct way -----------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+import torch
+
 from app.contract.facts import LayerFacts, calibration_split
 from app.contract.spec import Quantize
 from worker.context import Context
@@ -28,6 +30,10 @@ class QuantizeTechnique:
 
     def applies(self, step: Quantize, model: Model) -> str | None:
         """None, or why no weight of the model would become int8."""
+        if not model.facts.trainable and torch.float16 in model.stored.values():
+            return (
+                "The graph runs as it is and computes in float16; int8 is made of float32. Export the model in float32."
+            )
         layers = model.facts.layers
         eligible = eligible_layers(step, layers)
         if not eligible and step.method == "dynamic":

@@ -118,6 +118,8 @@ def check_stored(source: ModelProto, quantized: ModelProto, ops: Collection[str]
     spared = {weight for node, weight in pairs if node.name in kept}
     stored = stored_weights(quantized)
     integers = {weight.name for weight in stored if weight.scale is not None}
+    if not integers and not promised:
+        raise ExportFailed("ONNX Runtime's quantizer found no weight of the graph that it could store as int8.")
     floats = {weight.name for weight in stored if weight.scale is None}
     if missing := sorted(promised - integers):
         raise ExportFailed(f"{', '.join(missing[:5])} should be stored as int8 and is not.")
