@@ -39,16 +39,20 @@ class Verdict:
 
 
 class Service:
-    """Takes members one by one. `folder` holds the service's data and, beside them, the canaries."""
+    """Takes members one by one. `folder` holds the service's data and, beside them, the canaries.
 
-    def __init__(self, folder: Path, entry: str = "inspection") -> None:
+    `module` is what a child runs its `inspection` of, and what the fork server has in memory.
+    """
+
+    def __init__(self, folder: Path, module: str = watched.__name__) -> None:
         self.folder, self.canary = folder, folder / "outside" / CANARY
         self.canary.parent.mkdir()
         self.bench = bench.Bench(folder / "data", inspect_timeout_seconds=SECONDS, job_memory_bytes=MEMORY_BYTES)
-        context = forkserver.context(watched.__name__)
-        forkserver.warm(context, watched.__name__)
+        self.bench.settings.scratch.mkdir()
+        context = forkserver.context(module)
+        forkserver.warm(context, module)
         settings, store, blobs = self.bench.settings, self.bench.store, self.bench.blobs
-        entries = Entries(inspection=f"{watched.__name__}:{entry}")
+        entries = Entries(inspection=f"{module}:inspection")
         self.supervisor = Supervisor(settings, store, blobs, Doorbell(settings.broker), context, entries)
 
     def inspect(self, member: Member) -> Verdict:
