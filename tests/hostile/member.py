@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +60,3 @@ def touching(name: str, make: Make, says: str | None, **fields: Any) -> list[Mem
         Member(f"{name}, in scratch", lambda canary: make(INSIDE), says, touches=True, **fields),
         Member(f"{name}, outside", make, says, touches=True, **fields),
     ]
-
-
-@functools.cache
-def once(make: Callable[[], bytes]) -> bytes:
-    """What is costly to make and never changed."""
-    return make()

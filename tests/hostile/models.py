@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import pickle
 import struct
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import helper
-from torch import nn
+from torch import Tensor, nn
 
-from tests.hostile.member import IMAGES, Make, Member, model, once, touching, weights
+from tests.hostile.member import IMAGES, READY, Make, Member, made, model, touching, weights
 from tests.worker.loading import test_garbage as garbage
 from tests.worker.loading.files import (
     Bomb,
@@ -29,11 +29,11 @@ from tests.worker.loading.files import (
     zipped,
 )
 from tests.worker.loading.onnx_files import model as onnx_model
+from tests.worker.loading.programs import MODEL, edited, exported
 from tests.worker.vetting import test_onnx as onnx_files
 from tests.worker.vetting import test_pt2 as programs
 
 Files = dict[str, bytes]
-BERT = {"task": "text-classification"}
 
 
 def pickles() -> Iterator[Member]:
@@ -54,7 +54,9 @@ def pickles() -> Iterator[Member]:
             {},
         ),
         "TorchScript": (
-            lambda canary: zipped({"m/data.pkl": pickle.dumps(Bomb(canary)), "m/code/x.py": b"", "m/constants.pkl": b""}),
+            lambda canary: zipped(
+                {"m/data.pkl": pickle.dumps(Bomb(canary)), "m/code/x.py": b"", "m/constants.pkl": b""}
+            ),
             "TorchScript",
             {},
         ),
@@ -79,11 +81,7 @@ def attacks_of_programs() -> Iterator[Member]:
 def spoiled_programs() -> Iterator[Member]:
     """Compiled code, operators that are none, expressions, treespecs, weights that lie: all of the reader's own tests."""
     for name, (content, says) in programs.HOSTILE.items():
-        yield Member(name, functools.partial(_unasked, content), says, filename="model.pt2", spec=IMAGES)
-
-
-def _unasked(content: Callable[[], bytes], canary: Path) -> bytes:
-    return content()
+        yield Member(name, made(content), says, filename="model.pt2", spec=IMAGES)
 
 
 def headers() -> Iterator[Member]:
@@ -94,7 +92,7 @@ def headers() -> Iterator[Member]:
     for name in dict.fromkeys(wanted):
         make, says = garbage.KINDS[name]
         yield weights(name, functools.partial(_in_a_folder, make), says)
-    yield weights("header of 100 MB", lambda: _header(b" " * (100 << 20)), "at most 8388608")
+    yield weights("header of 100 MB", lambda: _header(b"{" + b" " * (100 << 20)), "at most 8388608")
     yield weights("300,000 tensors", lambda: _tensors(300_000), "claims|holds 300000 tensors")
     yield weights("100,001 short tensors", lambda: _tensors(100_001), "holds 100001 tensors")
     yield weights("long names", lambda: _header(json.dumps({"n" * (4 << 20): {}}).encode()), "unusable name")
@@ -125,8 +123,8 @@ def foreign() -> Iterator[Member]:
 def onnx_graphs() -> Iterator[Member]:
     """ONNX graphs with shapes, operators, branches and functions that ask for too much: the reader's own tests."""
     for name, (proto, says) in onnx_files.HOSTILE.items():
-        content = functools.partial(_serialized, proto)
-        yield Member(name, functools.partial(_unasked, content), says, filename="model.onnx", spec=IMAGES)
+        told = "no file of a known kind" if name == "no graph" else says  # it does not look like ONNX either
+        yield _onnx(name, functools.partial(_serialized, proto), told)
 
 
 def _serialized(proto: Callable[[], Any]) -> bytes:
@@ -156,7 +154,7 @@ def external_data() -> Iterator[Member]:
 
 
 def _onnx(name: str, content: Callable[[], bytes], says: str | None) -> Member:
-    return Member(name, functools.partial(_unasked, content), says, filename="model.onnx", spec=IMAGES)
+    return Member(name, made(content), says, filename="model.onnx", spec=IMAGES)
 
 
 def _stretch(entries: dict[str, str]) -> bytes:
@@ -176,8 +174,8 @@ def folders() -> Iterator[Member]:
         "auto_map of the tokenizer": ({"tokenizer_config.json": mapped}, "auto_map"),
         "auto_map of the processor": ({"preprocessor_config.json": mapped}, "auto_map"),
         "module": ({"modeling_evil.py": b"import os; os.system('touch executed')"}, "code"),
-        "template": ({"tokenizer_config.json": tokenizer_config(chat_template="{{ 1/0 }}")}, None),
-        "path of the tokenizer": ({"tokenizer_config.json": tokenizer_config(tokenizer_file="/etc/passwd")}, None),
+        "template": ({"tokenizer_config.json": tokenizer_config(chat_template="{{ 1/0 }}")}, READY),
+        "path of the tokenizer": ({"tokenizer_config.json": tokenizer_config(tokenizer_file="/etc/passwd")}, READY),
         "index that leads out": (
             {"model.safetensors.index.json": b'{"weight_map": {"a": "../../../etc/passwd"}}'},
             "not in the folder",
@@ -188,7 +186,7 @@ def folders() -> Iterator[Member]:
         "deep config of the tokenizer": ({"tokenizer_config.json": b'{"a":' * 50_000}, "JSON"),
         "deep tokenizer": ({"tokenizer.json": b'{"a":' * 50_000}, "tokenizer"),
         "unknown type": ({"config.json": _config(model_type="evil")}, "model_type 'evil'"),
-        "activation by name": ({"config.json": _config(hidden_act="os.system")}, "os.system"),
+        "activation by name": ({"config.json": _config(hidden_act="os.system")}, "cannot build the model"),
     }
     for name, (changes, says) in spoiled.items():
         yield model(name, functools.partial(_folder, changes), says, "model.zip")
@@ -211,14 +209,20 @@ def _config(**changes: Any) -> bytes:
 
 def large_demands() -> Iterator[Member]:
     """A few hundred bytes that describe a computation of gigabytes."""
-    for size in (64 << 20, 512 << 20, (2 << 30) - 1):
-        spec = linear_spec(
-            input={"shape": [size]}, architecture={"layers": [{"type": "ReLU"}, {"type": "Linear", "in_features": 4, "out_features": 2}]}
-        )
-        content = once(lambda: _in_a_folder(garbage.good))
-        yield Member(f"input of {size} numbers", lambda canary, content=content: content, ".", spec=spec)
-    for side in (1 << 13, 1 << 14, 1 << 15):
-        yield _onnx(f"expands to {side} x {side}", functools.partial(_expanding, side), ".")
+    layers = {
+        "a layer of 4 GiB": [{"type": "Conv2d", "in_channels": 1, "out_channels": 16384, "kernel_size": 1}],
+        "a layer of 16 GiB of zeros": [{"type": "AdaptiveAvgPool2d", "output_size": 65536}],
+    }
+    for name, found in layers.items():
+        spec = linear_spec(input={"shape": [1, 256, 256]}, architecture={"layers": found})
+        yield Member(name, lambda canary: _in_a_folder(garbage.good), "at most|takes .* bytes", spec=spec)
+    huge_inputs = linear_spec(input={"shape": [65536, 65536]})
+    yield Member("inputs of 16 GiB", lambda canary: _in_a_folder(garbage.good), "elements", spec=huge_inputs)
+    for side, says in ((1 << 12, READY), (1 << 14, "would take"), (1 << 20, "would take")):
+        yield _onnx(f"an ONNX value of {side} x {side}", functools.partial(_expanding, side), says)
+    for size, says in ((1 << 20, READY), (1 << 28, "takes .* bytes"), (1 << 60, "takes .* bytes|fails at")):
+        content = functools.partial(_padded, size)
+        yield Member(f"a program's {size} zeros", made(content), says, filename="model.pt2", spec=IMAGES)
 
 
 def _expanding(side: int) -> bytes:
@@ -227,9 +231,29 @@ def _expanding(side: int) -> bytes:
         helper.make_node("Mul", ["big", "big"], ["square"]),
         helper.make_node("ReduceSum", ["square"], ["y"]),
     ]
-    proto = onnx_model(nodes, {"x": [1, 1]}, {"s": np.array([side, side], np.int64)})
-    buffer = io.BytesIO(proto.SerializeToString())
-    return buffer.getvalue()
+    content: bytes = onnx_model(nodes, {"x": [1, 1]}, {"s": np.array([side, side], np.int64)}).SerializeToString()
+    return content
+
+
+class _Zeros(nn.Module):
+    """Adds zeros whose number a file may say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(x.shape[0], 4).sum()
+
+
+def _padded(size: int) -> bytes:
+    def change(tree: dict[str, Any]) -> None:
+        for node in tree["graph_module"]["graph"]["nodes"]:
+            if node["target"] == "torch.ops.aten.zeros.default":
+                node["inputs"][0]["arg"]["as_sym_ints"][1] = {"as_int": size}
+
+    return edited(_zeros(), MODEL, change)
+
+
+@functools.cache
+def _zeros() -> bytes:
+    return exported(_Zeros().eval(), torch.ones(3, 4))
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Member]]] = {

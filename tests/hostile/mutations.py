@@ -86,7 +86,9 @@ def _external() -> bytes:
 
 def _models() -> dict[str, Seed]:
     found = {
-        name: Seed("model", made(make), {} if name == "huggingface" else linear_spec(), 5 if name == "huggingface" else 1)
+        name: Seed(
+            "model", made(make), {} if name == "huggingface" else linear_spec(), 5 if name == "huggingface" else 1
+        )
         for name, make in MODELS.items()
     }
     found |= {

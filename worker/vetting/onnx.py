@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
 from app.contract.errors import TersorError
 from worker.vetting.boundary import first_line
+from worker.vetting.demand import MAX_SAMPLE_BYTES
 from worker.vetting.onnx_tensors import External, check_tensor
 from worker.vetting.protobuf import check_message
 
@@ -20,8 +21,6 @@ MAX_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB, and the r
 MAX_NODES = 100_000  # once functions are written out
 MAX_CALLS = 32  # of functions in functions
 MAX_SUBGRAPHS = 8  # an If in a Loop in an If…
-# Activations of one value for the smallest batch; a few numbers can ask for more than any machine has.
-MAX_VALUE_BYTES = 8 << 30
 # ONNX Runtime's own floating-point operators, which its optimizer writes. None of them opens a file.
 CONTRIB = "com.microsoft"
 CONTRIB_OPS = frozenset(
@@ -201,16 +200,25 @@ def _checked(proto: ModelProto, error: type[TersorError]) -> ModelProto:
     """Passes onnx's checker, with its shape inference, which also says how large values become."""
     try:
         onnx.checker.check_model(proto, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(proto)
+        # Sizes that the graph computes out of its constants are followed.
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as failure:  # the library's C++ errors share no class
         raise error(f"onnx's checker refuses the file: {_reason(failure)}") from failure
-    for value in inferred.graph.value_info:
-        size = 4
-        for dimension in value.type.tensor_type.shape.dim:
-            size *= max(1, dimension.dim_value)
-        if size > MAX_VALUE_BYTES:
-            raise error(f"The value {value.name[:200]!r} inside the model would take {size} bytes for one sample.")
+    for graph in graphs(inferred.graph):
+        for value in (*graph.value_info, *graph.output):
+            _check_value(value, error)
     return proto
+
+
+def _check_value(value: ValueInfoProto, error: type[TersorError]) -> None:
+    size = 4
+    for dimension in value.type.tensor_type.shape.dim:
+        size *= max(1, dimension.dim_value)
+    if size > MAX_SAMPLE_BYTES:
+        raise error(
+            f"The value {value.name[:200]!r} inside the model would take {size} bytes for one sample; at most "
+            f"{MAX_SAMPLE_BYTES} are taken."
+        )
 
 
 def _reason(failure: Exception) -> str:
