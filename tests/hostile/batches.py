@@ -7,7 +7,7 @@ import shutil
 
 from app.contract.errors import DatasetRejected, ModelRejected
 from tests.hostile.mutations import SEEDS
-from tests.hostile.watched import canaries, cpu_seconds, told
+from tests.hostile.watched import canaries, cpu_seconds, tell, told
 from worker import entries
 from worker.child import Report
 from worker.entries import InspectRequest
@@ -22,7 +22,7 @@ def inspection(request: InspectRequest, progress: Report) -> Inspected:
     with told(request.scratch) as figures:
         for number in range(request.spec["first"], request.spec["first"] + request.spec["count"]):
             path.write_bytes(seed.mutant(content, number))
-            print(f"mutation {number}", flush=True)  # the last one that is printed is the one that crashed
+            tell(f"mutation {number}")  # the last one that is printed is the one that crashed
             own = request.scratch / "own"
             own.mkdir()
             os.chdir(own)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import helper
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tests.hostile.member import IMAGES, READY, Make, Member, made, model, touching, weights
@@ -34,6 +35,7 @@ from tests.worker.vetting import test_onnx as onnx_files
 from tests.worker.vetting import test_pt2 as programs
 
 Files = dict[str, bytes]
+LINEAR = {"type": "Linear", "in_features": 4, "out_features": 2}
 
 
 def pickles() -> Iterator[Member]:
@@ -79,7 +81,7 @@ def attacks_of_programs() -> Iterator[Member]:
 
 
 def spoiled_programs() -> Iterator[Member]:
-    """Compiled code, operators that are none, expressions, treespecs, weights that lie: all of the reader's own tests."""
+    """Compiled code, operators that are none, expressions, treespecs, weights that lie: the reader's own tests."""
     for name, (content, says) in programs.HOSTILE.items():
         yield Member(name, made(content), says, filename="model.pt2", spec=IMAGES)
 
@@ -93,8 +95,8 @@ def headers() -> Iterator[Member]:
         make, says = garbage.KINDS[name]
         yield weights(name, functools.partial(_in_a_folder, make), says)
     yield weights("header of 100 MB", lambda: _header(b"{" + b" " * (100 << 20)), "at most 8388608")
-    yield weights("300,000 tensors", lambda: _tensors(300_000), "claims|holds 300000 tensors")
-    yield weights("100,001 short tensors", lambda: _tensors(100_001), "holds 100001 tensors")
+    yield weights("300,000 tensors", lambda: many_tensors(300_000), "claims|holds 300000 tensors")
+    yield weights("100,001 short tensors", lambda: many_tensors(100_001), "holds 100001 tensors")
     yield weights("long names", lambda: _header(json.dumps({"n" * (4 << 20): {}}).encode()), "unusable name")
 
 
@@ -107,9 +109,13 @@ def _header(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _tensors(count: int) -> bytes:
+def many_tensors(count: int) -> bytes:
     entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     return _header(("{" + ",".join(f'"{number}":{entry}' for number in range(count)) + "}").encode())
+
+
+def twice_named() -> bytes:
+    return _in_a_folder(garbage.KINDS["duplicate name"][0])
 
 
 def foreign() -> Iterator[Member]:
@@ -216,13 +222,20 @@ def large_demands() -> Iterator[Member]:
     for name, found in layers.items():
         spec = linear_spec(input={"shape": [1, 256, 256]}, architecture={"layers": found})
         yield Member(name, lambda canary: _in_a_folder(garbage.good), "at most|takes .* bytes", spec=spec)
-    huge_inputs = linear_spec(input={"shape": [65536, 65536]})
-    yield Member("inputs of 16 GiB", lambda canary: _in_a_folder(garbage.good), "elements", spec=huge_inputs)
+    pooling = [{"type": "AdaptiveAvgPool2d", "output_size": 2}, {"type": "Flatten"}]
+    for shape, says in (([1, 8192, 4096], READY), ([1, 8192, 8192], "elements"), ([65536, 65536], "elements")):
+        spec = linear_spec(input={"shape": shape}, architecture={"layers": [*pooling, LINEAR]})
+        yield Member(f"an input of {shape}", lambda canary, shape=shape: _third_layer(shape), says, spec=spec)
     for side, says in ((1 << 12, READY), (1 << 14, "would take"), (1 << 20, "would take")):
         yield _onnx(f"an ONNX value of {side} x {side}", functools.partial(_expanding, side), says)
     for size, says in ((1 << 20, READY), (1 << 28, "takes .* bytes"), (1 << 60, "takes .* bytes|fails at")):
         content = functools.partial(_padded, size)
         yield Member(f"a program's {size} zeros", made(content), says, filename="model.pt2", spec=IMAGES)
+
+
+def _third_layer(shape: list[int]) -> bytes:
+    """Other bytes for every shape: those of a model that is ready stay, whoever else sends them."""
+    return save({"2.weight": torch.full((2, 4), float(shape[0] + shape[-1])), "2.bias": torch.ones(2)})
 
 
 def _expanding(side: int) -> bytes:

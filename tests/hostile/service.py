@@ -41,10 +41,10 @@ class Verdict:
 class Service:
     """Takes members one by one. `folder` holds the service's data and, beside them, the canaries.
 
-    `module` is what a child runs its `inspection` of, and what the fork server has in memory.
+    A child runs `entry` of `module`, which the fork server has in memory.
     """
 
-    def __init__(self, folder: Path, module: str = watched.__name__) -> None:
+    def __init__(self, folder: Path, module: str = watched.__name__, entry: str = "inspection") -> None:
         self.folder, self.canary = folder, folder / "outside" / CANARY
         self.canary.parent.mkdir()
         self.bench = bench.Bench(folder / "data", inspect_timeout_seconds=SECONDS, job_memory_bytes=MEMORY_BYTES)
@@ -52,7 +52,7 @@ class Service:
         context = forkserver.context(module)
         forkserver.warm(context, module)
         settings, store, blobs = self.bench.settings, self.bench.store, self.bench.blobs
-        entries = Entries(inspection=f"{module}:inspection")
+        entries = Entries(inspection=f"{module}:{entry}")
         self.supervisor = Supervisor(settings, store, blobs, Doorbell(settings.broker), context, entries)
 
     def inspect(self, member: Member) -> Verdict:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.hostile import datasets, models
+from tests.hostile.corpus import FAMILIES
 from tests.hostile.member import READY, Member
 from tests.hostile.service import Service, Verdict, own_forkserver
 
-FAMILIES = models.FAMILIES | datasets.FAMILIES
 CORPUS = {f"{family}: {member.name}": member for family, make in FAMILIES.items() for member in make()}
 CPU_SECONDS = 10.0  # of the processor: how long it takes on a busy machine says nothing of the file
 MEMORY_BYTES = 1 << 30  # beyond the bare child
@@ -22,6 +20,12 @@ MEMORY_BYTES = 1 << 30  # beyond the bare child
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with own_forkserver():
         yield Service(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def gullible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with own_forkserver():
+        yield Service(tmp_path_factory.mktemp("gullible"), entry="gullible")
 
 
 def test_the_corpus_has_its_families() -> None:
@@ -64,5 +68,13 @@ def check_traces(service: Service, verdict: Verdict) -> None:
     assert verdict.figures.bytes < MEMORY_BYTES
 
 
-def test_what_is_ready_was_not_executed_because_it_was_not_there(tmp_path: Path) -> None:
-    """The canaries do sing: what is said to touch one touches it where it is read as its makers mean it."""
+GULLIBLE = ("pickles: bare", "pickles: torch.save", "attacks of programs: weight", "attacks of programs: expression")
+
+
+@pytest.mark.parametrize("place", ["in scratch", pytest.param("outside", marks=pytest.mark.landlock)])
+@pytest.mark.parametrize("name", GULLIBLE)
+def test_a_reader_that_trusts_the_file_is_caught(gullible: Service, name: str, place: str) -> None:
+    """The canaries sing: read as its makers mean it, a file touches one, unless it lies outside of the walls."""
+    verdict = gullible.inspect(CORPUS[f"{name}, {place}"])
+    assert verdict.figures is not None
+    assert (verdict.figures.canaries, verdict.canary) == (1 if place == "in scratch" else 0, False)

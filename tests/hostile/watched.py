@@ -5,16 +5,21 @@ Importing it imports all that a worker keeps in memory, so that the fork server 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import resource
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 import worker.loading.huggingface
 import worker.preload  # noqa: F401
+from app.contract.errors import ModelRejected
 from tests.hostile.member import CANARY
 from worker import entries
 from worker.child import Report
@@ -59,6 +64,12 @@ def canaries(folder: Path) -> int:
     return sum(1 for _ in folder.rglob(f"{CANARY}*"))
 
 
+def tell(line: str) -> None:
+    """A line for the worker's log."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 @contextmanager
 def told(scratch: Path) -> Iterator[Figures]:
     """Figures of what is done within, printed whatever comes of it."""
@@ -69,9 +80,22 @@ def told(scratch: Path) -> Iterator[Figures]:
         figures.seconds = figures.seconds or round(cpu_seconds() - seconds, 3)
         figures.bytes = peak_bytes() - before
         figures.canaries += canaries(scratch)
-        print(figures.line(), flush=True)
+        tell(figures.line())
 
 
 def inspection(request: InspectRequest, progress: Report) -> Inspected:
     with told(request.scratch):
         return entries.inspection(request, progress)
+
+
+def gullible(request: InspectRequest, progress: Report) -> Inspected:
+    """What the inspection must not be: each library reads the file in its own way."""
+    with told(request.scratch):
+        for read in (_unpickle, torch.load, torch.export.load):
+            with contextlib.suppress(Exception):  # it is the canary that tells
+                read(request.path, **({"weights_only": False} if read is torch.load else {}))
+    raise ModelRejected("This file was read by its own libraries, which is never done.")
+
+
+def _unpickle(path: Path) -> None:
+    pickle.loads(path.read_bytes())

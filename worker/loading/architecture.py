@@ -93,7 +93,7 @@ def _trace(module: nn.Sequential, spec: InputSpec) -> None:
     def after(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.nbytes > MAX_ACTIVATION_BYTES:
             raise MemoryError(
-                f"its output {list(output.shape)} takes {output.nbytes} bytes; at most {MAX_ACTIVATION_BYTES}"
+                f"its output {list(output.shape)} takes {output.nbytes} bytes; at most {MAX_ACTIVATION_BYTES} are taken"
             )
 
     hooks = [layer.register_forward_pre_hook(before(name)) for name, layer in module.named_modules() if name]
