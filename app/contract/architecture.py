@@ -22,7 +22,7 @@ MAX_LAYERS = 1000  # all nestings together; the deepest published convolutional 
 MAX_NESTING = 16  # Sequential in Residual in Parallel…; also keeps every recursion over a spec shallow
 MAX_BRANCHES = 256
 MAX_LABELS = 65_536
-MAX_INPUT_ELEMENTS = 1 << 27  # of one sample: a 512³ volume
+MAX_INPUT_ELEMENTS = 1 << 25  # of one sample: a 320³ volume; an inspection tries two, in less than 1 GB
 
 # Layers whose output is no logit: as the last layer they would be applied twice, since the loss holds a softmax.
 _NO_LOGITS = frozenset({"Softmax", "Sigmoid"})

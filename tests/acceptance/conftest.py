@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,9 @@ class Service:
         return Client(self.url, key)
 
     def leftovers(self) -> set[Path]:
-        """Every file of the blob store and of the jobs' scratch folders."""
-        return {path for part in ("blobs", "scratch") for path in (self.data / part).rglob("*") if path.is_file()}
+        """Every file of the blob store and of the jobs' scratch folders, some of which go while they are listed."""
+        walks = (os.walk(self.data / part) for part in ("blobs", "scratch"))
+        return {Path(folder, name) for walk in walks for folder, _, names in walk for name in names}
 
 
 @pytest.fixture(scope="session")

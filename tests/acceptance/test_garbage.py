@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -22,9 +23,20 @@ import torch
 from safetensors.torch import save
 
 from tests.acceptance.conftest import Service
+from tests.hostile.models import many_tensors, twice_named
+from tests.worker.data import test_parquet as parquet
+from tests.worker.data.files import raw_wav
+from tests.worker.data.test_arrays import header
+from tests.worker.data.test_folders import png_of
+from tests.worker.loading.files import tarred
+from tests.worker.loading.files import zipped as packed_zip
+from tests.worker.vetting import test_onnx as onnx_files
+from tests.worker.vetting import test_pt2 as programs
+from tests.worker.vetting.test_archive import tar_member
 from worker.demo.train_lenet import SPEC, lenet
 
 INSPECTION_SECONDS = 60.0
+IMAGES = {"task": "image-classification"}
 # Made by whatever executes one of the pickles below.
 PROOF = Path(tempfile.mkdtemp(prefix="tersor-proof-")) / "executed"
 
@@ -100,6 +112,10 @@ def remote_code() -> bytes:
     return zipped(**{"config.json": json.dumps(config).encode(), "model.safetensors": weights()})
 
 
+def huge_array() -> bytes:
+    return zipped(**{"train_inputs.npy": header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000,), }")})
+
+
 @dataclass(frozen=True)
 class Garbage:
     """One kind: what it is sent as, its bytes, and a word that the sentence must hold."""
@@ -156,6 +172,39 @@ KINDS = {
     "JSON Lines that is none": Garbage(
         "datasets", "d.jsonl", lambda: b'{"text": "good", "label": 1}\n{"text": \n', "line 2"
     ),
+    "program with a pickled weight": Garbage(
+        "models", "m.pt2", lambda: programs.in_a_weight(PROOF), "marked as a pickle", IMAGES
+    ),
+    "program with code in an expression": Garbage(
+        "models", "m.pt2", lambda: programs.in_an_expression(PROOF), "__import__", IMAGES
+    ),
+    "ONNX that asks for terabytes": Garbage(
+        "models", "m.onnx", lambda: onnx_files.huge_value().SerializeToString(), "would take", IMAGES
+    ),
+    "ONNX with data above its archive": Garbage(
+        "models", "m.zip", lambda: onnx_files.packed(packed_zip, "../w.bin"), "..", IMAGES
+    ),
+    "ONNX with data behind a link": Garbage(
+        "models", "m.tar", lambda: onnx_files.linked(tarfile.SYMTYPE), "a link or a device", IMAGES
+    ),
+    "tar with a hard link": Garbage(
+        "datasets", "d.tar", lambda: tar_member(type=tarfile.LNKTYPE, linkname="/etc/passwd"), "a link or a device"
+    ),
+    "300,000 tensors": Garbage("models", "m.safetensors", lambda: many_tensors(300_000), "header", SPEC),
+    "names twice": Garbage("models", "m.safetensors", twice_named, "twice", SPEC),
+    "Parquet bomb": Garbage("datasets", "d.parquet", parquet.page_bomb, "unpacks to"),
+    "PNG bomb": Garbage("datasets", "d.zip", lambda: zipped(**{"train/a/x.png": png_of(30_000, 30_000)}), "pixels"),
+    "sound that lies": Garbage(
+        "datasets",
+        "d.zip",
+        lambda: zipped(**{"a.wav": raw_wav(b"ab", size=1 << 30), "metadata.csv": b"file_name,label\na.wav,x\n"}),
+        "promises 1073741824 bytes",
+    ),
+    "shard whose sound is none": Garbage(
+        "datasets", "d.tar", lambda: tarred({"a.wav": b"RIFF", "a.cls": b"0"}, "w"), "a.wav"
+    ),
+    "array of a billion numbers": Garbage("datasets", "d.npz", huge_array, "needs 4000000000 bytes"),
+    "deep JSON": Garbage("datasets", "d.jsonl", lambda: b'{"text": ' + b"[" * 100_000, "line 1"),
     "random bytes": Garbage("datasets", "d.npz", lambda: np.random.default_rng(0).bytes(5000), "dataset"),
 }
 

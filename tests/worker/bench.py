@@ -13,7 +13,7 @@ from app.contract.facts import ModelFacts
 from app.contract.ids import new_id
 from app.contract.queue import Doorbell
 from app.contract.recipes import resolve
-from app.contract.records import Claim, JobRecord, UploadRecord
+from app.contract.records import Claim, JobRecord, UploadKind, UploadRecord
 from app.contract.spec import JobSpec
 from app.contract.store import JobStore
 from app.settings import Settings
@@ -34,6 +34,7 @@ def context() -> ForkServerContext:
 class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         chosen = {"lease_seconds": 2.0, "cancel_grace_seconds": 0.5} | settings
+        folder.mkdir(exist_ok=True)
         self.settings = Settings(data_dir=folder, broker_url=f"redis+socket://{folder}/nobody.sock", **chosen)
         self.store = JobStore.open(self.settings.database, max_attempts=self.settings.max_attempts)
         self.store.migrate()
@@ -43,12 +44,19 @@ class Bench:
         entries = Entries(f"{children.__name__}:{job}", f"{children.__name__}:{inspection}")
         return Supervisor(self.settings, self.store, self.blobs, Doorbell(self.settings.broker), context(), entries)
 
-    def upload(self, content: bytes = b"weights") -> UploadRecord:
+    def upload(
+        self,
+        content: bytes = b"weights",
+        kind: UploadKind = "model",
+        filename: str = "model.bin",
+        spec: dict[str, Any] | None = None,
+    ) -> UploadRecord:
         digest = hashlib.sha256(content).hexdigest()
         source = self.settings.data_dir / "source"
         source.write_bytes(content)
         self.blobs.put_file(source, blob_key(digest))
-        return self.store.add_upload(ACCOUNT, "model", new_id("mdl"), "model.bin", digest, len(content), {})
+        upload_id = new_id("mdl" if kind == "model" else "dst")
+        return self.store.add_upload(ACCOUNT, kind, upload_id, filename, digest, len(content), spec or {})
 
     def ready_model(self, content: bytes = b"weights") -> UploadRecord:
         upload = self.upload(content)

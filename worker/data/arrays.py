@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -47,6 +48,8 @@ _SAFETENSORS = {
     "U32": "<u4",
     "BOOL": "|b1",
 }
+# What NumPy lets through from the parsers that a damaged header meets.
+_NO_HEADER = (ValueError, KeyError, SyntaxError, TypeError, EOFError, UnicodeDecodeError, tokenize.TokenError)
 _NAME = re.compile(r"([a-z]+)_(inputs|targets)(?:\.(\w{1,64}))?")
 
 
@@ -110,7 +113,7 @@ def _map_npy(member: Member, path: Path) -> Array:
             version = npy.read_magic(stream)
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
             shape, fortran, dtype = read(stream, max_header_size=MAX_NPY_HEADER)
-        except (ValueError, KeyError, SyntaxError, TypeError, EOFError, UnicodeDecodeError) as failure:
+        except _NO_HEADER as failure:
             raise DatasetRejected(f"{member.name!r} is no NumPy array: save the file with numpy.savez.") from failure
         start = stream.tell() if stream.seekable() else _header_bytes(member)
     if dtype.hasobject:
@@ -118,7 +121,9 @@ def _map_npy(member: Member, path: Path) -> Array:
             f"Array {member.name!r} holds Python objects (dtype object), which are pickles and are never read. "
             "Save numbers: .astype('float32') or 'int64', one array of equal rows."
         )
-    if f"{dtype.kind}{dtype.itemsize}" not in _DTYPES or len(shape) > MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
+        raise DatasetRejected(f"Array {member.name!r} has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are taken.")
+    if f"{dtype.kind}{dtype.itemsize}" not in _DTYPES:
         raise DatasetRejected(
             f"Array {member.name!r} has the dtype {str(dtype)[:80]}; float and integer arrays are taken."
         )

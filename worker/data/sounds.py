@@ -76,7 +76,7 @@ def decode(data: bytes, name: str) -> Sound:
     if not len(samples):
         raise DatasetRejected(f"{name!r} holds no sound: it has 0 samples.")
     if not np.isfinite(samples).all():
-        raise DatasetRejected(f"{name!r} holds NaN or infinity.")
+        raise DatasetRejected(f"{name!r} holds NaN or infinity. Save it with finite samples.")
     return Sound(torch.from_numpy(samples), header.rate)
 
 

@@ -142,7 +142,7 @@ def csv_rows(
     csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit, 128 kB, is below the length of some documents
     reader = csv.reader((line for _, line in lines), strict=True)
     try:
-        header = next(reader)
+        header = next(reader, [])
         if needed not in header or len(set(header)) != len(header):
             raise DatasetRejected(f"{name!r}, line 1 is no header with a column `{needed}`. {expected}")
         for cells in reader:

@@ -20,9 +20,9 @@ from worker.loading.weights import Weights, assign
 from worker.model import Model
 from worker.objectives.registry import plain_task
 from worker.vetting.boundary import first_line
+from worker.vetting.demand import EXAMPLES, MAX_SAMPLE_BYTES
 
-# Of one layer for two samples. A few numbers of JSON can ask for more than any machine has.
-MAX_ACTIVATION_BYTES = 8 << 30
+MAX_ACTIVATION_BYTES = EXAMPLES * MAX_SAMPLE_BYTES  # of one layer
 INPUT = "input"
 
 
@@ -92,13 +92,15 @@ def _trace(module: nn.Sequential, spec: InputSpec) -> None:
 
     def after(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.nbytes > MAX_ACTIVATION_BYTES:
-            raise MemoryError(f"its output {list(output.shape)} takes {output.nbytes} bytes")
+            raise MemoryError(
+                f"its output {list(output.shape)} takes {output.nbytes} bytes; at most {MAX_ACTIVATION_BYTES} are taken"
+            )
 
     hooks = [layer.register_forward_pre_hook(before(name)) for name, layer in module.named_modules() if name]
     hooks += [layer.register_forward_hook(after) for layer in module.modules()]
     try:
         with torch.no_grad():
-            module(torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype), device="meta"))
+            module(torch.zeros(EXAMPLES, *spec.shape, dtype=getattr(torch, spec.dtype), device="meta"))
     except Exception as failure:  # torch checks shapes with errors of many classes
         name, kind, shape = current
         raise ModelRejected(

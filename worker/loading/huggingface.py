@@ -126,8 +126,14 @@ def _load(folder: Folder, name: str) -> Any:
 
 def _check_numbers(kind: Any, config: Any, folder: Folder) -> None:
     """Builds the model on the meta device first: a config alone can ask for any amount of memory."""
-    with torch.device("meta"):
-        described = sum(parameter.numel() for parameter in kind(config).parameters())
+    try:
+        with torch.device("meta"):
+            described = sum(parameter.numel() for parameter in kind(config).parameters())
+    except Exception as failure:  # classes of transformers raise errors of every class
+        raise ModelRejected(
+            f"transformers {transformers.__version__} cannot build the model that config.json describes: "
+            f"{first_line(failure)}. Save it again with save_pretrained."
+        ) from failure
     if described > MAX_TIES * folder.numbers:
         raise ModelRejected(
             f"config.json describes {described} parameters and the weight files hold {folder.numbers} numbers: they "

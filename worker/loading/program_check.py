@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from app.contract.errors import ModelRejected
 from worker.data.batch import Inputs
 from worker.vetting.boundary import first_line
+from worker.vetting.demand import EXAMPLES, MAX_SAMPLE_BYTES
 
-MAX_ACTIVATION_BYTES = 8 << 30  # of one operation for two samples
+MAX_ACTIVATION_BYTES = EXAMPLES * MAX_SAMPLE_BYTES  # of one operation
 MAX_SIZE = 1 << 62  # of a number that sizes are computed with; more would only keep the processor busy
 MAX_EXPONENT = 64
 
@@ -73,8 +74,10 @@ class _Bounded(fx.Interpreter):
 
 
 def _check(value: Any) -> None:
-    if isinstance(value, Tensor) and value.numel() * value.itemsize > MAX_ACTIVATION_BYTES:
-        raise MemoryError(f"its output {list(value.shape)} takes {value.numel() * value.itemsize} bytes.")
+    if isinstance(value, Tensor) and (size := value.numel() * value.itemsize) > MAX_ACTIVATION_BYTES:
+        raise MemoryError(
+            f"its output {list(value.shape)} takes {size} bytes; at most {MAX_ACTIVATION_BYTES} are taken."
+        )
     if isinstance(value, int) and abs(value) > MAX_SIZE:
         raise OverflowError("a size beyond 64 bits.")
 

@@ -11,7 +11,9 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
 
 from app.contract.errors import TersorError
+from worker.vetting.apart import apart
 from worker.vetting.boundary import first_line
+from worker.vetting.demand import MAX_SAMPLE_BYTES
 from worker.vetting.onnx_tensors import External, check_tensor
 from worker.vetting.protobuf import check_message
 
@@ -19,10 +21,9 @@ MIN_OPSET, MAX_OPSET = 9, 23
 MAX_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB, and the runtime gets one
 MAX_NODES = 100_000  # once functions are written out
 SMALL_TENSOR = 1024  # bytes; shapes and axes, which shape inference reads, are far smaller
+FOLLOWING_BYTES = 512 << 20  # for following computed sizes; a graph of a few thousand nodes takes a few MB
 MAX_CALLS = 32  # of functions in functions
 MAX_SUBGRAPHS = 8  # an If in a Loop in an If…
-# Activations of one value for the smallest batch; a few numbers can ask for more than any machine has.
-MAX_VALUE_BYTES = 8 << 30
 # ONNX Runtime's own floating-point operators, which its optimizer writes. None of them opens a file.
 CONTRIB = "com.microsoft"
 CONTRIB_OPS = frozenset(
@@ -220,17 +221,35 @@ def _checked(proto: ModelProto, error: type[TersorError]) -> ModelProto:
     """Passes onnx's checker, with its shape inference, which also says how large values become."""
     try:
         onnx.checker.check_model(proto)
-        # What full_check adds. Data propagation is left out: it can be made to abort, and to take any memory.
+        # What full_check adds.
         inferred = onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
     except Exception as failure:  # the library's C++ errors share no class
         raise error(f"onnx's checker refuses the file: {_reason(failure)}") from failure
-    for value in inferred.graph.value_info:
-        size = 4
-        for dimension in value.type.tensor_type.shape.dim:
-            size *= max(1, dimension.dim_value)
-        if size > MAX_VALUE_BYTES:
-            raise error(f"The value {value.name[:200]!r} inside the model would take {size} bytes for one sample.")
+    # Apart, since following the sizes that a graph computes out of its constants can be made to abort and to take any
+    # memory. Where it does, the limits on the process that runs the graph have the last word.
+    for fault in (_too_large(inferred), apart(lambda: _too_large(_followed(proto)), FOLLOWING_BYTES)):
+        if fault:
+            raise error(fault)
     return proto
+
+
+def _followed(proto: ModelProto) -> ModelProto:
+    return onnx.shape_inference.infer_shapes(skeleton(proto), data_prop=True)
+
+
+def _too_large(inferred: ModelProto) -> str:
+    """What is wrong with the first value that is too large; nothing where none is."""
+    for graph in graphs(inferred.graph):
+        for value in (*graph.value_info, *graph.output):
+            size = 4
+            for dimension in value.type.tensor_type.shape.dim:
+                size *= max(1, dimension.dim_value)
+            if size > MAX_SAMPLE_BYTES:
+                return (
+                    f"The value {value.name[:200]!r} inside the model would take {size} bytes for one sample; at most "
+                    f"{MAX_SAMPLE_BYTES} are taken."
+                )
+    return ""
 
 
 def _reason(failure: Exception) -> str:

@@ -18,13 +18,14 @@ _MAX_VARINT = 10  # bytes
 def check_message(data: bytes, descriptor: Any, error: type[TersorError]) -> None:
     """Raises `error` unless `data` is a well-formed message of that type within MAX_DEPTH and MAX_FIELDS.
 
-    `descriptor` is a protobuf Descriptor; fields that it does not know are walked over. Nothing is allocated.
+    `descriptor` is a protobuf Descriptor; fields that it does not know are walked over. Strings have to be UTF-8: the
+    parser gives others as bytes, which no reader expects.
     """
     pending = [(0, len(data), descriptor, 1)]
     fields = 0
     while pending:
         position, end, kind, depth = pending.pop()
-        inner = _submessages(kind)
+        inner, strings = _submessages(kind), _strings(kind)
         while position < end:
             fields += 1
             if fields > MAX_FIELDS:
@@ -41,6 +42,8 @@ def check_message(data: bytes, descriptor: Any, error: type[TersorError]) -> Non
                     if depth == MAX_DEPTH:
                         raise error(f"The file nests its parts more than {MAX_DEPTH} deep; no network needs that.")
                     pending.append((position, position + length, inner[number], depth + 1))
+                elif number in strings:
+                    _check_text(data[position : position + length], error)
                 position += length
             else:
                 raise _damaged(error)
@@ -63,6 +66,18 @@ def _varint(data: bytes, position: int, end: int, error: type[TersorError]) -> t
 @lru_cache(maxsize=64)
 def _submessages(descriptor: Any) -> dict[int, Any]:
     return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}
+
+
+@lru_cache(maxsize=64)
+def _strings(descriptor: Any) -> frozenset[int]:
+    return frozenset(field.number for field in descriptor.fields if field.type == field.TYPE_STRING)
+
+
+def _check_text(text: bytes, error: type[TersorError]) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError as failure:
+        raise error("The file is damaged: a name in it is not UTF-8. Export it again.") from failure
 
 
 def _damaged(error: type[TersorError]) -> TersorError:

@@ -103,6 +103,7 @@ ROW = {"file_name": "a.wav", "label": "x"}
         ({"metadata.jsonl": jsonl({"file_name": "a.wav", "text": 7}), "a.wav": wav()}, "a transcript is a string"),
         ({"metadata.jsonl": jsonl(ROW | {"split": "holdout"}), "a.wav": wav()}, "the split 'holdout'"),
         ({"metadata.jsonl": jsonl(ROW | {"label": [1]}), "a.wav": wav()}, "the label"),
+        ({"metadata.csv": b"", "a.wav": wav()}, "line 1 is no header with a column `file_name`"),
         ({"metadata.csv": b"name,label\na.wav,x\n", "a.wav": wav()}, "no header with a column `file_name`"),
         ({"metadata.csv": b"file_name,label\na.wav\n", "a.wav": wav()}, "line 2 has 1 cells"),
         ({"metadata.csv": b"file_name,label\na.wav,f\xfcr\n", "a.wav": wav()}, "line 2 is not UTF-8"),

@@ -255,7 +255,10 @@ INDEX = b'{"weight_map": {"a": "../../../etc/passwd"}}'
         (with_config(hidden_size=4096, intermediate_size=65536), "do not belong together"),
         (with_config(hidden_size=32), "do not fit config"),
         (with_config(num_hidden_layers=3), r"lack 'bert\.encoder\.layer\.2"),
-        (with_config(hidden_act="evil"), "evil"),
+        (
+            with_config(hidden_act="os.system"),
+            "cannot build the model that config.json describes: KeyError: 'os.system'",
+        ),
         (with_config(problem_type="evil"), "problem_type"),
         (with_config(quantization_config={"quant_method": "bitsandbytes"}), "quantized already"),
         (with_files(config__json=b"{"), "no JSON"),

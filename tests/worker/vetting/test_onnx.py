@@ -115,10 +115,14 @@ def quantized() -> ModelProto:
     return model(nodes, {"x": X}, held)
 
 
-def huge_value() -> ModelProto:
-    shape = np.array([1 << 20, 1 << 20], np.int64)
-    nodes = [helper.make_node("Expand", ["x", "s"], ["big"]), helper.make_node("ReduceSum", ["big"], ["y"])]
-    return model(nodes, {"x": [1, 1]}, {"s": shape})
+def huge_value(*, output: bool = False, computed: bool = False) -> ModelProto:
+    """A value of 8 GiB: in the middle, or as the output; its size given, or computed by the graph."""
+    side = 1 << (10 if computed else 20)
+    nodes = [helper.make_node("Mul", ["s", "s"], ["size"])] if computed else []
+    nodes.append(helper.make_node("Expand", ["x", "size" if computed else "s"], ["y" if output else "big"]))
+    if not output:
+        nodes.append(helper.make_node("ReduceSum", ["big"], ["y"]))
+    return model(nodes, {"x": [1, 1]}, {"s": np.array([side, side], np.int64)})
 
 
 def sparse() -> ModelProto:
@@ -162,6 +166,8 @@ HOSTILE: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "too new": (lambda: of(node("Gemm"), opset=24), "opset 24; opsets 9 to 23"),
     "quantized already": (quantized, "quantized already.*DequantizeLinear"),
     "a value beyond any memory": (huge_value, "would take"),
+    "an output beyond any memory": (lambda: huge_value(output=True), "would take"),
+    "a value of a size that is computed": (lambda: huge_value(computed=True), "would take"),
     "sparse": (sparse, "sparse"),
     "deep": (lambda: nested(MAX_SUBGRAPHS + 1), "more than 8 deep"),
     "exploding functions": (lambda: exploding(30), "more than 100000 nodes"),

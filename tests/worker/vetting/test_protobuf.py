@@ -53,6 +53,15 @@ def test_what_is_no_message_is_refused(name: str) -> None:
         check(MADE_UP[name])
 
 
+@pytest.mark.parametrize("part", ["producer_name", "op_type"])
+def test_a_name_that_is_not_utf8_is_refused(part: str) -> None:
+    named = ModelProto(producer_name="producer_name", graph=GraphProto(node=[NodeProto(op_type="op_type")]))
+    content = named.SerializeToString()
+    check(content)
+    with pytest.raises(ModelRejected, match="not UTF-8"):
+        check(content.replace(part.encode(), b"\xff" * len(part)))
+
+
 def test_messages_nest_so_deep_and_no_deeper() -> None:
     with pytest.raises(ModelRejected, match="more than 64 deep"):
         check(nested(30))
