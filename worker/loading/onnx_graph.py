@@ -18,9 +18,10 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, fx, nn
 
-from worker.loading.onnx_ops.build import Argument, Builder, Constant, Node, read_tensor
+from worker.loading.onnx_ops.build import Argument, Builder, Constant, read_tensor
 from worker.loading.onnx_ops.errors import Unsupported
 from worker.loading.onnx_ops.host import tensor
+from worker.loading.onnx_ops.node import Node
 from worker.loading.onnx_ops.origins import Origin
 from worker.loading.onnx_ops.table import TABLE
 from worker.vetting.boundary import first_line

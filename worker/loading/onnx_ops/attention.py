@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
+from worker.loading.onnx_ops.node import Node
 
 
 def attention(

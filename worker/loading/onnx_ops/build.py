@@ -1,19 +1,18 @@
-"""What an operator's builder works with: the node, its constants, and the fx graph that grows."""
+"""The module under construction while a graph is imported: an fx graph, layers, weights and constants."""
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from worker.loading.onnx_ops.errors import Unsupported
-from worker.loading.onnx_ops.host import Host, tensor
+from worker.loading.onnx_ops.host import Host
 from worker.loading.onnx_ops.names import Names
 from worker.loading.onnx_ops.origins import Origin, Select, whole
 
@@ -23,8 +22,6 @@ MAX_HOST_CONSTANT = 64
 MAX_FOLDED = 1 << 24
 # Beyond this a constant masks something out and is no weight.
 LARGEST_WEIGHT = 1e4
-# A constant that takes part in one of these is like a bias, a gain or a table, and is trained.
-TRAINED_IN = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Concat", "Expand", "Gather", "Conv", "PRelu"})
 
 _TORCH_TYPES: dict[int, torch.dtype] = {
     # Everything is computed in float32, whatever the file holds.
@@ -104,12 +101,12 @@ class Builder:
 
     def fold(self, function: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """The value of a function of constants; None where it is better computed when the module runs."""
-        held = [value for value in _flat(arguments) if isinstance(value, Constant)]
+        held = [value for value in flat(arguments) if isinstance(value, Constant)]
         if held and not _stays_small(function, arguments, options, sum(value.tensor.numel() for value in held)):
             return None
         with torch.no_grad():
-            result = function(*_mapped(tuple(arguments), _tensor_of), **options)
-        return _mapped(result, lambda value: self._traced(value, held) if isinstance(value, Tensor) else value)
+            result = function(*mapped(tuple(arguments), _tensor_of), **options)
+        return mapped(result, lambda value: self._traced(value, held) if isinstance(value, Tensor) else value)
 
     def _traced(self, result: Tensor, held: Sequence[Constant]) -> Argument:
         """The result as a constant: traceable to its source where it is a view of it."""
@@ -208,172 +205,6 @@ class Builder:
         return owner, last
 
 
-class Node:
-    """One node of the ONNX graph while it is imported."""
-
-    def __init__(self, builder: Builder, proto: NodeProto, index: int, opset: int) -> None:
-        self.builder = builder
-        self.proto = proto
-        self.index = index
-        self.opset = opset
-        self.op = proto.op_type
-        self._attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute}
-
-    @property
-    def since(self) -> int:
-        """The opset in which the operator got the meaning that it has here."""
-        return int(defs.get_schema(self.op, self.opset, self.proto.domain).since_version)
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute's value; strings as str, lists as tuples."""
-        value = self._attributes.get(name, default)
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "replace")
-        if isinstance(value, list):
-            return tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in value)
-        return value
-
-    def has(self, position: int) -> bool:
-        """Whether the input is there."""
-        return position < len(self.proto.input) and self.proto.input[position] != ""
-
-    def wants(self, position: int) -> bool:
-        """Whether anybody may use the output."""
-        return position < len(self.proto.output) and self.proto.output[position] != ""
-
-    def value(self, position: int) -> Argument:
-        """An input; small whole numbers and single floats that are known are host values."""
-        value = self.builder.values[self.proto.input[position]]
-        return host_value(value) if isinstance(value, Constant) else value
-
-    def tensor(self, position: int) -> fx.Node | Constant:
-        """An input as a tensor or a constant, never as a host value, where that is known."""
-        value = self.builder.values[self.proto.input[position]]
-        return value if isinstance(value, fx.Node | Constant) else Constant(tensor(value), None)
-
-    def values(self) -> list[Argument]:
-        """All inputs, which the operator must not leave out; beside sizes, short vectors are host values as well."""
-        found = [self.value(position) for position in range(len(self.proto.input))]
-        if any(isinstance(value, fx.Node) and value in self.builder.hosts for value in found):
-            return [short_vector(value) for value in found]
-        return found
-
-    def constant(self, position: int) -> Constant | None:
-        """An input as a tensor that is known already, else None."""
-        if not self.has(position):
-            return None
-        value = self.builder.values[self.proto.input[position]]
-        if isinstance(value, Constant):
-            return value
-        return None if isinstance(value, fx.Node) else Constant(tensor(value), None)
-
-    def known(self, position: int, what: str) -> Any:
-        """An input as numbers, a nested list for more than one dimension. Raises Unsupported where it is computed."""
-        constant = self.constant(position)
-        if constant is None:
-            raise Unsupported(f"computes its {what} while it runs")
-        if constant.tensor.numel() > MAX_HOST_CONSTANT:
-            raise Unsupported(f"has {constant.tensor.numel()} numbers as its {what}")
-        return constant.tensor.tolist()
-
-    def ints(self, name: str, position: int | None = None, default: Any = None) -> Any:
-        """Whole numbers that are an attribute in some opsets and an input in others; None or a tuple."""
-        if position is not None and self.has(position):
-            numbers = self.known(position, name)
-            return tuple(numbers) if isinstance(numbers, list) else (numbers,)
-        return self.attribute(name, default)
-
-    def shape(self, position: int) -> tuple[int | None, ...] | None:
-        """What shape inference knows of an input; None where not even its rank is known."""
-        constant = self.constant(position)
-        return tuple(constant.tensor.shape) if constant else self.builder.shapes.get(self.proto.input[position])
-
-    def rank(self, position: int) -> int:
-        """An input's number of dimensions. Raises Unsupported where it is not known."""
-        shape = self.shape(position)
-        if shape is None:
-            raise Unsupported("takes a tensor of an unknown number of dimensions")
-        return len(shape)
-
-    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """The function's value: known now where all arguments are, else a node of the graph."""
-        if not any(isinstance(value, fx.Node) for value in _flat(arguments)):
-            folded = self.builder.fold(function, arguments, options)
-            if folded is not None:
-                return folded
-        known = [value for value in _flat(arguments) if isinstance(value, Constant)]
-        made = self.builder.graph.call_function(function, _mapped(arguments, self._plain), options)
-        if not known and self.builder.hosts.issuperset(made.all_input_nodes):
-            self.builder.hosts.add(made)
-        return made
-
-    def host(self, function: Callable[..., Host], *arguments: Any, **options: Any) -> Any:
-        """The value of a function that gives sizes."""
-        made = self.call(function, *arguments, **options)
-        if isinstance(made, fx.Node):
-            self.builder.hosts.add(made)
-        return made
-
-    def parts(self, values: Any, count: int) -> list[Any]:
-        """The values of a call that gives several."""
-        if isinstance(values, fx.Node):
-            return [self.call(operator.getitem, values, index) for index in range(count)]
-        return list(values)
-
-    def layer(self, layer: nn.Module, weight: int, *arguments: Any) -> tuple[str, fx.Node]:
-        """A layer named after the input `weight`, and the call of it; returns its path and the call."""
-        path = self.builder.layer(self._weight_name(weight), layer)
-        return path, self.builder.graph.call_module(path, _mapped(arguments, self._plain))
-
-    def assign(self, path: str, attribute: str, position: int, select: Select = whole) -> None:
-        """Gives the layer at `path` a weight: what is `select`ed of a constant input."""
-        constant = self.constant(position)
-        assert constant is not None  # a builder asks before it makes a layer
-        self.builder.assign(path, attribute, constant, (self.index, position), select)
-
-    def _weight_name(self, position: int) -> str:
-        """The file's tensor, or, where another layer is named after it, what the node calls it."""
-        constant = self.constant(position)
-        source = None if constant is None else constant.source
-        if source is None or source in self.builder.named:
-            return str(self.proto.input[position])
-        self.builder.named.add(source)
-        return source
-
-    def _plain(self, value: Any) -> Any:
-        """A value as an argument of an fx node."""
-        if not isinstance(value, Constant):
-            return value
-        trained = self.op in TRAINED_IN and self.builder.is_weight(value)
-        place = self._place(value) if trained else None
-        return self.builder.attribute(value, place)
-
-    def _place(self, constant: Constant) -> tuple[int, int] | None:
-        """Which input the constant is; None for one that was computed on the way."""
-        inputs = list(enumerate(self.proto.input))
-        position = next((i for i, name in inputs if name and self.builder.values.get(name) is constant), None)
-        return None if position is None else (self.index, position)
-
-
-def host_value(constant: Constant) -> Argument:
-    """The constant as numbers where it is short and whole, or a single float; else the constant itself."""
-    values = constant.tensor
-    if values.is_floating_point():
-        return float(values) if values.ndim == 0 else constant
-    if values.ndim > 1 or values.numel() > MAX_HOST_CONSTANT:
-        return constant
-    numbers = values.tolist()
-    return tuple(numbers) if isinstance(numbers, list) else numbers
-
-
-def short_vector(value: Argument) -> Argument:
-    """A known vector of a few floats as numbers."""
-    if not isinstance(value, Constant) or value.tensor.ndim > 1 or value.tensor.numel() > MAX_HOST_CONSTANT:
-        return value
-    numbers = value.tensor.tolist()
-    return tuple(numbers) if isinstance(numbers, list) else float(numbers)
-
-
 def _view_key(values: Tensor) -> tuple[Any, ...]:
     """Equal for two views of the same elements in the same order."""
     return values.data_ptr(), tuple(values.shape), values.stride()
@@ -389,10 +220,10 @@ def _stays_small(
     """Tries on the meta device, where a tensor has a shape and no memory."""
     try:
         with torch.no_grad(), torch.device("meta"):
-            result = function(*_mapped(tuple(arguments), _meta_of), **options)
+            result = function(*mapped(tuple(arguments), _meta_of), **options)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, Unsupported):  # the values decide the shape
         return False
-    return sum(value.numel() for value in _flat((result,)) if isinstance(value, Tensor)) <= max(MAX_FOLDED, 2 * before)
+    return sum(value.numel() for value in flat((result,)) if isinstance(value, Tensor)) <= max(MAX_FOLDED, 2 * before)
 
 
 def _tensor_of(value: Any) -> Any:
@@ -403,11 +234,11 @@ def _meta_of(value: Any) -> Any:
     return value.tensor.to("meta") if isinstance(value, Constant) else value
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
-    return [item for value in values for item in (_flat(value) if isinstance(value, list | tuple) else (value,))]
+def flat(values: Sequence[Any]) -> list[Any]:
+    return [item for value in values for item in (flat(value) if isinstance(value, list | tuple) else (value,))]
 
 
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, list | tuple):
-        return tuple(_mapped(item, function) for item in value)
+        return tuple(mapped(item, function) for item in value)
     return function(value)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
+from worker.loading.onnx_ops.node import Node
 from worker.loading.onnx_ops.origins import whole
 
 Sizes = tuple[int, ...]

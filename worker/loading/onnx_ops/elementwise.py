@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.loading.onnx_ops.build import Node, torch_type
+from worker.loading.onnx_ops.build import torch_type
 from worker.loading.onnx_ops.host import Value, cast, divide, elementwise, power, tensor, tensors
+from worker.loading.onnx_ops.node import Node
 
 
 def add(a: Value, b: Value) -> Value:

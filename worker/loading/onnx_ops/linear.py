@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from worker.loading.onnx_ops.build import Constant, Node
+from worker.loading.onnx_ops.build import Constant
 from worker.loading.onnx_ops.elementwise import add
 from worker.loading.onnx_ops.errors import Unsupported
 from worker.loading.onnx_ops.host import Value, tensor, tensors
+from worker.loading.onnx_ops.node import Node
 from worker.loading.onnx_ops.origins import transposed, whole
 
 _EQUATION = re.compile(r"[A-Za-z ,.]+(->[A-Za-z .]*)?")

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
+from worker.loading.onnx_ops.node import Node
 
 # What BatchNorm and InstanceNorm are called for an input of so many dimensions.
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
 from worker.loading.onnx_ops.host import Value
+from worker.loading.onnx_ops.node import Node
 
 # For each of torch's gates (LSTM i f g o, GRU r z n), which of ONNX's it is (i o f c; z r h).
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.host import Value, ints, single, tensor
+from worker.loading.onnx_ops.node import Node
 
 _FUNCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceSum": lambda a, axes, keep: a.sum(axes, keepdim=keep).to(a.dtype),

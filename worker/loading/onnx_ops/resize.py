@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.loading.onnx_ops.build import Node
 from worker.loading.onnx_ops.errors import Unsupported
 from worker.loading.onnx_ops.host import Value
+from worker.loading.onnx_ops.node import Node
 
 
 @dataclass(frozen=True)

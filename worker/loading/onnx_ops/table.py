@@ -12,6 +12,7 @@ from worker.loading.onnx_ops import (
     attention,
     convolution,
     elementwise,
+    indexing,
     linear,
     normalization,
     recurrent,
@@ -19,7 +20,7 @@ from worker.loading.onnx_ops import (
     resize,
     shapes,
 )
-from worker.loading.onnx_ops.build import Node
+from worker.loading.onnx_ops.node import Node
 from worker.vetting.onnx import CONTRIB
 
 Build: TypeAlias = Callable[[Node], Any]
@@ -151,19 +152,19 @@ SHAPES: dict[str, Build] = {
     "Unsqueeze": shapes.build_unsqueeze,
     "Concat": shapes.build_concat,
     "Split": shapes.build_split,
-    "Slice": shapes.build_slice,
-    "Gather": shapes.build_gather,
-    "GatherElements": shapes.build_gather_elements,
-    "GatherND": shapes.build_gather_nd,
-    "Scatter": shapes.build_scatter_elements,
-    "ScatterElements": shapes.build_scatter_elements,
-    "ScatterND": shapes.build_scatter_nd,
+    "Slice": indexing.build_slice,
+    "Gather": indexing.build_gather,
+    "GatherElements": indexing.build_gather_elements,
+    "GatherND": indexing.build_gather_nd,
+    "Scatter": indexing.build_scatter_elements,
+    "ScatterElements": indexing.build_scatter_elements,
+    "ScatterND": indexing.build_scatter_nd,
     "Expand": values(shapes.expand),
     "Tile": values(shapes.tile),
     "ConstantOfShape": shapes.build_constant_of_shape,
     "Range": shapes.build_range,
-    "OneHot": shapes.build_one_hot,
-    "Pad": shapes.build_pad,
+    "OneHot": indexing.build_one_hot,
+    "Pad": indexing.build_pad,
     "Trilu": shapes.build_trilu,
     "EyeLike": shapes.build_eye_like,
     "DepthToSpace": shapes.build_depth_to_space,
