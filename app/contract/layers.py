@@ -21,6 +21,8 @@ Axis = Annotated[int, Field(strict=True, ge=-8, le=8)]
 Real = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1)]
+_NORM = Annotated[float, Field(strict=True, ge=1, le=64)]
+_SCALE = Annotated[float, Field(strict=True, gt=0, le=1024)]
 Flag = Annotated[bool, Field(strict=True)]
 Arguments: TypeAlias = dict[str, Any]
 
@@ -101,8 +103,17 @@ def _avg_pool(dimensions: int) -> Arguments:
     )
 
 
+def _lp_pool(dimensions: int) -> Arguments:
+    return {"norm_type": (_NORM, ...)} | _window(dimensions) | {"ceil_mode": (Flag, False)}
+
+
 def _adaptive(dimensions: int) -> Arguments:
     return {"output_size": (_each(dimensions, Size if dimensions == 1 else Size | None), ...)}
+
+
+def _pad(dimensions: int, **extra: Any) -> Arguments:
+    """Both ends of each axis, the last axis first, as in torch.nn."""
+    return {"padding": (_each(2 * dimensions, Count), ...)} | extra
 
 
 def _recurrent() -> Arguments:
@@ -157,6 +168,7 @@ TABLE: dict[str, Arguments] = {
     "LocalResponseNorm": {"size": (Size, ...), "alpha": (Real, 1e-4), "beta": (Real, 0.75), "k": (Real, 1.0)},
     **{f"MaxPool{n}d": _max_pool(n) for n in (1, 2, 3)},
     **{f"AvgPool{n}d": _avg_pool(n) for n in (1, 2, 3)},
+    **{f"LPPool{n}d": _lp_pool(n) for n in (1, 2, 3)},
     **{f"AdaptiveAvgPool{n}d": _adaptive(n) for n in (1, 2, 3)},
     **{f"AdaptiveMaxPool{n}d": _adaptive(n) for n in (1, 2, 3)},
     **dict.fromkeys(("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid"), _INPLACE),
@@ -174,7 +186,16 @@ TABLE: dict[str, Arguments] = {
     **dict.fromkeys(("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"), _DROPOUT),
     "Flatten": {"start_dim": (Axis, 1), "end_dim": (Axis, -1)},
     "Unflatten": {"dim": (Axis, ...), "unflattened_size": (_SHAPE, ...)},
-    "ZeroPad2d": {"padding": (_each(4, Count), ...)},
+    **{f"{kind}Pad{n}d": _pad(n) for kind in ("Zero", "Reflection", "Replication", "Circular") for n in (1, 2, 3)},
+    **{f"ConstantPad{n}d": _pad(n, value=(Real, ...)) for n in (1, 2, 3)},
+    "Upsample": {
+        "size": (Size | _SHAPE | None, None),
+        "scale_factor": (_SCALE | None, None),
+        "mode": (Literal["nearest", "linear", "bilinear", "bicubic", "trilinear"], "nearest"),
+        "align_corners": (Flag | None, None),
+    },
+    "PixelShuffle": {"upscale_factor": (Size, ...)},
+    "PixelUnshuffle": {"downscale_factor": (Size, ...)},
     "Embedding": {
         "num_embeddings": (Annotated[int, Field(strict=True, ge=1, le=MAX_VOCABULARY)], ...),
         "embedding_dim": (Size, ...),
