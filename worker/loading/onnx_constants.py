@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -153,7 +153,7 @@ def plain_weights(graph: GraphProto, names: Mapping[str, str]) -> None:
             if source not in names or taken == source == names[source]:
                 continue
             if taken not in placed:
-                placed[taken] = _free(names[source], occupied)
+                placed[taken] = free_name(names[source], occupied)
                 values = _turned(numpy_helper.to_array(held[source]), taken, makers)
                 graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), placed[taken]))
             node.input[position] = placed[taken]
@@ -179,9 +179,9 @@ def _nested(
             yield from _nested(inner, numbers, known)
 
 
-def _free(name: str, occupied: set[str]) -> str:
+def free_name(name: str, occupied: set[str]) -> str:
     """The name, or another one where a value has it already; from now on one has."""
-    free = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(occupied) + 3))) if n not in occupied)
+    free = next(n for n in chain((name,), (f"{name}_{i}" for i in count(2))) if n not in occupied)
     occupied.add(free)
     return free
 
@@ -191,7 +191,7 @@ def _name_nodes(graph: GraphProto) -> None:
     taken: set[str] = set()
     for index, node in enumerate(graph.node):
         if not node.name or node.name in taken:
-            node.name = _free(f"{node.op_type}_{index}", taken)
+            node.name = free_name(f"{node.op_type}_{index}", taken)
         taken.add(node.name)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def _import_node(builder: Builder, node: Node) -> None:
         raise NotImportable(f"Operator {_title(node.proto)} {reason}.") from reason
     except Exception as failure:  # what a hostile attribute provokes in torch or in a builder
         raise NotImportable(f"Operator {_title(node.proto)} cannot be imported: {first_line(failure)}.") from failure
-    for made in list(builder.graph.nodes)[before:]:
+    for made in islice(reversed(builder.graph.nodes), len(builder.graph.nodes) - before):
         made.meta["onnx"] = _title(node.proto)
     for name, value in zip(node.proto.output, outputs, strict=False):
         if name:

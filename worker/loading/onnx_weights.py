@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor
 
 from app.contract.errors import ExportFailed
-from worker.loading.onnx_constants import drop_unused, held_tensors, set_values, used_names
+from worker.loading.onnx_constants import drop_unused, free_name, held_tensors, set_values, used_names
 from worker.loading.onnx_graph import Imported
 from worker.loading.onnx_ops.build import read_tensor
 from worker.loading.onnx_ops.origins import Origin, positions
@@ -107,8 +107,7 @@ def _rewire(graph: GraphProto, place: tuple[int, int], values: Tensor, data_type
     node = graph.node[index]
     taken = {name for part in graphs(graph) for inner in part.node for name in (*inner.input, *inner.output)}
     taken |= {tensor.name for tensor in graph.initializer}
-    base = f"{node.input[position]}_changed"
-    name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    name = free_name(f"{node.input[position]}_changed", taken)
     tensor = TensorProto(name=name, data_type=data_type, dims=list(values.shape))
     set_values(tensor, values.numpy())
     graph.initializer.append(tensor)

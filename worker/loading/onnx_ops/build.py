@@ -235,10 +235,12 @@ def _meta_of(value: Any) -> Any:
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
+    """The items of nested lists and tuples."""
     return [item for value in values for item in (flat(value) if isinstance(value, list | tuple) else (value,))]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Nested tuples of the function's values."""
     if isinstance(value, list | tuple):
         return tuple(mapped(item, function) for item in value)
     return function(value)

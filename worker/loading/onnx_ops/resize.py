@@ -95,11 +95,11 @@ def _changed(
     for i, axis in enumerate(along):
         size = a.shape[axis]
         if sizes is not None:
-            found[axis] = (size, sizes[i], sizes[i] / size)
+            found[axis] = (size, sizes[i], 1 if sizes[i] == size else sizes[i] / size)
         elif scales is not None:
             out = math.floor(size * scales[i])
             found[axis] = (size, out, scales[i])
-    return {axis: sizes_of_it for axis, sizes_of_it in found.items() if sizes_of_it[0] is not sizes_of_it[1]}
+    return {axis: sizes_of_it for axis, sizes_of_it in found.items() if sizes_of_it[2] != 1}
 
 
 def _interpolated(a: Tensor, mode: str, changed: dict[int, Axis], sampling: Sampling, *, by_size: bool) -> Tensor:
