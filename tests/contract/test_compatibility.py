@@ -218,3 +218,34 @@ def test_values_that_fit() -> None:
     check(spec(FINETUNE), one, dataset_facts(splits={"train": single}))
     labels = split_facts(targets="values", target_min=None, target_max=None, target_shape=(10,), binary=True)
     check(spec(FINETUNE), model_facts(task="multi-label"), dataset_facts(splits={"train": labels}))
+
+
+@pytest.mark.parametrize("step", [FINETUNE, PRUNE | {"training": {}}])
+def test_a_model_that_runs_as_it_is_is_not_trained(step: dict[str, Any]) -> None:
+    facts = model_facts(format="onnx", trainable=False, untrainable_reason="Operator Det has no trainable form here.")
+    check(spec(PRUNE, QUANTIZE), facts, dataset_facts())
+    with pytest.raises(Unsupported, match=r"cannot be trained\. Operator Det") as caught:
+        check(spec(PRUNE, step), facts, dataset_facts())
+    assert caught.value.pointer == "/steps/1"
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "fits"),
+    [
+        ((None, None), (3, 20, 30), True),
+        ((None, 30), (3, 20, 30), True),
+        ((None, 30), (3, 20, 31), False),
+        ((None, None), (3, None, 30), False),
+    ],
+)
+def test_open_sizes_take_pictures_of_any_one_size(
+    size: tuple[int | None, ...], shape: tuple[int | None, ...], fits: bool
+) -> None:
+    facts = model_facts(format="onnx", inputs=(TensorFacts(name="x", shape=(3, *size), dtype="float32"),))
+    picture = TensorFacts(name="image", shape=shape, dtype="uint8")
+    dataset = dataset_facts(kind="images", splits={"train": split_facts(inputs=(picture,))})
+    if fits:
+        check(spec(FINETUNE), facts, dataset)
+        return
+    with pytest.raises(DatasetMismatch, match="the model takes any x"):
+        check(spec(FINETUNE), facts, dataset)

@@ -18,6 +18,7 @@ from app.contract.training import Distill, Training
 from tests.models import declared, references, samples
 from tests.models.checks import Prepared, Subject
 from tests.models.declared import Declared, load_state
+from tests.models.graphs import GRAPHS
 from tests.models.packages import module_folder
 from tests.models.references import Array, Reference
 from worker.data.base import Data, RawBatch
@@ -218,4 +219,5 @@ SUBJECTS: tuple[Subject, ...] = (
     _mtcnn("PNet", declared.pnet, 12),
     _mtcnn("RNet", declared.rnet, 24),
     _mtcnn("ONet", declared.onet, 48),
+    *GRAPHS,
 )

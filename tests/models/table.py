@@ -38,9 +38,11 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", f"Python {platform.python_version()}, {versions}", ""])
 
 
-def words_of(text: str, name: str) -> dict[str, str]:
-    """The answers on a page for the model of this name: "yes" or "no" by column."""
-    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+def words_of(text: str, name: str) -> dict[str, str] | None:
+    """The answers on a page for the model of this name: "yes" or "no" by column; None where it is not on the page."""
+    line = next((line for line in text.splitlines() if line.startswith(f"| {name} |")), None)
+    if line is None:
+        return None
     cells = [cell.strip() for cell in line.strip("|").split("|")][2 : 2 + len(COLUMNS)]
     return {column: cell.split(" ")[0].rstrip(":") for column, cell in zip(COLUMNS, cells, strict=True)}
 

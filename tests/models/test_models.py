@@ -15,8 +15,11 @@ from tests.models.table import PAGE, page, words_of
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_a_model_answers_as_the_page_says(subject: Subject, tmp_path: Path) -> None:
+    known = words_of(PAGE.read_text(), subject.name)
+    if known is None:
+        pytest.skip("not on the page: its answers were not measured yet")
     try:
         row = ask(subject, tmp_path)
     except Absent as absent:
         pytest.skip(str(absent))
-    assert words_of(page([row]), subject.name) == words_of(PAGE.read_text(), subject.name)
+    assert words_of(page([row]), subject.name) == known
