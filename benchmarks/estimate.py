@@ -19,7 +19,7 @@ from app.client import WAIT_SECONDS, Client
 from app.launch import service
 from benchmarks.harness import table, where
 from worker.demo import train_lenet
-from worker.limits import group_memory
+from worker.limits import members, memory_of
 
 DISTILLED = {"epochs": 4, "distill": {}}
 JOBS: dict[str, list[dict[str, Any]]] = {
@@ -53,7 +53,13 @@ class Peak:
     def _watch(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
             leaders = [child.pid for child in psutil.Process().children(recursive=True)]
-            self.bytes = max([self.bytes, *(group_memory(pid) for pid in leaders if _leads_a_job(pid))])
+            self.bytes = max([self.bytes, *(_held(pid) for pid in leaders if _leads_a_job(pid))])
+
+
+def _held(group: int) -> int:
+    """Bytes that the processes of a group hold."""
+    found = [memory_of(pid) for pid in members(group)]
+    return sum(memory.own + memory.shared for memory in found)
 
 
 def _leads_a_job(pid: int) -> bool:
