@@ -98,11 +98,12 @@ def test_a_file_that_kills_its_workers_is_rejected(stage: Stage) -> None:
     assert stage.look(job).state is JobState.FAILED
 
 
-def test_a_blob_is_in_use_unless_all_that_refer_to_it_are_rejected(stage: Stage) -> None:
+def test_a_blob_is_kept_until_all_that_refer_to_it_are_rejected(stage: Stage) -> None:
     digest = "a" * 64
-    assert not stage.store.blob_in_use(digest)
+    deleted: list[str] = []
     first, second = stage.upload(sha256=digest), stage.upload(sha256=digest)
     for upload in (first, second):
-        assert stage.store.blob_in_use(digest)
+        stage.store.release_blob(digest, lambda: deleted.append("early"))
         stage.store.finish_inspection(stage.claim(upload.id), ModelRejected().problem())
-    assert not stage.store.blob_in_use(digest)
+    stage.store.release_blob(digest, lambda: deleted.append("at last"))
+    assert deleted == ["at last"]

@@ -109,6 +109,16 @@ def memory_data(splits: dict[str, tuple[Tensor, Tensor | None]]) -> Data:
     return Data(DatasetFacts(kind="arrays", splits=facts), held)
 
 
+def part_of(data: Data, sizes: dict[str, int]) -> Data:
+    """The first samples of some splits that lie in memory."""
+    splits: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for name, size in sizes.items():
+        split = data.splits[name]
+        assert isinstance(split, MemorySplit)
+        splits[name] = (split.inputs[:size], None if split.targets is None else split.targets[:size])
+    return memory_data(splits)
+
+
 def digits_data(shape: tuple[int, ...] = (64,)) -> Data:
     """The 1,797 real 8x8 digits of scikit-learn in [0, 1], in a fixed random order; `calibration` has no targets."""
     from sklearn.datasets import load_digits

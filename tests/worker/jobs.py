@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from app.contract.recipes import BY_NAME
@@ -77,16 +77,29 @@ def job(
     **changes: Any,
 ) -> RunRequest:
     """A request as the supervisor makes one: files on disk, a scratch folder and an empty output folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = folder / "upload.safetensors"
-    save_file(module.state_dict(), model)
-    for name in ("scratch", "output"):
-        (folder / name).mkdir()
     spec = {
         "task": "image-classification",
         "architecture": {"layers": layers},
         "input": {"shape": list(shape), "dtype": "float32"},
     }
+    return request_for(folder, "upload.safetensors", save(module.state_dict()), spec, data, steps, **changes)
+
+
+def request_for(
+    folder: Path,
+    filename: str,
+    content: bytes,
+    spec: dict[str, Any],
+    data: Data | None,
+    steps: tuple[Step, ...],
+    **changes: Any,
+) -> RunRequest:
+    """The same for a model that is uploaded as these bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / filename
+    model.write_bytes(content)
+    for name in ("scratch", "output"):
+        (folder / name).mkdir()
     return RunRequest(
         job_id="job_00000000000000000000000000",
         spec=ResolvedSpec(
@@ -98,7 +111,7 @@ def job(
             seed=changes.get("seed", 0),
         ),
         model_path=model,
-        model_filename=model.name,
+        model_filename=filename,
         model_spec=spec,
         model_sha256=sha256(model),
         dataset_path=None if data is None else _save_arrays(data, folder / "data.npz"),

@@ -20,7 +20,7 @@ from app.contract.errors import DatasetMismatch, ExportFailed, Unsupported
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import Calibration, Finetune, Prune, Quantize, Step
 from app.contract.training import Training
-from tests.worker.helpers import MemorySplit, context_for, digits_data, memory_data, mlp, tiny_model
+from tests.worker.helpers import MemorySplit, context_for, digits_data, memory_data, mlp, part_of, tiny_model
 from tests.worker.jobs import EXAMPLE_LAYERS, LENET_LAYERS, Recorder, job, steps_of
 from tests.worker.nets import LENET_MACS, lenet
 from worker.data.base import Data
@@ -37,12 +37,7 @@ BRIEF: dict[str, Any] = {"steps": 30}
 @pytest.fixture(scope="module")
 def few_digits(mnist: Data) -> Data:
     """A part of the digits, so that a job takes seconds."""
-    splits = {}
-    for name, size in SMALL.items():
-        split = mnist.splits[name]
-        assert isinstance(split, MemorySplit)
-        splits[name] = (split.inputs[:size], None if split.targets is None else split.targets[:size])
-    return memory_data(splits)
+    return part_of(mnist, SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,14 @@ from torch import nn
 
 from app.contract.errors import Unsupported
 from app.contract.report import ArtifactReport, Report
-from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
+from app.contract.spec import Finetune, Prune, Quantize, Step
 from app.contract.training import Distill, Training
-from tests.worker.helpers import MemorySplit, digits_data, memory_data
-from tests.worker.jobs import Recorder, _save_arrays
+from tests.worker.helpers import MemorySplit, digits_data, part_of
+from tests.worker.jobs import Recorder, request_for
 from tests.worker.loading.files import zipped
 from tests.worker.loading.onnx_files import model, noise, run
 from tests.worker.nets import LENET_MACS
 from worker.data.base import Data
-from worker.evaluation.compare import sha256
 from worker.model import Model
 from worker.request import RunRequest
 from worker.run import run_job
@@ -36,42 +35,12 @@ SMALL = {"train": 512, "test": 500, "calibration": 64}
 
 def few(data: Data) -> Data:
     """A part of the digits, so that a job takes seconds."""
-    splits = {}
-    for name, size in SMALL.items():
-        split = data.splits[name]
-        assert isinstance(split, MemorySplit)
-        splits[name] = (split.inputs[:size], None if split.targets is None else split.targets[:size])
-    return memory_data(splits)
+    return part_of(data, SMALL)
 
 
 def job(folder: Path, content: bytes, data: Data | None, *steps: Step, **changes: Any) -> RunRequest:
     """A request on an uploaded file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "upload"
-    path.write_bytes(content)
-    for name in ("scratch", "output"):
-        (folder / name).mkdir()
-    return RunRequest(
-        job_id="job_00000000000000000000000000",
-        spec=ResolvedSpec(
-            model="mdl_00000000000000000000000000",
-            dataset=None if data is None else "dst_00000000000000000000000000",
-            recipe=None,
-            steps=steps,
-            export=changes.get("export", ("native", "onnx")),
-            seed=0,
-        ),
-        model_path=path,
-        model_filename="model.onnx",
-        model_spec={"task": "image-classification"},
-        model_sha256=sha256(path),
-        dataset_path=None if data is None else _save_arrays(data, folder / "data.npz"),
-        dataset_filename=None if data is None else "data.npz",
-        dataset_spec=None,
-        scratch=folder / "scratch",
-        output=folder / "output",
-        threads=1,
-    )
+    return request_for(folder, "model.onnx", content, {"task": "image-classification"}, data, steps, **changes)
 
 
 def done(request: RunRequest) -> Report:

@@ -15,11 +15,10 @@ from torch import nn
 from app.contract.report import Report
 from app.contract.spec import Finetune, Prune
 from app.contract.training import Training
-from tests.worker.helpers import MemorySplit, memory_data
-from tests.worker.jobs import Recorder, job, steps_of
+from tests.worker.helpers import MemorySplit, part_of
+from tests.worker.jobs import Recorder, request_for, steps_of
 from tests.worker.loading.programs import exported
 from worker.data.base import Data
-from worker.evaluation.compare import sha256
 from worker.inspect import inspect_upload
 from worker.request import RunRequest
 from worker.run import run_job
@@ -30,12 +29,7 @@ SIZES = {"train": 512, "validation": 100, "test": 300, "calibration": 64}
 @pytest.fixture(scope="module")
 def digits(mnist: Data) -> Data:
     """A part of the digits, so that a job takes seconds."""
-    splits = {}
-    for name, size in SIZES.items():
-        split = mnist.splits[name]
-        assert isinstance(split, MemorySplit)
-        splits[name] = (split.inputs[:size], None if split.targets is None else split.targets[:size])
-    return memory_data(splits)
+    return part_of(mnist, SIZES)
 
 
 def lenet() -> nn.Sequential:
@@ -49,11 +43,7 @@ def lenet() -> nn.Sequential:
 
 def request_of(folder: Path, data: Data | None, steps: tuple[Any, ...], content: bytes, **changes: Any) -> RunRequest:
     """The request of a job on a program."""
-    made = job(folder, nn.Linear(1, 1), [], (1,), data, steps, **changes)
-    path = folder / "upload.pt2"
-    path.write_bytes(content)
-    spec = {"task": "image-classification"}
-    return replace(made, model_path=path, model_filename=path.name, model_spec=spec, model_sha256=sha256(path))
+    return request_for(folder, "upload.pt2", content, {"task": "image-classification"}, data, steps, **changes)
 
 
 def accuracy(path: Path, data: Data) -> float:

@@ -10,6 +10,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
+def hushed(name: str, level: int) -> Iterator[None]:
+    """The log `name` keeps what is below `level` to itself until the block ends."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing goes to standard output or to the logs below ERROR, and no warning is shown, until the block ends."""
     before = logging.root.manager.disable

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from app.contract.architecture import ModelSpec
 from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts
+from worker.export.quiet import hushed
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.folder import Folder, pack, unpack
 from worker.loading.transformers_kinds import KINDS, Answer, Kind, answer_of, is_sentence_transformer, problem
@@ -202,13 +204,6 @@ def written(folder: Folder, module: nn.Module) -> Iterator[Path]:
         yield Path(name)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """transformers reports at length what is checked here anyway."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return hushed("transformers", logging.ERROR)

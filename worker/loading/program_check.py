@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.contract.errors import ModelRejected
 from worker.data.batch import Inputs
+from worker.export.quiet import hushed
 from worker.vetting.boundary import first_line
 from worker.vetting.demand import EXAMPLES, MAX_SAMPLE_BYTES
 
@@ -26,25 +25,15 @@ def check_sizes(module: fx.GraphModule, inputs: Inputs) -> None:
     """Raises ModelRejected, naming the operation, where one fails on these shapes or gives too large a tensor."""
     runner = _Bounded(module)
     try:
-        with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        # torch logs the traceback of what it also raises.
+        unlogged = hushed("torch._subclasses.fake_tensor", logging.CRITICAL)
+        with unlogged, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             runner.run(*(mode.from_tensor(tensor) for tensor in inputs))
     except Exception as failure:  # operators raise errors of every class
         raise ModelRejected(
             f"The program fails at its operation {runner.at}: {first_line(failure)} Does it run on a batch of "
             f"{len(inputs[0])}? A size that was fixed by the export cannot vary."
         ) from failure
-
-
-@contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    """torch logs the traceback of what it also raises."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Bounded(fx.Interpreter):

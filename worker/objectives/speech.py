@@ -142,7 +142,8 @@ def references(batch: Batch) -> list[str]:
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """int64 [rows, longest], IGNORED behind the end of shorter rows."""
     width = max(map(len, rows), default=0)
-    return torch.tensor([[*row, *[IGNORED] * (width - len(row))] for row in rows], dtype=torch.int64).reshape(-1, width)
+    filled = [[*row, *[IGNORED] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).reshape(len(rows), width)
 
 
 def word_error_rate(said: list[str], meant: list[str]) -> tuple[float, int]:

@@ -115,11 +115,6 @@ class Uploads(StoreBase):
             )
             return list(connection.execute(waiting.order_by(jobs.c.id)).scalars())
 
-    def blob_in_use(self, sha256: str) -> bool:
-        """Whether an upload that is being inspected or ready, or a resumable one, has these bytes."""
-        with self._read() as connection:
-            return is_in_use(connection, sha256)
-
     def release_blob(self, sha256: str, delete: Callable[[], None]) -> None:
         """Deletes bytes unless they are in use; nobody can begin to use them meanwhile."""
         with self._write() as connection:

@@ -115,3 +115,4 @@ def test_it_writes_until_it_says_so_or_has_no_room(longest: int, said: list[str]
 
 def test_rows_of_unequal_length() -> None:
     assert padded([[1, 2], [], [3]]).tolist() == [[1, 2], [IGNORED, IGNORED], [3, IGNORED]]
+    assert padded([[], []]).shape == (2, 0)  # two samples of silence
