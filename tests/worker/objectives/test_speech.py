@@ -96,22 +96,63 @@ def test_a_decoder_is_fed_what_precedes_each_target() -> None:
     assert task.decoder_inputs(RawBatch([SOUND, SOUND], None)).tolist() == [[90, 91], [90, 91]]
 
 
+class Writer:
+    """A decoder whose next token depends on all before it; counts its passes."""
+
+    def __init__(self, scripts: list[list[int]]) -> None:
+        self.scripts = scripts
+        self.passes = 0
+
+    def next(self, row: int, said: list[int]) -> int:
+        """The script as long as it was kept to, else nonsense that a changed token changes."""
+        script = self.scripts[row]
+        return script[len(said)] if said == script[: len(said)] and len(said) < len(script) else sum(said) % 26
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        self.passes += 1
+        ids = inputs[-1].tolist()
+        first = len(START)
+        best = [[self.next(row, own[first : i + 1]) for i in range(first - 1, len(own))] for row, own in enumerate(ids)]
+        ignored = torch.zeros(len(ids), first - 1, 100)  # what follows the start's own tokens is not asked for
+        return torch.cat((ignored, torch.eye(100)[torch.tensor(best)]), dim=1)
+
+
 @pytest.mark.parametrize(("longest", "said"), [(12, ["a b c", "z"]), (4, ["a b", "z"])])
 def test_it_writes_until_it_says_so_or_has_no_room(longest: int, said: list[str]) -> None:
-    scripts = [[0, 1, 2, END], [25, END, 7, 7]]  # what comes after the end is not said
-
-    def forward(inputs: Inputs) -> Tensor:
-        ids = inputs[-1]
-        logits = torch.zeros(2, ids.shape[1], 100)
-        for row, script in enumerate(scripts):
-            logits[row, -1, script[ids.shape[1] - len(START)]] = 1.0
-        return logits
-
+    writer = Writer([[0, 1, 2, END], [25, END, 7, 7]])  # what comes after the end is not said
     raw = RawBatch([SOUND, SOUND], said)
     task = transcription(longest)
     inputs = (torch.zeros(2, 3), task.decoder_inputs(raw))
-    assert task.score(forward, [Batch(inputs, task.targets(raw, inputs), said)]) == (0.0, 2)
+    assert task.score(writer, [Batch(inputs, task.targets(raw, inputs), said)]) == (0.0, 2)
+
+
+@pytest.mark.parametrize(
+    "guess", [[[]], [[END]], [[3, 1, 4, END]], [[0, 1, 5, 3, END]], [[9] * 30], [[0, 1, 2, 3, END]]]
+)
+def test_a_guess_changes_nothing_of_what_is_written(guess: list[list[int]]) -> None:
+    script = [0, 1, 2, 3, END]
+    writer = Writer([script])
+    written = transcription(16)._write(writer, (torch.zeros(1, 3),), padded(guess))
+    assert written.tolist() == [[*START, *script]]
+    assert writer.passes == (1 if guess == [script] else writer.passes)
+    assert writer.passes <= len(script)
+
+
+def test_what_was_written_before_is_the_next_guess() -> None:
+    """The first evaluation begins with what was said, the next one of a like model has nothing left to correct."""
+    task = transcription()
+    said = ["a b c d e f", "z"]
+    raw = RawBatch([SOUND, SOUND], said)
+    inputs = (torch.zeros(2, 3), task.decoder_inputs(raw))
+    batch = Batch(inputs, task.targets(raw, inputs), said)
+    writer = Writer([[0, 7, 2, 3, 4, 5, END], [25, END]])
+    assert task.score(writer, [batch]) == (pytest.approx(1 / 7), 2)
+    assert writer.passes > 1
+    writer.passes = 0
+    assert task.score(writer, [batch]) == (pytest.approx(1 / 7), 2)
+    assert writer.passes == 1
 
 
 def test_rows_of_unequal_length() -> None:
     assert padded([[1, 2], [], [3]]).tolist() == [[1, 2], [IGNORED, IGNORED], [3, IGNORED]]
+    assert padded([[], []]).shape == (2, 0)  # a batch of silence
