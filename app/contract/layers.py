@@ -104,7 +104,9 @@ def _avg_pool(dimensions: int) -> Arguments:
 
 
 def _lp_pool(dimensions: int) -> Arguments:
-    return {"norm_type": (_NORM, ...)} | _window(dimensions) | {"ceil_mode": (Flag, False)}
+    # Along one axis torch computes with the size as a number.
+    window = _window(dimensions) if dimensions > 1 else {"kernel_size": (Size, ...), "stride": (Size | None, None)}
+    return {"norm_type": (_NORM, ...)} | window | {"ceil_mode": (Flag, False)}
 
 
 def _adaptive(dimensions: int) -> Arguments:

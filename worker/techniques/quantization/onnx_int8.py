@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -143,8 +143,17 @@ def tied_embeddings(graph: onnx.GraphProto) -> list[str]:
 
     The dynamic quantizer would leave that one the floats and store the integers beside them.
     """
-    users = Counter(name for node in graph.node for name in node.input)
+    users = Counter(_uses(graph))
     return [node.name for node, weight in weight_inputs(graph) if node.op_type == "Gather" and users[weight] > 1]
+
+
+def _uses(graph: onnx.GraphProto) -> Iterator[str]:
+    """The inputs of every node, also of those in branches."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _uses(inner)
 
 
 def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[str]) -> list[str]:

@@ -38,8 +38,8 @@ class QuantizeTechnique:
         eligible = eligible_layers(step, layers)
         if not eligible and step.method == "dynamic":
             return (
-                "Dynamic quantization covers Linear and Embedding layers and the model has none: convolutions are never "
-                "quantized dynamically, since that makes them slower. Use method static with calibration data."
+                "Dynamic quantization covers Linear and Embedding layers and the model has none: convolutions are "
+                "never quantized dynamically, since that makes them slower. Use method static with calibration data."
             )
         if not eligible:
             return "The model has no Linear, convolution or Embedding layer to quantize."
