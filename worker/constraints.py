@@ -2,6 +2,9 @@
 
 Names are those of the plain state dict (`0.weight`, `encoder.layer.1.attention.self.query.weight`), whether a weight is
 constrained or not. A weight that several layers share (tied) has one mask and is listed once, under its first name.
+
+A network may come with parametrizations of its own, such as the weight normalization of speech encoders: its files have
+the names of their parts, so they stay as they are, and nothing is imposed on a layer that has them.
 """
 
 from __future__ import annotations
@@ -70,18 +73,25 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
 
 
 def baked(module: nn.Module) -> nn.Module:
-    """A copy in eval mode, free of parametrizations, whose weights are what the constraints make of them.
+    """A copy in eval mode, free of constraints, whose weights are what those make of them.
 
     Its state dict has the plain names, and weights that were shared still are.
     """
     plain = copy.deepcopy(module, _without_views(module))
     values: dict[nn.Parameter, nn.Parameter] = {}
     for layer in list(plain.modules()):
-        if parametrize.is_parametrized(layer):
+        if _parametrized(layer):
             _bake(layer, values)
         if isinstance(layer, nn.RNNBase):
             layer._init_flat_weights()
     return plain.eval()
+
+
+def computed(layer: nn.Module) -> bool:
+    """Whether a layer has weights that the network itself computes, by parametrizations that are no constraints."""
+    if not parametrize.is_parametrized(layer):
+        return False
+    return not all(isinstance(entry, Mask) for entries in _parametrizations(layer).values() for entry in entries)
 
 
 def stored(owner: nn.Module, attribute: str) -> nn.Parameter:
@@ -89,7 +99,7 @@ def stored(owner: nn.Module, attribute: str) -> nn.Parameter:
 
     Raises AttributeError where the layer has no parameter of that name.
     """
-    if parametrize.is_parametrized(owner, attribute):
+    if attribute in _parametrized(owner):
         parameter = _parametrizations(owner)[attribute].original
     else:
         parameter = owner._parameters.get(attribute)
@@ -140,7 +150,8 @@ def _parametrizations(layer: nn.Module) -> Any:
 
 
 def _parametrized(layer: nn.Module) -> list[str]:
-    return list(_parametrizations(layer)) if parametrize.is_parametrized(layer) else []
+    """The names of the weights under constraints."""
+    return list(_parametrizations(layer)) if parametrize.is_parametrized(layer) and not computed(layer) else []
 
 
 def _mask_of(layer: nn.Module, attribute: str) -> Mask | None:

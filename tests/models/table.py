@@ -14,12 +14,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
 HEAD = f"""# Models of other people
 
-What packages bring ([requirements](../tests/models/requirements.txt)), uploaded in the form that the table says, and asked:
+What packages bring ([requirements](../tests/models/requirements.txt)), uploaded as the table says, and asked:
 
 - does it load, and give the outputs of its own runtime on the same samples (within {TOLERANCE:g} of the largest);
 - do some steps of training lower the loss;
 - is exactly {SPARSITY:.0%} of its weights zero after pruning, in the file that is written;
-- does its int8 form load in ONNX Runtime, with outputs that are at least {LEAST_SQNR:g} dB (signal to noise) near float32's.
+- does its int8 form load in ONNX Runtime, with outputs whose distance to those of float32 leaves {LEAST_SQNR:g} dB
+  (signal to noise) or more.
 
 Samples are real: emails, prose, speech, photos, printed words, files. Training is a handful of steps on the half that
 pruning left, on labels or by distillation from the upload; the loss is that of the training samples. `make models`

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.constraints import baked, impose_mask, masks, stored
+from worker.constraints import baked, computed, impose_mask, masks, stored
+from worker.techniques.pruning.weights import prunable
 
 
 class Tied(nn.Module):
@@ -152,6 +153,22 @@ def test_a_weight_that_layers_share_has_one_mask_and_stays_shared() -> None:
     assert isinstance(copied, Tied)
     assert copied.embedding.weight is copied.output.weight
     assert is_positive_zero(copied.output.weight.detach()[~wanted])
+
+
+def test_a_networks_own_parametrizations_stay_as_they_are() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 3, 2))
+    network = nn.Sequential(normed, nn.Flatten(), nn.Linear(9, 4))
+    impose_mask(network, "2.weight", torch.rand(4, 9) > 0.5)
+    copied = baked(network)
+    sample = torch.randn(5, 2, 4)
+    assert torch.equal(copied(sample), network(sample))
+    assert "0.parametrizations.weight.original1" in copied.state_dict()
+    assert "2.weight" in copied.state_dict()
+    assert list(masks(network)) == ["2.weight"]
+    assert (computed(normed), computed(network[2]), computed(nn.Linear(2, 2))) == (True, False, False)
+    assert [weight.name for weight in prunable(network)] == ["2.weight"]
+    with pytest.raises(AttributeError, match="no parameter 'weight'"):
+        impose_mask(network, "0.weight", torch.ones(3, 2, 2, dtype=torch.bool))
 
 
 def test_two_masks_on_one_weight_are_combined_by_and() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from app.contract.errors import DatasetMismatch, ModelRejected
 from app.contract.facts import DataKind, Task
 from app.contract.training import Distill
 from tests.worker.loading.files import TEXTS, WORDS, tokenizer_config, tokenizer_json, zipped
+from worker.constraints import baked
 from worker.data.base import RawBatch, RawTargets, Sound
 from worker.data.batch import IGNORED, Batch
 from worker.export.onnx import export_onnx
 from worker.loading import load_model
 from worker.model import Model
+from worker.techniques.pruning.magnitude_math import removals, smallest_overall
+from worker.techniques.pruning.weights import WeightSet, prunable
 from worker.training.distillation import distilled
 
 RATE = 16_000
@@ -280,6 +284,21 @@ def test_it_learns_from_targets_and_from_a_teacher(loaded: tuple[Case, Any, Mode
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
     assert task.divergence(outputs, outputs.detach(), batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_half_of_it_can_be_removed(loaded: tuple[Case, Any, Model], tmp_path: Path) -> None:
+    """Also of networks with parametrizations of their own, whose files name the parts: Wav2Vec2's weight norm."""
+    case, _, model = loaded
+    pruned = copy.deepcopy(model.module)
+    weights = WeightSet(pruned, prunable(pruned))
+    weights.drop(smallest_overall(weights.values(), weights.kept(), 0.5))
+    again = load_model(model.save(baked(pruned), tmp_path), "again.zip", {}, tmp_path)
+    left = [weight.value() for weight in prunable(again.module)]
+    assert sum(int((value == 0).sum()) for value in left) == removals(sum(value.numel() for value in left), 0.5)
+    inputs = model.encode(case.raw())
+    with torch.no_grad():
+        assert torch.equal(again.module(*inputs), pruned(*inputs))
+        assert not torch.equal(again.module(*inputs), model.module(*inputs))
 
 
 def opened(case: str, scratch: Path, spec: dict[str, Any] | None = None, **changes: bytes | None) -> Model:

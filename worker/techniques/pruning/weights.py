@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from app.contract.errors import InvalidSpec
-from worker.constraints import impose_mask, masks, stored
+from worker.constraints import computed, impose_mask, masks, stored
 from worker.loading.program_module import Holder
 from worker.model import WeightHolder
 
@@ -91,7 +91,9 @@ class WeightSet:
 
 
 def _attributes(layer: nn.Module) -> Iterator[str]:
-    """The names of a layer's own parameters that can be pruned."""
+    """The names of a layer's own parameters that can be pruned; none where the network computes its weights."""
+    if computed(layer):
+        return
     if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding, WeightHolder)) or _is_transformers_conv1d(layer):
         yield "weight"
     elif isinstance(layer, nn.MultiheadAttention):
