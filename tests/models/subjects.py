@@ -132,7 +132,7 @@ def _crepe(size: str, lr: float) -> Subject:
         prepare=_declared(
             f"crepe-{size}", lambda weights: declared.crepe(size, weights), state, lambda _: references.crepe(size)
         ),
-        training=Training(steps=6, batch_size=16, lr=lr, distill=TEACHER),
+        training=Training(steps=12, batch_size=16, lr=lr, distill=TEACHER),
         quantize=CONVOLUTIONS,
         reads=torch.sigmoid,
         scored=False,
@@ -215,7 +215,7 @@ SUBJECTS: tuple[Subject, ...] = (
         reads=torch.sigmoid,
         scored=False,
     ),
-    _crepe("tiny", lr=1e-4),
+    _crepe("tiny", lr=2e-5),
     _crepe("full", lr=1e-6),
     _mtcnn("PNet", declared.pnet, 12, lr=1e-3),
     _mtcnn("RNet", declared.rnet, 24, lr=1e-4),
