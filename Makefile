@@ -34,7 +34,7 @@ test: lint types
 	$(BIN)/pytest -m 'not slow'
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	PYTHONPATH=.models/python $(BIN)/pytest -m slow
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -66,7 +66,7 @@ class Quantize(Strict):
     method: Literal["static", "dynamic"] = Field(
         "static",
         description="static: activation ranges from calibration data, all layers. "
-        "dynamic: ranges at run time, Linear layers only; convolutions stay floating point, which is faster there.",
+        "dynamic: ranges at run time; convolutions stay floating point, which is faster there.",
     )
     dtype: Literal["int8"] = "int8"
     per_channel: bool = Field(True, description="One scale an output channel of the weights instead of one a tensor.")

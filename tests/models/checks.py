@@ -99,7 +99,7 @@ def ask(subject: Subject, folder: Path) -> Row:
     except TersorError as error:
         row.say("loads", "", error.detail)
         return row
-    row.say("loads", f"{row.parameters / 1e6:.3g}M")
+    row.say("loads", "")
     _same(row, model, prepared)
     context = _context(model, data, scratch, subject.training)
     steps = {"quantizable": _quantize, "prunable": _prune, "trainable": _train}
@@ -156,7 +156,8 @@ def _quantize(row: Row, context: Context, prepared: Prepared, folder: Path) -> N
     decibels = sqnr(wanted, got)
     share = exported.path.stat().st_size / exact.path.stat().st_size
     problem = None if decibels >= LEAST_SQNR else f"{step.method} int8 leaves {decibels:.0f} dB"
-    row.say("quantizable", f"{step.method}, {decibels:.0f} dB, {share:.0%} of the bytes", problem)
+    how = ", ".join([step.method, *(f"all but {pattern}" for pattern in step.exclude)])
+    row.say("quantizable", f"{how}, {decibels:.0f} dB, {share:.0%} of the bytes", problem)
     _score(row, context, prepared, {"uploaded": module, "float ONNX": exact, "int8 ONNX": quantized})
 
 
@@ -211,8 +212,12 @@ def zero_weights(module: nn.Module) -> tuple[int, int]:
 
 def _train(row: Row, context: Context, prepared: Prepared, folder: Path) -> None:
     """Some steps on the pruned model; the loss is that of the whole split `train`, without dropout, twice."""
+    step = Finetune(training=row.subject.training)
+    if (reason := TECHNIQUES["finetune"].applies(step, context.model)) is not None:
+        row.say("trainable", "", reason)
+        return
     before = _loss(context, row.subject.training)
-    TECHNIQUES["finetune"].apply(Finetune(training=row.subject.training), context)
+    TECHNIQUES["finetune"].apply(step, context)
     after = _loss(context, row.subject.training)
     zeros, total = zero_weights(context.model.module)
     problem = None

@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from app.contract.facts import Task
@@ -23,6 +26,7 @@ TEACHER = Distill(alpha=1.0, temperature=1.0)
 SAMPLES = 8  # that are compared
 MAGIKA_BYTES = 1024  # of a file's beginning and of its end
 MAGIKA_PADDING = 256
+SILERO_WINDOW, SILERO_WIDTH = 576, 128  # samples of sound at 16 kHz, numbers of the recurrent state
 
 
 def _magika_data() -> Data:
@@ -38,10 +42,53 @@ def _magika_data() -> Data:
     return samples.dataset("arrays", samples.ListSplit({"bytes": inputs}), None, 32, 16)
 
 
-def _photos(height: int, width: int) -> Data:
-    """float32 [3, height, width] in -1..1: parts of two photos."""
-    pictures = samples.crops(width, 24)[:, :, :height].contiguous() / 127.5 - 1
+def _print(height: int, width: int) -> Data:
+    """float32 [3, height, width] in -1..1: printed words."""
+    pictures = samples.printed(height, width, 24) / 127.5 - 1
     return samples.dataset("arrays", samples.ListSplit({"x": pictures}), None, 16, 8)
+
+
+def _windows() -> Data:
+    """float32 [576]: 36 ms of speech."""
+    windows = samples.frames(SILERO_WINDOW, 96)
+    return samples.dataset("arrays", samples.ListSplit({"input": windows}), None, 64, 32)
+
+
+def _silero(prepared: Callable[[onnx.ModelProto], None], folder: Path, data: Data) -> Prepared:
+    """The file after `prepared` changed it, and what it says itself of the start of a sound."""
+    source = module_folder("silero_vad") / "data" / "silero_vad.onnx"
+    taken: RawBatch = data.splits["test"].read(range(SAMPLES))
+    assert isinstance(taken.inputs, dict)
+    (windows,) = (tensor.numpy() for tensor in taken.inputs.values())
+    session = onnxruntime.InferenceSession(str(source))
+    state = np.zeros((2, len(windows), SILERO_WIDTH), np.float32)
+    expected = session.run(None, {"input": windows, "state": state, "sr": np.array(samples.RATE)})[0]
+    proto = onnx.load(source)
+    prepared(proto)
+    onnx.save_model(proto, str(folder / "model.onnx"))
+    return Prepared(folder / "model.onnx", {"task": "multi-label"}, taken, expected)
+
+
+def _unchanged(proto: onnx.ModelProto) -> None:
+    """As it comes."""
+
+
+def _at_the_start(proto: onnx.ModelProto) -> None:
+    """Fixes the recurrent state at zeros and the rate at 16 kHz, and gives the probability alone, in place."""
+    graph = proto.graph
+    constants = {"sr": samples.RATE, "first": [0], "pair": [2], "width": [SILERO_WIDTH]}
+    graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    zeros = [
+        helper.make_node("Shape", ["input"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["samples"], axis=0),
+        helper.make_node("Concat", ["pair", "samples", "width"], ["state_shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["state_shape"], ["state"]),
+    ]
+    nodes = [*zeros, *graph.node]
+    del graph.node[:], graph.input[:], graph.output[1:]
+    graph.node.extend(nodes)
+    window = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", SILERO_WINDOW])
+    graph.input.append(window)
 
 
 def _prepare(package: str, pattern: str, task: Task, folder: Path, data: Data) -> Prepared:
@@ -64,13 +111,25 @@ def _graph(
     reads: Callable[[Tensor], Tensor] = torch.Tensor.detach,
 ) -> Subject:
     package, pattern = where
+    prepare = functools.partial(_prepare, package, pattern, task)
+    return _subject(name, package, f"ONNX of {framework}", data, prepare, reads)
+
+
+def _subject(
+    name: str,
+    package: str,
+    upload: str,
+    data: Callable[[], Data],
+    prepare: Callable[[Path, Data], Prepared],
+    reads: Callable[[Tensor], Tensor] = torch.Tensor.detach,
+) -> Subject:
     return Subject(
         name=name,
         package=package,
-        upload=f"ONNX of {framework}",
+        upload=upload,
         runtime="onnxruntime",
         data=data,
-        prepare=functools.partial(_prepare, package, pattern, task),
+        prepare=prepare,
         training=Training(steps=8, batch_size=8, lr=1e-4, distill=TEACHER),
         quantize=Quantize(method="static"),
         reads=reads,
@@ -83,12 +142,20 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 GRAPHS: tuple[Subject, ...] = (
+    _subject("Silero VAD, as ONNX", "silero-vad", "ONNX", _windows, functools.partial(_silero, _unchanged)),
+    _subject(
+        "Silero VAD, stateless",
+        "silero-vad",
+        "ONNX, its state fixed at zeros and its rate at 16 kHz",
+        _windows,
+        functools.partial(_silero, _at_the_start),
+    ),
     _graph("magika 3.3", ("magika", "model.onnx"), "text-classification", _magika_data, "TensorFlow", _probabilities),
     _graph(
         "PP-OCR direction",
         ("rapidocr", "ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
         "image-classification",
-        functools.partial(_photos, 48, 192),
+        functools.partial(_print, 48, 192),
         "Paddle",
         _probabilities,
     ),
@@ -96,14 +163,14 @@ GRAPHS: tuple[Subject, ...] = (
         "PP-OCRv6 detection",
         ("rapidocr", "PP-OCRv6_det_small.onnx"),
         "regression",
-        functools.partial(_photos, 160, 160),
+        functools.partial(_print, 160, 160),
         "Paddle",
     ),
     _graph(
         "PP-OCRv6 recognition",
         ("rapidocr", "PP-OCRv6_rec_small.onnx"),
         "regression",
-        functools.partial(_photos, 48, 192),
+        functools.partial(_print, 48, 192),
         "Paddle",
     ),
 )

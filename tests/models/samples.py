@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from app.contract.facts import DataKind, DatasetFacts, SplitFacts, TargetKind
-from tests.models.packages import debian_folder, node_module
+from tests.models.packages import ROOT, debian_folder, node_module
 from worker.data.base import Data, RawBatch, Sound, Split
 
 LIBRIVOX = "/usr/share/pocketsphinx/test/data/librivox"
@@ -116,6 +117,22 @@ def frames(size: int, count: int) -> Tensor:
     speech = torch.cat([sound.samples for sound in utterances().inputs])  # type: ignore[union-attr]  # a list of sounds
     starts = torch.linspace(0, len(speech) - size, count).long()
     return torch.stack([speech[start : start + size] for start in starts])
+
+
+def printed(height: int, width: int, count: int) -> Tensor:
+    """float32 [count, 3, height, width] in 0..255: lines of this project's README, dark on a lighter ground."""
+    words = (ROOT / "README.md").read_text().split()
+    random = torch.Generator().manual_seed(0)
+    found = []
+    for i in range(count):
+        ground, ink = (int(torch.randint(low, low + 60, (), generator=random)) for low in (190, 0))
+        picture = Image.new("RGB", (width, height), (ground, ground, ground))
+        pen, size = ImageDraw.Draw(picture), 28 + 2 * (i % 4)
+        for top in range(4, height - 40, 48):
+            line = " ".join(words[7 * i + top :][:8])
+            pen.text((6, top), line, fill=(ink, ink, ink), font=ImageFont.load_default(size))
+        found.append(torch.tensor(np.asarray(picture)).permute(2, 0, 1).float())
+    return torch.stack(found)
 
 
 def crops(size: int, count: int) -> Tensor:

@@ -13,12 +13,14 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 VERSION = 6
+END, START = 50256, 50257  # of a text, of a transcript: ids of the English vocabulary
 # The library's numbers of its types.
 DTYPES = {
     0: torch.float32,
@@ -95,10 +97,9 @@ def write_whisper_folder(source: Path, folder: Path) -> Path:
     return folder
 
 
-def whisper_config(kind: type, variables: dict[str, Tensor]) -> object:
-    """The sizes of a model, read off its variables."""
+def whisper_config(kind: type, variables: dict[str, Tensor], **ids: int) -> Any:
+    """The sizes of a model, read off its variables; `ids` in place of those of the English vocabulary."""
     vocabulary, width = variables["decoder/embeddings/weight"].shape
-    ids = {"pad_token_id": 50256, "bos_token_id": 50256, "eos_token_id": 50256, "decoder_start_token_id": 50257}
     return kind(
         vocab_size=vocabulary,
         d_model=width,
@@ -108,7 +109,7 @@ def whisper_config(kind: type, variables: dict[str, Tensor]) -> object:
         **{f"{side}_layers": _layers(variables, side) for side in ("encoder", "decoder")},
         **{f"{side}_attention_heads": int(variables[f"{side}/num_heads"]) for side in ("encoder", "decoder")},
         **{f"{side}_ffn_dim": len(variables[f"{side}/layer_0/ffn/linear_0/bias"]) for side in ("encoder", "decoder")},
-        **ids,
+        **{"decoder_start_token_id": START, "pad_token_id": END, "bos_token_id": END, "eos_token_id": END, **ids},
     )
 
 

@@ -10,14 +10,17 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 
 from app.contract.errors import ExportFailed
 from app.contract.spec import Calibration, Quantize
 from tests.worker.conftest import OnnxExport
 from tests.worker.helpers import mlp, tiny_model
+from tests.worker.nets import IDS, MASK, Positional, model_of
 from worker.data.base import Data
 from worker.data.batch import Inputs
 from worker.data.feed import Batch, Feed
+from worker.evaluation.layers import graph_layers, graph_parameters
 from worker.export.onnx import export_onnx
 from worker.model import Model
 from worker.techniques.quantization.calibration import StreamingReader
@@ -143,11 +146,72 @@ def test_transformer_projections_become_int8(
     assert len(projections) == 13
     assert set(projections.values()) == {"int8"}
     embedding = found["inner.bert.embeddings.word_embeddings.weight"]
-    assert embedding == ("uint8" if method == "static" else "float32")
+    assert embedding == "uint8"
     ids, mask = torch.randint(0, 100, (2, 20)), torch.ones(2, 20, dtype=torch.int64)
     got = runs(tmp_path / "q.onnx", "input_ids", "attention_mask")((ids, mask))
     with torch.no_grad():
         wanted = exported.model.module(ids, mask).numpy()
+    assert np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+class Energies(torch.nn.Module):
+    """A spectrogram of a kind: the energies of a convolution, pooled and rooted, then a second convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basis = torch.nn.Conv1d(1, 8, 16, stride=8, bias=False)
+        self.pool = torch.nn.LPPool2d(2.0, (2, 1))
+        self.conv = torch.nn.Conv1d(4, 6, 3)
+        self.norm = torch.nn.MaxPool1d(2)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        energy: Tensor = self.pool(self.basis(sound)[:, None])[:, 0]
+        return self.norm(self.conv(energy)).flatten(1)
+
+
+def test_what_lies_among_floats_stays_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(Energies(), shape=(1, 128), classes=36)
+    source = export_onnx(model.module, model, tmp_path / "float.onnx")
+    loud = torch.logspace(-3, 3, 64)[:, None, None]  # from silence to noise, as sound is
+    batches = [Batch((torch.randn(64, 1, 128) * loud,), None) for _ in range(4)]
+    quantize_file(source, tmp_path / "q.onnx", Quantize(), StreamingReader(batches, ["input"], 4), ())
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    reads = {node.op_type: made.get(node.input[0]) for node in graph.node if "Pool" in node.op_type}
+    assert reads["AveragePool"] == "Pow"  # between a power and a root
+    assert reads["MaxPool"] == "DequantizeLinear"  # behind a convolution
+    assert types(tmp_path / "q.onnx") == {"basis.weight": "int8", "conv.weight": "int8"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_dynamic_embedding_is_int8_unless_another_layer_has_it_too(tied: bool, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2000,  # the exporter folds the transpose of a smaller matrix and stores both
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        use_cache=False,
+    )
+    module = Positional(LlamaForCausalLM(config).eval(), "input_ids", "attention_mask")
+    model = model_of(module, IDS, MASK, classes=2000)
+    source = export_onnx(model.module, model, tmp_path / "float.onnx")
+    quantize_file(source, tmp_path / "q.onnx", Quantize(method="dynamic"), None, ())
+    layers = {layer.name: layer for layer in graph_layers(onnx.load(tmp_path / "q.onnx"), onnx.load(source))}
+    embedding = layers["inner.lm_head.weight" if tied else "inner.model.embed_tokens.weight"]
+    assert embedding.bits == (32 if tied else 8)
+    assert layers["inner.model.layers.0.mlp.up_proj.weight"].bits == 8
+    assert tied or (embedding.sqnr_db or 0) > 25  # 7 bits
+    assert graph_parameters(onnx.load(tmp_path / "q.onnx"))[0] == graph_parameters(onnx.load(source))[0]
+    ids = torch.randint(0, 2000, (2, 9))
+    got = runs(tmp_path / "q.onnx", "input_ids", "attention_mask")((ids, torch.ones_like(ids)))
+    with torch.no_grad():
+        wanted = model.module(ids, torch.ones_like(ids)).numpy()
     assert np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
 
 

@@ -1,15 +1,16 @@
 """A float ONNX file to an int8 one, through ONNX Runtime's quantizer.
 
 Static files are QDQ: weights stored as int8 (symmetric, zero point 0, so that a pruned zero stays an exact zero) with
-one scale an output channel, activations uint8 on x86. Dynamic files quantize matrix products with constant weights
-only: a dynamically quantized convolution is slower than a floating-point one.
+one scale an output channel, activations uint8 on x86. Dynamic files quantize matrix products with constant weights and
+embeddings only: a dynamically quantized convolution is slower than a floating-point one.
 """
 
 from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +51,7 @@ STATIC_OPS = [
 ]
 # In a transformer the sums between the blocks carry outliers that one scale a tensor cannot hold.
 TRANSFORMER_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
-DYNAMIC_OPS = ("MatMul", "Gemm")
+DYNAMIC_OPS = ("MatMul", "Gemm", "Gather")
 # What tells a transformer: its norms, as one operator or, in older files, written out with a root.
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SkipLayerNormalization", "Sqrt"})
 # The first whose DequantizeLinear has an axis. An uploaded graph may be older; what the exporter writes is not.
@@ -89,10 +90,13 @@ def quantize_file(
         prepared = prepare(source, Path(folder) / "prepared.onnx")
         proto = onnx.load(prepared)
         kept = [node.name for node, weight in weight_inputs(proto.graph) if layer_of(weight) in float_layers]
+        if step.method == "dynamic":
+            kept += tied_embeddings(proto.graph)
         try:
             if step.method == "static":
                 assert reader is not None  # compatibility.check asked for calibration data
-                _static(prepared, target, step, reader, kept, _static_ops(proto))
+                ops = _static_ops(proto)
+                _static(prepared, target, step, reader, [*kept, *among_floats(proto.graph, ops, kept)], ops)
             else:
                 _dynamic(prepared, target, step, kept)
         except Exception as error:
@@ -132,6 +136,42 @@ def layer_of(weight: str) -> str:
 def _static_ops(proto: onnx.ModelProto) -> list[str]:
     is_transformer = any(node.op_type in NORMS for node in proto.graph.node)
     return TRANSFORMER_OPS if is_transformer else STATIC_OPS
+
+
+def tied_embeddings(graph: onnx.GraphProto) -> list[str]:
+    """The Gather nodes whose weight is another operator's too, such as the output layer of a language model.
+
+    The dynamic quantizer would leave that one the floats and store the integers beside them.
+    """
+    users = Counter(_uses(graph))
+    return [node.name for node, weight in weight_inputs(graph) if node.op_type == "Gather" and users[weight] > 1]
+
+
+def _uses(graph: onnx.GraphProto) -> Iterator[str]:
+    """The inputs of every node, also of those in branches."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _uses(inner)
+
+
+def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[str]) -> list[str]:
+    """The sums, products and poolings none of whose inputs comes out of an operator that is quantized.
+
+    Among floating-point operators 8 bits save no time there, and the values can span more than 8 bits hold: the
+    energies of a spectrogram do.
+    """
+    integers: set[str] = set()
+    found = []
+    for node in graph.node:  # in the order of computation
+        if node.op_type not in ops or node.name in kept:
+            continue
+        if node.op_type in TRANSFORMER_OPS or not integers.isdisjoint(node.input):
+            integers.update(node.output)
+        else:
+            found.append(node.name)
+    return found
 
 
 def _static(

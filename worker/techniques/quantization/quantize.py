@@ -17,10 +17,10 @@ from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
 
 # Attention's packed projection is a matrix product like that of a Linear layer. The subclass is its output projection.
 # Conv1D is what GPT-2 calls its linear layers.
-DYNAMIC_TYPES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D")
+DYNAMIC_TYPES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D", "Embedding")
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 # Recurrent layers stay floating point: ONNX Runtime has no static int8 LSTM or GRU.
-STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS, "Embedding")
+STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
 class QuantizeTechnique:
@@ -38,8 +38,8 @@ class QuantizeTechnique:
         eligible = eligible_layers(step, layers)
         if not eligible and step.method == "dynamic":
             return (
-                "Dynamic quantization covers Linear layers and the model has none: convolutions are never quantized "
-                "dynamically, since that makes them slower. Use method static with calibration data."
+                "Dynamic quantization covers Linear and Embedding layers and the model has none: convolutions are "
+                "never quantized dynamically, since that makes them slower. Use method static with calibration data."
             )
         if not eligible:
             return "The model has no Linear, convolution or Embedding layer to quantize."

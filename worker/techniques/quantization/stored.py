@@ -130,6 +130,8 @@ def check_stored(source: ModelProto, quantized: ModelProto, ops: Collection[str]
 def _scales(graph: GraphProto, arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str, int]]:
     """Of each integer weight: the names of scale and zero point, and the axis of the scales."""
     found = {}
+    # Of an embedding the dynamic quantizer dequantizes the rows that were looked up.
+    rows = {n.input[0]: (n.input[1], n.input[2]) for n in graph.node if n.op_type == "DequantizeLinear" and n.input[2:]}
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
@@ -139,6 +141,8 @@ def _scales(graph: GraphProto, arrays: dict[str, np.ndarray]) -> dict[str, tuple
             weight = node.input[QUANTIZED_INPUT[node.op_type]]
             # The quantizer multiplies the integer product with a scale that it names after the weight.
             found[weight] = (scale_name(weight), node.input[3], -1)
+        elif node.op_type == "Gather" and node.input[0] in arrays and node.output[0] in rows:
+            found[node.input[0]] = (*rows[node.output[0]], 1)
     return found
 
 
