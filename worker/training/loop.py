@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from app.contract.errors import DatasetMismatch, InvalidSpec, TrainingDiverged
+from app.contract.errors import DatasetMismatch, TrainingDiverged
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.data.feed import Feed
-from worker.objectives.base import Task
 from worker.techniques.base import Details
 from worker.training import optimizers, schedules
-from worker.training.distillation import distilled, teacher_alone
+from worker.training.distillation import teacher_alone
 from worker.training.early_stopping import EarlyStopper
+from worker.training.objective import objective
 
 OnStep = Callable[[int, int], bool]
 """Called before each step with its number (from 0) and how many there will be; may change constraints.
@@ -88,7 +88,7 @@ class _Run:
         self.optimizer = optimizers.build(self.module, training)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
-        self.loss = _loss(context, self.feed.task, training)
+        self.loss = objective(context, self.feed.task, training.distill)
         self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
         self.teacher_alone = False
         self.stopper = EarlyStopper(self.module, training.early_stopping) if training.early_stopping else None
@@ -178,35 +178,6 @@ class _Run:
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.module(*(tensor.to(self.context.device) for tensor in inputs))
-
-
-def _loss(context: Context, task: Task, training: Training) -> Callable[[Batch], Tensor]:
-    """The loss of a batch on the device, with the teacher's answer in it where the training distills."""
-    student = context.model.module
-    distill = training.distill
-    if distill is None:
-        return lambda batch: task.loss(_outputs(student, batch), batch)
-    teacher = context.teacher.to(context.device).eval()
-
-    def loss(batch: Batch) -> Tensor:
-        # Not inference_mode: autograd keeps the teacher's answer for the student's gradient.
-        with torch.no_grad():
-            answer = teacher(*batch.inputs)
-        return distilled(task, _outputs(student, batch), answer, batch, distill)
-
-    return loss
-
-
-def _outputs(student: nn.Module, batch: Batch) -> Tensor:
-    try:
-        return student(*batch.inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InvalidSpec(
-            "BatchNorm cannot be trained on one sample at a time: use a batch_size of 2 or more, "
-            "and a `train` split of as many samples."
-        ) from error
 
 
 def _fed(feed: Feed | None) -> Feed:
