@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     job_disk_bytes: int = Field(64 * GIB, description="What a job may write to its scratch folder in all.")
     job_processes: int = Field(4096, description="Processes and threads that a job may have at once.")
     inspect_timeout_seconds: float = 600.0
+    inspect_memory_bytes: int = Field(
+        900 << 20, description="What an inspection's process may take, besides six times the upload's bytes."
+    )
     sandbox: Literal["require", "auto", "off"] = Field(
         "auto", description="Walls around what touches uploads; auto: as many as the kernel offers."
     )

@@ -24,13 +24,10 @@ from worker.sandbox import descriptors
 from worker.sandbox.enter import enter
 from worker.sandbox.policy import Policy
 from worker.scratch import LOG, WORK
-from worker.vetting.boundary import OUR_TROUBLE
+from worker.vetting.boundary import OUR_TROUBLE, ran_out_of_memory
 
 Report = Callable[[float, str], None]
 """Called by the work with its progress (0..1) and the name of its step."""
-
-# What torch says where the allocator gave up; there is no exception class for the CPU.
-OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "bad_alloc")
 
 
 def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limits, policy: Policy | None) -> None:
@@ -117,7 +114,7 @@ def _set_threads(threads: int) -> None:
 
 def _problem(error: Exception, limits: Limits) -> TersorError:
     text = str(error)
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY_WORDS):
+    if ran_out_of_memory(error):
         return OutOfMemory()
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return JobFailed(f"A file grew beyond {limits.disk_bytes} bytes, the most that this worker lets a job write.")

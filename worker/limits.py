@@ -20,13 +20,18 @@ MACHINE_SHARE = 0.9  # the rest is for the worker, the page cache and the system
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one attempt. `processes` counts threads too; `threads` is how many of them compute."""
+    """Of one attempt. `processes` counts threads too; `threads` is how many of them compute.
+
+    `data_bytes` is what each process may map for itself beyond what the child has at its start, kept by the kernel at
+    once where `memory_bytes` is looked at from time to time; None: as much as it likes, which CUDA needs.
+    """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float
     threads: int
     processes: int
+    data_bytes: int | None = None
 
 
 def apply_in_child(limits: Limits) -> None:
@@ -35,6 +40,8 @@ def apply_in_child(limits: Limits) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     if sys.platform == "linux":
+        if limits.data_bytes is not None:
+            _lower(resource.RLIMIT_DATA, _data_bytes() + limits.data_bytes)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # Where the machine runs out of memory, the kernel is to take the child and not the worker.
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -45,6 +52,12 @@ def _lower(kind: int, value: int) -> None:
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def _data_bytes() -> int:
+    """Private writable memory that this process has mapped: what RLIMIT_DATA counts, and the stack of its start."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * resource.getpagesize()
 
 
 @dataclass(frozen=True)

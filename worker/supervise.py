@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TypeVar
@@ -48,6 +48,8 @@ log = logging.getLogger("tersor.supervise")
 STOP_GRACE_SECONDS = 1.0  # a worker that is told to leave has a few seconds in all
 RETRY_SECONDS = 1.0
 COPY_PAUSES = (0.5, 1.0, 2.0)  # seconds between tries: a store that hiccups is back by then
+
+INSPECTION_COPIES = 6  # of the upload in memory: as it lies, as tensors, as another runtime's, and room to run it
 
 OUTPUT = "output"  # in the folder that the child writes to
 
@@ -211,7 +213,10 @@ class Supervisor:
             self._store.release_blob(upload.sha256, lambda: self._blobs.delete(key))
 
     def _inspect(self, upload: UploadRecord, keeper: LeaseKeeper, scratch: Path) -> ModelFacts | DatasetFacts | Problem:
-        granted = self._limits(self._settings.inspect_timeout_seconds)
+        granted = replace(
+            self._limits(self._settings.inspect_timeout_seconds),
+            data_bytes=self._settings.inspect_memory_bytes + INSPECTION_COPIES * upload.size_bytes,
+        )
         work = scratch / WORK
         path = self._fetch(keeper, upload, scratch / "upload")
         request = InspectRequest(upload.kind, path, upload.filename, upload.spec, work)

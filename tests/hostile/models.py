@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -228,6 +228,9 @@ def large_demands() -> Iterator[Member]:
         yield Member(f"an input of {shape}", lambda canary, shape=shape: _third_layer(shape), says, spec=spec)
     for side, says in ((1 << 12, READY), (1 << 14, "would take"), (1 << 20, "would take")):
         yield _onnx(f"an ONNX value of {side} x {side}", functools.partial(_expanding, side), says)
+    for side, says in ((1 << 10, READY), (1 << 13, "memory"), (1 << 15, "memory")):
+        content = functools.partial(_expanding_unseen, side)
+        yield _onnx(f"an ONNX value of {side} x {side}, by a power", content, says)
     for size, says in ((1 << 20, READY), (1 << 28, "takes .* bytes"), (1 << 60, "takes .* bytes|fails at")):
         content = functools.partial(_padded, size)
         yield Member(f"a program's {size} zeros", made(content), says, filename="model.pt2", spec=IMAGES)
@@ -245,6 +248,23 @@ def _expanding(side: int) -> bytes:
         helper.make_node("ReduceSum", ["square"], ["y"]),
     ]
     content: bytes = onnx_model(nodes, {"x": [1, 1]}, {"s": np.array([side, side], np.int64)}).SerializeToString()
+    return content
+
+
+def _expanding_unseen(side: int) -> bytes:
+    """The size comes out of floating-point numbers, where shape inference does not follow."""
+    nodes = [
+        helper.make_node("Pow", ["root", "two"], ["side"]),
+        helper.make_node("Cast", ["side"], ["s"], to=TensorProto.INT64),
+        helper.make_node("Expand", ["x", "s"], ["big"]),
+        helper.make_node("Mul", ["big", "big"], ["square"]),
+        helper.make_node("Exp", ["square"], ["grown"]),
+        helper.make_node("Sum", ["big", "square", "grown"], ["all"]),
+        helper.make_node("ReduceSum", ["all"], ["y"]),
+    ]
+    root = np.array([side**0.5, side**0.5], np.float32)
+    weights = {"root": root, "two": np.array(2, np.float32)}
+    content: bytes = onnx_model(nodes, {"x": [1, 1]}, weights).SerializeToString()
     return content
 
 

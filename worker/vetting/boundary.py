@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 # A full disk, a failing one, too many open files: no fault of the upload, and another attempt may succeed.
 OUR_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
+# What torch and ONNX Runtime say where an allocator gave up; for memory of the CPU they have no class of exception.
+OUT_OF_MEMORY_WORDS = ("allocate memory", "out of memory", "bad_alloc")
 MAX_REASON = 300  # characters of a library's message that are passed on
 
 
@@ -31,9 +33,6 @@ def refusing(error: type[TersorError], filename: str, what: str) -> Iterator[Non
         if failure.errno in OUR_TROUBLE:
             raise
         raise _unforeseen(failure, error, filename, what) from failure
-    except MemoryError as failure:
-        logger.warning("out of memory while reading %r", filename, exc_info=failure)
-        raise error(f"{filename!r} cannot be read as {what} within the memory that this worker grants.") from failure
     except Exception as failure:
         raise _unforeseen(failure, error, filename, what) from failure
 
@@ -45,7 +44,20 @@ def _unforeseen(failure: Exception, error: type[TersorError], filename: str, wha
 
 def first_line(failure: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none; without local paths."""
+    if ran_out_of_memory(failure) and not _says_how_much(failure):
+        return "it takes more memory than this worker grants."
     lines = str(failure).strip().splitlines()
     words = (lines[0] if lines else "").split(" ")
     said = " ".join("…" if word.lstrip("'\"(").startswith("/") else word for word in words)[:MAX_REASON]
     return f"{type(failure).__name__}: {said}" if said else type(failure).__name__
+
+
+def ran_out_of_memory(failure: BaseException) -> bool:
+    """Whether an exception of whatever library says that there was no more memory to be had."""
+    said = str(failure).lower()
+    return isinstance(failure, MemoryError) or any(words in said for words in OUT_OF_MEMORY_WORDS)
+
+
+def _says_how_much(failure: BaseException) -> bool:
+    """Python's own error has no message; those that are raised for one demand name it."""
+    return isinstance(failure, MemoryError) and bool(str(failure))

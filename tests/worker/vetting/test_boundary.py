@@ -36,9 +36,22 @@ def test_local_paths_are_not_told() -> None:
     assert "/srv" not in caught.value.detail
 
 
-def test_memory_has_a_sentence_of_its_own() -> None:
-    with pytest.raises(ModelRejected, match="within the memory"), refusing(ModelRejected, "m.pt", "a model"):
-        raise MemoryError
+@pytest.mark.parametrize(
+    ("thrown", "said"),
+    [
+        (MemoryError(), "more memory than this worker grants"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9."),
+            "more memory than this worker",
+        ),
+        (RuntimeError("void* BFCArena::AllocateRaw() Failed to allocate memory for 9"), "more memory than this worker"),
+        (RuntimeError("std::bad_alloc"), "more memory than this worker grants"),
+        (MemoryError("its output takes 9 bytes"), "MemoryError: its output takes 9 bytes"),
+    ],
+)
+def test_memory_has_a_sentence_of_its_own(thrown: Exception, said: str) -> None:
+    with pytest.raises(ModelRejected, match=said), refusing(ModelRejected, "m.pt", "a model"):
+        raise thrown
 
 
 def test_a_full_disk_is_not_the_files_fault() -> None:
