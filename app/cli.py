@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.client import WAIT_SECONDS, Client, ClientError
+from app.client import Client, ClientError
+from app.client.client import WAIT_SECONDS
 from app.contract.errors import TersorError
 from app.contract.store import JobStore
 from app.progress import follow, sending

@@ -19,7 +19,7 @@ from app.middleware import RequestContext
 from app.openapi import describe
 from app.services import Services, in_thread
 from app.settings import Settings
-from app.tus import TusProtocol
+from app.uploads.tus import TusProtocol
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app import __version__
 from app.errors import MEDIA_TYPE, ProblemDocument
-from app.referring import Reference
+from app.uploads.referring import Reference
 
 DESCRIPTION = """Makes neural networks smaller and faster.
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from app.client import Client
-from app.sending import OnProgress
+from app.client.sending import OnProgress
 
 
 @contextmanager

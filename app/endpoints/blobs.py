@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request, Response
 from app.auth import Account
 from app.contract.errors import NotFound
 from app.openapi import Responses, answers
-from app.referring import held_blob
 from app.services import in_thread, services_of
+from app.uploads.referring import held_blob
 
 router = APIRouter(prefix="/v1/blobs", tags=["uploads"])
 

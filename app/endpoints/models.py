@@ -13,8 +13,8 @@ from app.openapi import APPLIED, LOCATION, PREFER, answers, problems, upload_bod
 from app.pagination import DEFAULT_LIMIT, Cursor, Limit
 from app.prefer import applied
 from app.schemas import ModelView, Page, model_view
-from app.uploading import receive
-from app.uploads import find, inspected, list_page
+from app.uploads.receiving import receive
+from app.uploads.records import find, inspected, list_page
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import schemas, tus
+from app import schemas
 from app.auth import Account
 from app.bodies import content_type, refuse_encoding
 from app.contract.errors import NotFound, TersorError, UploadIncomplete
@@ -16,10 +16,11 @@ from app.contract.records import ResumableRecord
 from app.identifiers import require_id
 from app.openapi import BYTES, LOCATION, TEXT, Responses, answers, header
 from app.pagination import DEFAULT_LIMIT, Cursor, Limit, page, position
-from app.resuming import receive_bytes, terminate
 from app.schemas import Page, ResumableView, resumable_view
 from app.services import in_thread, services_of
-from app.uploading import safe_filename
+from app.uploads import tus
+from app.uploads.receiving import safe_filename
+from app.uploads.resuming import receive_bytes, terminate
 
 router = APIRouter(prefix=tus.PATH, tags=["uploads"])
 

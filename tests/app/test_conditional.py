@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.conditional import digest_header, expected_sha256, matches, wanted_range
 from app.contract.errors import RangeNotSatisfiable
-from app.multipart import Form
+from app.uploads.multipart import Form
 
 
 @given(size=st.integers(0, 300), first=st.integers(0, 400), last=st.integers(0, 400))

@@ -6,8 +6,8 @@ import hashlib
 from typing import Any
 
 from app.contract.spec import JobSpec
-from tests.app.resumable import OCTETS, VERSION, create
 from tests.app.service import STEPS, Service
+from tests.app.uploads.resumable import OCTETS, VERSION, create
 
 NOBODY = "0" * 26
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from app.launch import free_port
-from tests.app.resumable import create, patch
 from tests.app.service import HANG_SECONDS, Service
+from tests.app.uploads.resumable import create, patch
 
 MIB = 1 << 20
 MAX_GROWTH = 64 * MIB

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.contract.errors import ModelRejected
-from app.uploading import safe_filename
+from app.uploads.receiving import safe_filename
 from tests.app.service import HANG_SECONDS, Service
 from tests.contract.facts import model_facts
 

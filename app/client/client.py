@@ -12,10 +12,8 @@ from typing import Any, BinaryIO, Self
 
 import httpx
 
-from app.sending import OnProgress, Sender
-from app.transport import ClientError, Document, reachable, require, send
-
-__all__ = ["Client", "ClientError", "Document"]
+from app.client.sending import OnProgress, Sender
+from app.client.transport import ClientError, Document, reachable, require, send
 
 # Larger files are sent as resumable uploads.
 RESUMABLE_BYTES = 64_000_000

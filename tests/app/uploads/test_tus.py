@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from tests.app.conftest import settings_in
-from tests.app.resumable import OCTETS, VERSION, checksum, create, finished, metadata, offset_of, patch, promise
 from tests.app.service import Service, running
+from tests.app.uploads.resumable import OCTETS, VERSION, checksum, create, finished, metadata, offset_of, patch, promise
 
 DATA = bytes(range(256)) * 300
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import httpx
 
-from app.transport import ClientError, Document, send
+from app.client.transport import ClientError, Document, send
 
 CHUNK_BYTES = 1 << 20
 # One request carries at most this much: a proxy that buffers requests, and breaks, costs no more.

@@ -15,10 +15,10 @@ from app.contract.records import UploadKind
 from app.errors import InvalidFields
 from app.identifiers import require_id
 from app.pointers import violations
-from app.resuming import finished
 from app.services import Services, in_thread
-from app.specs import checked_spec
-from app.tus import SHA256
+from app.uploads.resuming import finished
+from app.uploads.specs import checked_spec
+from app.uploads.tus import SHA256
 
 PREFIX = "sha256:"
 

@@ -13,8 +13,8 @@ import pytest
 from obstore.exceptions import GenericError
 
 from app.contract.errors import ModelRejected
-from tests.app.resumable import VERSION, create, finished, patch, promise
 from tests.app.service import Service
+from tests.app.uploads.resumable import VERSION, create, finished, patch, promise
 
 SPEC = {
     "task": "image-classification",

@@ -12,10 +12,10 @@ from app.contract.blobs import Stored
 from app.contract.errors import BlobMissing, InvalidRequest, ServiceUnavailable, UnsupportedMediaType
 from app.contract.ids import new_id
 from app.contract.records import UploadKind, UploadRecord
-from app.multipart import Form
-from app.referring import referred
 from app.services import Services, in_thread, services_of
-from app.specs import checked_spec
+from app.uploads.multipart import Form
+from app.uploads.referring import referred
+from app.uploads.specs import checked_spec
 
 MAX_FILENAME = 255  # what file systems take
 FORM_OVERHEAD_BYTES = 64 << 10  # boundaries and part headers around the file and the spec

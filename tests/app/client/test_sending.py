@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from app import sending
-from app.client import Client, ClientError
+from app.client import Client, ClientError, sending
 from app.launch import free_port
 from tests.app.conftest import settings_in
-from tests.app.resumable import VERSION
 from tests.app.service import Service, running
 from tests.app.test_server import api_process
+from tests.app.uploads.resumable import VERSION
 from tests.app.wire import Wire, wire
 
 MIB = 1 << 20
@@ -33,7 +32,7 @@ SPEC = {
 
 @pytest.fixture(autouse=True)
 def _small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.client.RESUMABLE_BYTES", MIB)
+    monkeypatch.setattr("app.client.client.RESUMABLE_BYTES", MIB)
     monkeypatch.setattr(sending, "FIRST_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(sending, "LONGEST_PAUSE_SECONDS", 0.2)
 

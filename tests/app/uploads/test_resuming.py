@@ -18,9 +18,9 @@ from app.auth import LOCAL_ACCOUNT
 from app.contract.blobs import Blobs
 from app.contract.store import JobStore
 from tests.app.conftest import settings_in
-from tests.app.resumable import VERSION, Cut, checksum, create, finished, offset_of, patch, promise
 from tests.app.service import HANG_SECONDS, Service, running
 from tests.app.test_server import api_process
+from tests.app.uploads.resumable import VERSION, Cut, checksum, create, finished, offset_of, patch, promise
 
 DATA = os.urandom(600_000)
 MIB = 1 << 20
@@ -85,7 +85,7 @@ def test_what_came_before_a_cut_is_kept(pair: tuple[Service, Service]) -> None:
 
 
 def test_one_request_at_a_time(pair: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.resuming.YIELD_SECONDS", 60)
+    monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 60)
     here, there = pair
     url = create(here.http, len(DATA))
     with holding(here, url, 0, len(DATA)) as cut:
@@ -114,7 +114,7 @@ def test_a_long_body_is_not_read_to_its_end_in_vain(service: Service) -> None:
 
 def test_a_silent_connection_is_overtaken(pair: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client is gone, but nobody has told the service."""
-    monkeypatch.setattr("app.resuming.YIELD_SECONDS", 0.3)
+    monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 0.3)
     here, there = pair
     url = create(here.http, len(DATA))
     with Cut(here.url, url, 0, len(DATA)) as silent:
@@ -129,7 +129,7 @@ def test_a_silent_connection_is_overtaken(pair: tuple[Service, Service], monkeyp
 
 
 def test_a_slow_connection_goes_on(pair: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.resuming.YIELD_SECONDS", 0.1)
+    monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 0.1)
     here, there = pair
     url = create(here.http, len(DATA))
     with Cut(here.url, url, 0, len(DATA)) as slow:
@@ -142,8 +142,8 @@ def test_a_slow_connection_goes_on(pair: tuple[Service, Service], monkeypatch: p
 
 
 def test_a_connection_that_stays_silent_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.resuming.YIELD_SECONDS", 0.1)
-    monkeypatch.setattr("app.resuming.IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 0.1)
+    monkeypatch.setattr("app.uploads.resuming.IDLE_SECONDS", 0.3)
     url = create(service.http, len(DATA))
     with Cut(service.url, url, 0, len(DATA)) as silent:
         silent.send(DATA[:1000])
@@ -155,7 +155,7 @@ def test_a_connection_that_stays_silent_is_given_up(service: Service, monkeypatc
 def test_bytes_with_a_checksum_that_do_not_all_come_are_not_kept(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.resuming.CHECKED_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("app.uploads.resuming.CHECKED_IDLE_SECONDS", 0.2)
     url = create(service.http, len(DATA))
     with Cut(service.url, url, 0, 5000, checksum("sha256", DATA[:5000])) as silent:
         silent.send(DATA[:1000])
@@ -277,8 +277,8 @@ def test_two_processes_exclude_each_other(tmp_path: Path) -> None:
 
 def test_an_object_store_is_held_by_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was killed keeps others out until its lease ends; one that lives renews it."""
-    monkeypatch.setattr("app.resuming.LEASE_SECONDS", 0.6)
-    monkeypatch.setattr("app.resuming.YIELD_SECONDS", 60)
+    monkeypatch.setattr("app.uploads.resuming.LEASE_SECONDS", 0.6)
+    monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 60)
     settings = settings_in(tmp_path, blobs_url="memory:///")
     with running(settings) as service:
         url = create(service.http, len(DATA))

@@ -1,0 +1,1 @@
+"""Uploads: how bytes come in, whole or in pieces or as a reference, and become models and datasets."""
