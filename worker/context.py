@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from app.contract.spec import Quantize
+from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
 
@@ -20,7 +21,7 @@ class Context:
 
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
     mode. `quantization` is what a quantize step leaves for the exporter, since int8 lives in the artifact and not in
-    the module.
+    the module. `checkpoints` are the job's; a training that is no part of it (a trial on a copy) has none.
     """
 
     model: Model
@@ -31,3 +32,4 @@ class Context:
     scratch: Path
     progress: Callable[[float], None]
     quantization: Quantize | None = None
+    checkpoints: Checkpoints | None = None

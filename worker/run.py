@@ -68,6 +68,7 @@ def run_job(request: RunRequest, progress: Progress) -> RunResult:
             None if context.feed is None else context.feed.data.facts,
             uploaded,
             artifacts,
+            steps,
         ),
         spec=request.spec,
         seed=request.spec.seed,

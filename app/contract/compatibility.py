@@ -192,9 +192,10 @@ def _check_training(training: Training, dataset: DatasetFacts | None, task: Task
             pointer=pointer if dataset is not None else "/dataset",
         )
     validation = dataset.splits.get("validation") if dataset is not None else None
-    if training.early_stopping is not None and (validation is None or not _labelled(validation, task)):
+    if training.judges and (validation is None or not _labelled(validation, task)):
+        what = "Early stopping" if training.early_stopping is not None else "Schedule plateau"
         raise DatasetMismatch(
-            f"Early stopping needs a `validation` split with {_targets(task)}; " + _has(dataset), pointer=pointer
+            f"{what} needs a `validation` split with {_targets(task)}; " + _has(dataset), pointer=pointer
         )
 
 

@@ -39,7 +39,9 @@ def estimate(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None
         training: Training | None = getattr(step, "training", None)
         if training is not None:
             passes += _training_passes(training, dataset)
-            needs.append(cost.training_bytes + training.batch_size * cost.activation_bytes)
+            at_once = training.micro_batch_size or training.batch_size
+            averaged = cost.weight_bytes if training.averaging is not None else 0
+            needs.append(cost.training_bytes + at_once * cost.activation_bytes + averaged)
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
@@ -55,8 +57,10 @@ def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:
     train = _samples(dataset, "train")
     samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
     passes: float = samples * (TRAINING_PASSES + (TEACHER_PASSES if training.distill is not None else 0))
-    if training.early_stopping is not None and train:
+    if training.judges and train:
         passes += samples / train * _samples(dataset, "validation")
+    if training.averaging is not None and training.averaging.kind == "swa":
+        passes += train  # for the statistics of BatchNorm
     return passes
 
 

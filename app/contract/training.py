@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
-Schedule = Literal["constant", "step", "cosine", "one_cycle"]
-
-
-class Strict(BaseModel):
-    """Base of every specification: unknown fields are refused, numbers are finite, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from app.contract.optimizing import Optimizing
+from app.contract.scheduling import Scheduling
+from app.contract.strict import Strict
 
 
 class Distill(Strict):
@@ -34,21 +29,26 @@ class EarlyStopping(Strict):
     min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class Training(Strict):
+class Training(Optimizing, Scheduling):
     """How to train. Give `epochs` or `steps`; without either, one epoch."""
 
     epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     steps: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
-    optimizer: Optimizer = "adam"
-    lr: Annotated[float, Field(gt=0, le=100, description="Peak learning rate.")] = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1, description="For sgd and rmsprop.")] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    schedule: Schedule = "constant"
-    step_size: Annotated[int, Field(ge=1, le=10_000, description="Epochs between two cuts, for schedule step.")] = 10
-    gamma: Annotated[float, Field(gt=0, le=1, description="Factor of a cut, for schedule step.")] = 0.1
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="Samples of one step.")] = 64
+    micro_batch_size: Annotated[
+        int | None,
+        Field(ge=1, le=65_536, description="Samples in memory at once: a step adds up the gradients of such parts."),
+    ] = None
     early_stopping: EarlyStopping | None = None
+    checkpoint_steps: Annotated[
+        int, Field(ge=1, le=1_000_000, description="Steps between the points that a training can go on from.")
+    ] = 200
     distill: Distill | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether every epoch is judged on the validation split."""
+        return self.early_stopping is not None or self.schedule == "plateau"
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -56,4 +56,14 @@ class Training(Strict):
             raise ValueError("give epochs or steps, not both")
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps must be fewer than the {self.steps} steps; they are {self.warmup_steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size is a part of batch_size, which is {self.batch_size}")
+        if self.early_stopping is not None and self.averaging is not None and self.averaging.kind == "swa":
+            raise ValueError("averaging swa needs the end of the training, which early_stopping cuts off: give one")
         return self

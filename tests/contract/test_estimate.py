@@ -44,6 +44,9 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
         ({"technique": "finetune", "training": {"steps": 7, "batch_size": 10}}, 70 * 3),
         ({"technique": "finetune", "training": DISTILLED}, 2 * 100 * 4),
         ({"technique": "finetune", "training": {"epochs": 2, "early_stopping": {}}}, 2 * (100 * 3 + 20)),
+        ({"technique": "finetune", "training": {"epochs": 2, "schedule": "plateau"}}, 2 * (100 * 3 + 20)),
+        ({"technique": "finetune", "training": {"averaging": {"kind": "swa"}}}, 100 * 3 + 100),
+        ({"technique": "finetune", "training": {"averaging": {"kind": "ema"}}}, 100 * 3),
         ({"technique": "quantize", "calibration": {"samples": 60}}, 60 * 2),
         ({"technique": "quantize", "method": "dynamic"}, 0),
     ],
@@ -62,3 +65,6 @@ def test_memory_is_that_of_the_hungriest_part() -> None:
     assert of({"technique": "prune", "sparsity": 0.5}).memory_bytes == RUNTIME_BYTES + EXPORT_COPIES * 4_000
     trained = of({"technique": "finetune", "training": DISTILLED})
     assert trained.memory_bytes == RUNTIME_BYTES + 20_000 + 50 * 700
+    parts = {"batch_size": 50, "micro_batch_size": 10, "averaging": {"kind": "ema"}}
+    averaged = of({"technique": "finetune", "training": parts})
+    assert averaged.memory_bytes == RUNTIME_BYTES + 20_000 + 10 * 700 + 4_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -28,6 +29,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def part(self, rows: Sequence[int]) -> Batch:
+        """These samples of it."""
+        chosen = list(rows)
+        return replace(
+            self,
+            inputs=tuple(tensor[chosen] for tensor in self.inputs),
+            targets=None if self.targets is None else self.targets[chosen],
+            references=None if self.references is None else [self.references[row] for row in chosen],
+        )
 
     def to(self, device: torch.device) -> Batch:
         return replace(

@@ -33,14 +33,23 @@ class Feed:
         return len(self.data.splits[split])
 
     def batches(
-        self, split: str, batch_size: int, *, shuffle: torch.Generator | None = None, limit: int | None = None
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        shuffle: torch.Generator | None = None,
+        limit: int | None = None,
+        skip: int = 0,
     ) -> Iterator[Batch]:
-        """Every sample of a split once (the last batch may be short), or the first `limit` of the order."""
+        """Every sample of a split once (the last batch may be short), or the first `limit` of the order.
+
+        The first `skip` batches are left out, and not read.
+        """
         source = self.data.splits[split]
         count = len(source)
         order = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
         order = order[:limit]
-        for start in range(0, len(order), batch_size):
+        for start in range(skip * batch_size, len(order), batch_size):
             yield self._batch(source.read(order[start : start + batch_size].tolist()))
 
     def score(self, forward: Forward, split: str) -> tuple[float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
-from app.contract.report import ArtifactReport, Measurement, Metric
+from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
 from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
 from worker.loading.onnx_constants import IN_A_BRANCH
@@ -25,6 +25,7 @@ def warnings(
     dataset: DatasetFacts | None,
     uploaded: Measurement,
     artifacts: Sequence[ArtifactReport],
+    steps: Sequence[StepReport] = (),
 ) -> tuple[str, ...]:
     """Sentences, the worst first."""
     found: list[str] = []
@@ -38,6 +39,7 @@ def warnings(
             f"The {uploaded.metric.name.replace('_', ' ')} was measured on the validation split, by which early "
             "stopping chose the weights, and is flattered by that. Give the dataset a test split."
         )
+    found.extend(sentence for number, step in enumerate(steps, 1) for sentence in _diverged(number, step))
     found.extend(_not_as_asked(spec, facts, artifacts))
     if (made := made_splits(dataset)) is not None:
         found.append(made)
@@ -47,6 +49,18 @@ def warnings(
 def _stops_early(step: Step) -> bool:
     training = None if isinstance(step, Quantize) else step.training
     return training is not None and training.early_stopping is not None
+
+
+def _diverged(number: int, step: StepReport) -> Iterator[str]:
+    """A training that was saved by a lower rate than the client asked for."""
+    incidents = step.details.get("training_diverged")
+    if not isinstance(incidents, list) or not incidents:
+        return
+    times = "once" if len(incidents) == 1 else f"{len(incidents)} times"
+    yield (
+        f"The training of step {number} ({step.technique}) diverged {times} and went on with a lower learning "
+        f"rate each time, first from {incidents[0]['learning_rate']:g}. {incidents[0]['what']}. Use a lower rate from the start."
+    )
 
 
 def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.contract.errors import DatasetMismatch
 from worker.data.base import RawBatch
-from worker.data.batch import Batch, Inputs
+from worker.data.batch import IGNORED, Batch, Inputs
 
 Forward: TypeAlias = Callable[[Inputs], Any]
 """Takes inputs and returns the output as a tensor or an array: a module in eval mode, or another runtime's session."""
@@ -33,6 +33,9 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The scalar that training lowers; only asked of batches with targets."""
 
+    def terms(self, batch: Batch) -> int:
+        """How many terms the loss of a batch is a mean over: samples, or targets that count."""
+
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         """How far a student's outputs are from its teacher's; scalar, 0 where they are equal."""
 
@@ -51,6 +54,14 @@ class Plain:
 
     def prepare(self, batch: Batch, random: torch.Generator) -> Batch:
         return batch
+
+    def terms(self, batch: Batch) -> int:
+        return len(batch)
+
+
+def counting(targets: Tensor | None) -> int:
+    """How many targets count."""
+    return 0 if targets is None else int((targets != IGNORED).sum())
 
 
 def required(batch: Batch) -> Tensor:

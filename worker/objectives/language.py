@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.objectives.base import Forward, Plain, counted, counting, required, run
 from worker.training import losses
 
 # BERT's (Devlin, Chang, Lee & Toutanova 2018): of the chosen tokens 80 % are hidden, 10 % replaced, 10 % kept.
@@ -33,6 +33,9 @@ class CausalLm(Plain):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return losses.cross_entropy(outputs[:, :-1], required(batch)[:, 1:])
+
+    def terms(self, batch: Batch) -> int:
+        return counting(required(batch)[:, 1:])
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         counts = required(batch)[:, 1:] != IGNORED
@@ -73,6 +76,9 @@ class MaskedLm(Plain):
         """Zero, with a gradient of zero, for the rare batch in which no token was chosen."""
         targets = required(batch)
         return losses.cross_entropy(outputs, targets) if bool((targets != IGNORED).any()) else outputs.sum() * 0
+
+    def terms(self, batch: Batch) -> int:
+        return counting(batch.targets)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         """At every token that is no padding: the teacher has an opinion on the visible ones too."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from app.contract.errors import DatasetMismatch
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.objectives.base import Forward, Plain, counted, counting, required, run
 from worker.training import losses
 
 Spell = Callable[[list[str]], list[list[int]]]
@@ -94,6 +94,9 @@ class Transcription(Plain):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return losses.cross_entropy(outputs, required(batch))
+
+    def terms(self, batch: Batch) -> int:
+        return counting(batch.targets)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         counts = None if batch.targets is None else batch.targets != IGNORED

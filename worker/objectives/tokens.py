@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.objectives.base import Forward, Plain, counted, counting, required, run
 from worker.training import losses
 
 Words = Callable[[RawBatch], list[list[int | None]]]
@@ -35,6 +35,9 @@ class TokenClassification(Plain):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return losses.cross_entropy(outputs, required(batch))
+
+    def terms(self, batch: Batch) -> int:
+        return counting(batch.targets)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         return losses.soft_targets(student, teacher, temperature, _counts(batch))

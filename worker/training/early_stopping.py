@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from app.contract.training import EarlyStopping
-from worker.constraints import Mask
+from worker.training.states import State, check_alike, trained
 
 
 class EarlyStopper:
@@ -24,13 +22,13 @@ class EarlyStopper:
         self._module = module
         self._rule = rule
         self._waited = 0
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: dict[str, Tensor] = {}
 
     def judge(self, metric: float, epoch: int) -> bool:
         """Takes in the metric after an epoch (higher is better); true where the training should stop."""
         if self.best_epoch is None or metric > self.best + self._rule.min_delta:
             self.best, self.best_epoch, self._waited = metric, epoch, 0
-            self._kept = [(tensor, tensor.detach().clone()) for tensor in _trained(self._module)]
+            self._kept = {name: tensor.detach().clone() for name, tensor in trained(self._module)}
         else:
             self._waited += 1
         return self._waited >= self._rule.patience
@@ -38,12 +36,18 @@ class EarlyStopper:
     def restore(self) -> None:
         """Puts the values of the best epoch back, where there was one."""
         with torch.no_grad():
-            for tensor, value in self._kept:
-                tensor.copy_(value)
+            for name, tensor in trained(self._module):
+                if name in self._kept:
+                    tensor.copy_(self._kept[name])
 
+    def state(self) -> State:
+        """What `load` needs."""
+        kept = {f"kept.{name}": value for name, value in self._kept.items()}
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, **kept}
 
-def _trained(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    for layer in module.modules():
-        if not isinstance(layer, Mask):
-            yield from (buffer for buffer in layer._buffers.values() if buffer is not None)
+    def load(self, state: State) -> None:
+        """Goes on from there."""
+        self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
+        self._kept = {name[5:]: value for name, value in state.items() if name.startswith("kept.")}
+        if self._kept:
+            check_alike(dict(trained(self._module)), self._kept)

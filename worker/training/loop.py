@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,50 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from app.contract.errors import DatasetMismatch, TrainingDiverged
 from app.contract.tasks import TASKS
 from app.contract.training import Training
+from worker.checkpoints.points import Checkpoints, Parts, load_state
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.data.feed import Feed
-from worker.techniques.base import Details
-from worker.training import optimizers, schedules
+from worker.training import averaging, schedules
 from worker.training.distillation import teacher_alone
+from worker.training.divergence import Diverged, Guard
 from worker.training.early_stopping import EarlyStopper
 from worker.training.objective import objective
+from worker.training.place import Place
+from worker.training.plateau import Plateau
+from worker.training.randomness import random_state, seeded
+from worker.training.states import Unusable, mask_state, module_state
+from worker.training.stepping import Stepper
+from worker.training.summary import TrainingSummary
 
 OnStep = Callable[[int, int], bool]
 """Called before each step with its number (from 0) and how many there will be; may change constraints.
 
-Says whether the constraints are final from here on: early stopping judges no epoch before.
+Says whether the constraints are final from here on: early stopping judges no epoch before. A training that goes back,
+or on in a new attempt, calls it again for the steps that it repeats.
 """
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a training did; losses are means over the steps of an epoch."""
-
-    steps: int
-    epochs: float
-    first_epoch_loss: float
-    last_epoch_loss: float
-    stopped_early: bool
-    best_validation_metric: float | None
-    best_epoch: int | None
-    teacher_alone: bool
-
-    def details(self) -> Details:
-        """The same for a step's report."""
-        found: Details = {
-            "training_steps": self.steps,
-            "training_epochs": round(self.epochs, 3),
-            "training_first_epoch_loss": self.first_epoch_loss,
-            "training_last_epoch_loss": self.last_epoch_loss,
-        }
-        if self.teacher_alone:
-            found["training_targets"] = "the teacher's alone"
-        if self.best_epoch is not None:
-            found["training_stopped_early"] = self.stopped_early
-            found["training_best_epoch"] = self.best_epoch
-            found["training_best_validation_metric"] = self.best_validation_metric
-        return found
 
 
 def train(context: Context, training: Training, on_step: OnStep | None = None) -> TrainingSummary:
@@ -64,13 +41,16 @@ def train(context: Context, training: Training, on_step: OnStep | None = None) -
 
     The seed decides the order of the samples and every random number of the training (dropout): on a CPU two runs give
     equal bits. The random state of the process is left as it was. With early stopping the weights of the best epoch
-    are put back at the end. Raises TrainingDiverged, naming step and learning rate, where the loss or a weight is not
-    finite; DatasetMismatch without training data, or without labels where no teacher stands in for them; Unsupported
-    without trainable weights.
+    are put back at the end, with averaging the mean is. Where the context's job has a checkpoint of this training, it
+    goes on from there, and ends with the bits of a training that was never interrupted. A training that diverges goes
+    back to its last checkpoint and on with a lower rate, `divergence_retries` times.
+
+    Raises TrainingDiverged, naming step and learning rate, where that does not help; DatasetMismatch without training
+    data, or without labels where no teacher stands in for them; InvalidSpec for a warm-up longer than the training;
+    Unsupported without trainable weights, or for a precision that the device lacks; Unusable for a checkpoint of
+    something else.
     """
-    devices = [context.device] if context.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(context.seed)
+    with seeded(context.seed, context.device):
         return _Run(context, training, on_step).train()
 
 
@@ -78,106 +58,199 @@ class _Run:
     """One training: what stays the same over its steps, and how far it is."""
 
     def __init__(self, context: Context, training: Training, on_step: OnStep | None) -> None:
-        self.context = context
-        self.training = training
-        self.on_step = on_step
+        self.context, self.training, self.on_step = context, training, on_step
         self.feed = _fed(context.feed)
         self.module = context.model.module.to(context.device)
         self.per_epoch = _steps_per_epoch(self.feed.size("train"), training.batch_size, _drops_single(self.module))
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
-        self.optimizer = optimizers.build(self.module, training)
+        schedules.warmup(training, self.total)
+        loss = objective(context, self.feed.task, training.distill)
+        self.stepper = Stepper(self.module, self.feed.task, loss, training, context.device)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
-        self.loss = objective(context, self.feed.task, training.distill)
-        self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
-        self.teacher_alone = False
+        self.averaged = averaging.averaged(self.module, training, self.total, self.per_epoch)
         self.stopper = EarlyStopper(self.module, training.early_stopping) if training.early_stopping else None
-        self.step = 0
-        self.settled = True
+        self.plateau = Plateau(training)
+        self.guard = Guard(training.divergence_retries)
+        self.at = Place()
+        self.points = context.checkpoints
+        if self.points is None and training.divergence_retries:
+            self.points = Checkpoints(context.scratch)
+        self.marked: int | None = None
+        self.resumed_at: int | None = None
+        self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
 
     def train(self) -> TrainingSummary:
-        means: list[float] = []
-        stop = False
         try:
-            while self.step < self.total and not stop:
-                means.append(self._epoch())
-                self._check_weights()
-                stop = self._should_stop(len(means))
+            self._resume()
+            stop = False
+            while self.at.step < self.total and not stop:
+                try:
+                    stop = self._epoch()
+                except Diverged as trouble:
+                    self._go_back(trouble)
+            self._finish()
         finally:
             self.module.eval()
-        if self.stopper is not None:
-            self.stopper.restore()
+            if self.points is not None:
+                self.points.clear()
         self.context.progress(1.0)
-        return TrainingSummary(
-            steps=self.step,
-            epochs=self.step / self.per_epoch,
-            first_epoch_loss=means[0],
-            last_epoch_loss=means[-1],
-            stopped_early=self.step < self.total,
-            best_validation_metric=self.sign * self.stopper.best if self.stopper is not None else None,
-            best_epoch=self.stopper.best_epoch if self.stopper is not None else None,
-            teacher_alone=self.teacher_alone,
-        )
+        return self._summary()
 
-    def _epoch(self) -> float:
-        """One pass over the training data, or the rest of the steps; the mean loss."""
+    def _epoch(self) -> bool:
+        """One pass over the training data, or the rest of it, or of the steps; whether it was the last by choice."""
         self.module.train()
-        start, loss = self.step, 0.0
-        for batch in self._batches():
-            loss += self._one_step(batch)
-            self.step += 1
-            self.context.progress(self.step / self.total)
-            if self.step == self.total:
+        if self.at.order is None:
+            self.at.order = self.order.get_state()
+        self.order.set_state(self.at.order)
+        batches = self._batches(self.order, skip=self.at.batch)
+        while self.at.step < self.total:
+            self._mark()
+            if (batch := next(batches, None)) is None:
                 break
-        return loss / (self.step - start)
+            self._one_step(batch)
+        self._check_weights()
+        self.at.means.append(self.at.loss / self.at.batch)
+        self.at.batch, self.at.loss, self.at.order = 0, 0.0, None
+        return self._judged()
 
-    def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches in random order, without a single left-over sample where BatchNorm could not take it.
+    def _batches(self, shuffle: torch.Generator | None, skip: int = 0) -> Iterator[Batch]:
+        """An epoch's batches, without a single left-over sample where BatchNorm could not take it.
 
         Leaving it out rather than merging it keeps every batch within the size that was asked for; the order is drawn
         anew every epoch, so it is another sample each time.
         """
         size = self.training.batch_size
         left_over = self.per_epoch * size < self.feed.size("train")
-        for batch in self.feed.batches("train", size, shuffle=self.order):
+        for batch in self.feed.batches("train", size, shuffle=shuffle, skip=skip):
             if not (left_over and len(batch) == 1):
                 yield batch
 
-    def _one_step(self, batch: Batch) -> float:
+    def _one_step(self, batch: Batch) -> None:
+        at = self.at
         if self.on_step is not None:
-            self.settled = self.on_step(self.step, self.total)
-        lr = schedules.rate(self.training, self.step, self.total, self.per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad()
-        self.teacher_alone = teacher_alone(self.feed.task, batch)
-        loss = self.loss(self.feed.task.prepare(batch, self.noise).to(self.context.device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged(f"The training loss became {value}", lr)
-        loss.backward()
-        self.optimizer.step()
-        return value
+            at.final = self.on_step(at.step, self.total)
+        at.taught = teacher_alone(self.feed.task, batch)
+        loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self._rate())
+        self.guard.watch(loss, at.final)
+        at.step, at.batch, at.loss = at.step + 1, at.batch + 1, at.loss + loss
+        if self.averaged is not None:
+            self.averaged.step(at.step)
+        self.context.progress(at.step / self.total)
 
-    def _check_weights(self) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
-            raise self._diverged("A weight became infinite or not a number", self.optimizer.param_groups[0]["lr"])
+    def _rate(self) -> float:
+        scheduled = schedules.rate(self.training, self.at.step, self.total, self.per_epoch)
+        return scheduled * self.plateau.factor * self.guard.factor
 
-    def _diverged(self, what: str, lr: float) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"{what} at step {self.step} of {self.total}, at a learning rate of {lr:g} "
-            f"({self.training.optimizer}). Use a lower learning rate."
-        )
-
-    def _should_stop(self, epoch: int) -> bool:
-        if self.stopper is None or not self.settled:
+    def _judged(self) -> bool:
+        """Judges the epoch on the validation split, where anything hangs on that; whether it was the last."""
+        if not (self.training.judges and self.at.final):
             return False
         self.module.eval()
-        metric, _ = self.feed.score(self._forward, "validation")
-        return self.stopper.judge(self.sign * metric, epoch)
+        with self.averaged.shown() if self.averaged is not None else nullcontext():
+            metric = self.sign * self.feed.score(self._forward, "validation")[0]
+            stop = self.stopper is not None and self.stopper.judge(metric, len(self.at.means))
+        if self.training.schedule == "plateau":
+            self.plateau.judge(metric)
+        return stop
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.module(*(tensor.to(self.context.device) for tensor in inputs))
+
+    def _finish(self) -> None:
+        """Leaves the weights that are delivered in the module."""
+        if self.stopper is not None and self.stopper.best_epoch is not None:
+            self.stopper.restore()
+        elif self.averaged is not None:
+            self.averaged.finish(batch.to(self.context.device).inputs for batch in self._batches(None))
+
+    # --- checkpoints, and going back to them ----------------------------------------------------------------------
+
+    def _mark(self) -> None:
+        """A checkpoint, where one is due and the training is sound.
+
+        Which steps have one depends on nothing but the training, so that a resumed one goes back to the same.
+        """
+        step = self.at.step
+        if self.points is None or step % self.training.checkpoint_steps or step == self.marked:
+            return
+        self._check_weights()
+        if self.guard.sound:
+            self.points.save(self._parts())
+            self.marked = step
+
+    def _resume(self) -> None:
+        """Takes up what an earlier attempt left of this training."""
+        waiting = None if self.points is None else self.points.waiting()
+        if self.points is not None and waiting is not None:
+            self._load(waiting)
+            self.points.save(waiting)
+            self.marked = self.resumed_at = self.at.step
+
+    def _go_back(self, trouble: Diverged) -> None:
+        """To the last checkpoint, and on with a lower rate. Raises TrainingDiverged where that is no use any more."""
+        rate = self._rate()
+        incidents = [*self.guard.incidents, {"step": self.at.step, "learning_rate": rate, "what": str(trouble)}]
+        if self.guard.exhausted or self.points is None:
+            tries = len(self.guard.incidents)
+            after = f", and {tries} lower rates had not helped" if tries else ""
+            raise TrainingDiverged(
+                f"{trouble} at step {self.at.step} of {self.total}, at a learning rate of {rate:g} "
+                f"({self.training.optimizer}){after}. Use a lower learning rate."
+            )
+        self._load(self.points.load())
+        self.guard.incidents = incidents
+
+    def _parts(self) -> Parts:
+        """The whole state."""
+        parts: Parts = {
+            "module": module_state(self.module),
+            "masks": mask_state(self.module),
+            "random": random_state(self.context.device),
+            "noise": {"noise": self.noise.get_state()},
+        }
+        return parts | {name: part.state() for name, part in self._with_state().items()}
+
+    def _load(self, parts: Parts) -> None:
+        """Raises Unusable for that of another training."""
+        try:
+            load_state(self.module, parts, self.context.device)
+            self.noise.set_state(parts["noise"]["noise"])
+            for name, part in self._with_state().items():
+                part.load(parts[name])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise Unusable(f"it is of another training ({type(error).__name__}: {error})") from error
+
+    def _with_state(self) -> dict[str, Stepper | Place | Guard | Plateau | EarlyStopper | averaging.Averaged]:
+        every: dict[str, Stepper | Place | Guard | Plateau | EarlyStopper | averaging.Averaged | None] = {
+            "optimizer": self.stepper,
+            "place": self.at,
+            "guard": self.guard,
+            "plateau": self.plateau,
+            "stopper": self.stopper,
+            "averaged": self.averaged,
+        }
+        return {name: part for name, part in every.items() if part is not None}
+
+    def _check_weights(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
+            raise Diverged("A weight became infinite or not a number")
+
+    def _summary(self) -> TrainingSummary:
+        stopper = self.stopper
+        return TrainingSummary(
+            steps=self.at.step,
+            epochs=self.at.step / self.per_epoch,
+            first_epoch_loss=self.at.means[0],
+            last_epoch_loss=self.at.means[-1],
+            stopped_early=self.at.step < self.total,
+            best_validation_metric=self.sign * stopper.best if stopper is not None else None,
+            best_epoch=stopper.best_epoch if stopper is not None else None,
+            teacher_alone=self.at.taught,
+            precision=self.stepper.precision,
+            diverged=tuple(self.guard.incidents),
+            resumed_at=self.resumed_at,
+        )
 
 
 def _fed(feed: Feed | None) -> Feed:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
-from app.contract.report import ArtifactReport, Latency, Measurement, Metric
+from app.contract.report import ArtifactReport, Latency, Measurement, Metric, StepReport
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
 from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import mlp, tiny_model
@@ -142,3 +142,16 @@ def test_splits_that_were_not_uploaded_are_named() -> None:
     spec = ResolvedSpec(model="m", dataset="d", recipe=None, steps=STATIC, export=("onnx",), seed=0)
     (sentence,) = warnings(spec, FACTS, data, measurement(), (artifact(size=300, seconds=5e-4),))
     assert "train (80) and test (20) were made of it at random with seed 7" in sentence
+
+
+def test_a_rate_that_was_lowered_is_said() -> None:
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(Finetune(),), export=("onnx",), seed=0)
+    incident = {"step": 7, "learning_rate": 0.5, "what": "The training loss became nan"}
+    for times, words in ((0, None), (1, "once"), (3, "3 times")):
+        step = StepReport(technique="finetune", seconds=1.0, details={"training_diverged": [incident] * times})
+        found = warnings(spec, FACTS, None, measurement(), (artifact(size=300),), (step,))
+        told = [sentence for sentence in found if "diverged" in sentence]
+        assert len(told) == (words is not None)
+        for sentence in told:
+            assert f"step 1 (finetune) diverged {words}" in sentence
+            assert "first from 0.5. The training loss became nan." in sentence

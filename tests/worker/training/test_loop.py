@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from app.contract.errors import DatasetMismatch, InvalidSpec, TrainingDiverged, Unsupported
+from app.contract.optimizing import Ema, Optimizer, Swa
+from app.contract.scheduling import Schedule
 from app.contract.training import Distill, EarlyStopping, Training
 from tests.worker.helpers import context_for, convnet, digits_data, memory_data, mlp, tiny_model
+from worker.constraints import impose_mask, masks
 from worker.context import Context
 from worker.data.base import Data
 from worker.training.loop import train
@@ -44,24 +49,54 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_it_trains_as_a_loop_written_by_hand(digits: Data, tmp_path: Path) -> None:
+def decayed_apart(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Groups as a user of torch writes them: biases do not decay."""
+    weights = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    biases = [parameter for parameter in module.parameters() if parameter.dim() == 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+
+
+OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {
+    "sgd": ({}, lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9)),
+    "nesterov": (
+        {"optimizer": "sgd", "momentum": 0.8, "nesterov": True},
+        lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.8, nesterov=True),
+    ),
+    "adam": ({"betas": (0.8, 0.9)}, lambda groups: torch.optim.Adam(groups, lr=0.1, betas=(0.8, 0.9))),
+    "adamw": ({}, lambda groups: torch.optim.AdamW(groups, lr=0.1)),
+    "rmsprop": ({"momentum": 0.5}, lambda groups: torch.optim.RMSprop(groups, lr=0.1, momentum=0.5)),
+    "adagrad": ({}, lambda groups: torch.optim.Adagrad(groups, lr=0.1)),
+    "adadelta": ({}, lambda groups: torch.optim.Adadelta(groups, lr=0.1)),
+    "nadam": ({"betas": (0.8, 0.9)}, lambda groups: torch.optim.NAdam(groups, lr=0.1, betas=(0.8, 0.9))),
+    "radam": ({}, lambda groups: torch.optim.RAdam(groups, lr=0.1)),
+    "adafactor": ({}, lambda groups: torch.optim.Adafactor(groups, lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_trains_as_a_loop_written_by_hand(digits: Data, tmp_path: Path, name: str) -> None:
     data = few(digits)
-    training = Training(epochs=3, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, schedule="cosine")
+    fields, reference_of = OPTIMIZERS[name]
+    optimizer_fields = {"optimizer": name} | fields
+    training = Training(
+        epochs=3, lr=0.1, weight_decay=0.01, schedule="cosine", clip_norm=0.5, divergence_retries=0, **optimizer_fields
+    )
     context = context_of(mlp(), data, tmp_path, seed=3)
     summary = train(context, training)
 
     reference = mlp()
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = reference_of(decayed_apart(reference, 0.01))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
     order = torch.Generator().manual_seed(3)
     raw = data.splits["train"].read(range(SAMPLES))
     assert isinstance(raw.inputs, dict)
-    assert raw.targets is not None
+    assert isinstance(raw.targets, torch.Tensor)
     for _ in range(3):
         for chosen in torch.randperm(SAMPLES, generator=order).split(64):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(reference(raw.inputs["input"][chosen]), raw.targets[chosen])
             loss.backward()
+            nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
             optimizer.step()
             scheduler.step()
     assert summary.steps == 9
@@ -200,14 +235,46 @@ def test_the_teacher_teaches_and_does_not_learn(digits: Data, tmp_path: Path) ->
     assert (said == learnt).float().mean() >= 0.85
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-def test_every_optimizer_learns_the_digits(digits: Data, tmp_path: Path, optimizer: str) -> None:
+# Rates at which each learns a small network within five epochs; those left out take their default times three.
+RATES = {"sgd": 0.05, "radam": 0.03, "rmsprop": 3e-4, "adagrad": 0.03, "adadelta": 1.0, "adafactor": 0.03}
+
+
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+def test_every_optimizer_learns_the_digits(digits: Data, tmp_path: Path, optimizer: Optimizer) -> None:
     context = context_of(mlp(), digits, tmp_path)
-    lr = {"sgd": 0.05, "rmsprop": 3e-4}.get(optimizer, 3e-3)
-    summary = train(context, Training(epochs=5, optimizer=optimizer, lr=lr))
+    summary = train(context, Training(epochs=5, optimizer=optimizer, lr=RATES.get(optimizer, 3e-3)))
     assert summary.last_epoch_loss < summary.first_epoch_loss / 2
     assert context.feed is not None
     assert context.feed.score(lambda inputs: context.model.module(*inputs), "test")[0] > 0.85
+
+
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_optimizer_runs_under_every_schedule(
+    digits: Data, tmp_path: Path, optimizer: Optimizer, schedule: Schedule
+) -> None:
+    """With all else that can be combined."""
+    warm = {} if schedule == "one_cycle" else {"warmup_share": 0.2}
+    cuts = {"milestones": (1, 2)} if schedule == "multi_step" else {}
+    training = Training(
+        epochs=3,
+        optimizer=optimizer,
+        schedule=schedule,
+        layer_decay=0.9,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        micro_batch_size=24,
+        precision="bf16",
+        averaging=Ema(),
+        **warm,
+        **cuts,
+    )
+    context = context_of(mlp(norm=True, dropout=0.1), few(digits), tmp_path)
+    before = weights(context.model.module)
+    summary = train(context, training)
+    assert (summary.steps, summary.diverged) == (6, ())
+    assert summary.details()["training_precision"] == "bfloat16"
+    assert not same(before, weights(context.model.module))
 
 
 def test_a_convolutional_network_learns_the_digits(tmp_path: Path) -> None:
@@ -217,22 +284,124 @@ def test_a_convolutional_network_learns_the_digits(tmp_path: Path) -> None:
     assert context.feed.score(lambda inputs: context.model.module(*inputs), "test")[0] > 0.9
 
 
-def test_a_loss_that_diverges_names_step_and_rate(digits: Data, tmp_path: Path) -> None:
+def test_a_training_that_diverges_goes_back_and_on_with_a_lower_rate(digits: Data, tmp_path: Path) -> None:
     context = context_of(mlp(), few(digits), tmp_path)
+    training = Training(epochs=30, optimizer="adam", lr=30.0, checkpoint_steps=10)
+    summary = train(context, training)
+    assert 1 <= len(summary.diverged) <= 4
+    assert summary.last_epoch_loss < 1.0
+    rates = [incident["learning_rate"] for incident in summary.diverged]
+    assert rates == pytest.approx([30.0 / 4**n for n in range(len(rates))])
+    assert all("loss" in incident["what"] or "weight" in incident["what"] for incident in summary.diverged)
+    assert summary.details()["training_diverged"] == list(summary.diverged)
+    assert not any(tmp_path.iterdir())
+    again = context_of(mlp(), few(digits), tmp_path)
+    train(again, training)
+    assert same(weights(context.model.module), weights(again.model.module))
+
+
+@pytest.mark.parametrize(
+    ("retries", "rate", "after"), [(0, 100, r"\)\."), (2, 6.25, r"\), and 2 lower rates had not helped\.")]
+)
+def test_a_loss_that_diverges_all_the_same_names_step_and_rate(
+    digits: Data, tmp_path: Path, retries: int, rate: float, after: str
+) -> None:
+    context = context_of(mlp(), few(digits), tmp_path)
+    training = Training(epochs=100, optimizer="sgd", lr=100.0, weight_decay=10.0, divergence_retries=retries)
     with pytest.raises(
         TrainingDiverged,
-        match=r"The training loss became (inf|nan) at step \d+ of 300, at a learning rate of 100 \(sgd\)",
+        match=rf"The training loss .* at step \d+ of 300, at a learning rate of {rate:g} \(sgd{after}",
     ):
-        train(context, Training(epochs=100, optimizer="sgd", lr=100.0, weight_decay=10.0))
+        train(context, training)
     assert not context.model.module.training
+    assert not any(tmp_path.iterdir())
 
 
-def test_a_weight_that_diverges_in_the_last_step_is_noticed(digits: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_weight_that_diverges_in_the_last_step_is_noticed(digits: Data, tmp_path: Path, retries: int) -> None:
     context = context_of(mlp(), few(digits), tmp_path)
     hook = context.model.module.get_parameter("0.bias").register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingDiverged, match="weight became infinite"):
-        train(context, Training(steps=1))
+        train(context, Training(steps=1, divergence_retries=retries))
     hook.remove()
+
+
+def test_masks_that_came_before_the_training_diverged_come_again(digits: Data, tmp_path: Path) -> None:
+    """What a schedule of pruning imposed is undone with the rest, and imposed again on the way."""
+    context = context_of(mlp(), few(digits), tmp_path)
+    seen: list[tuple[int, int]] = []
+
+    def prune(step: int, total: int) -> bool:
+        value = context.model.module.get_parameter("2.weight") if step == 0 and not seen else None
+        if step in (6, 12):
+            mask = torch.ones(32, 64)
+            mask[:, :step] = 0
+            impose_mask(context.model.module, "2.weight", mask)
+        if value is None and step == 14 and len(seen) < 15:
+            with torch.no_grad():
+                context.model.module[4].weight.fill_(torch.nan)  # type: ignore[index]
+        kept = masks(context.model.module).get("2.weight", torch.ones(1))
+        seen.append((step, int((~kept.bool()).sum())))
+        return step >= 12
+
+    summary = train(context, Training(steps=20, checkpoint_steps=10), prune)
+    assert [step for step, _ in seen] == [*range(15), *range(10, 20)]
+    assert dict(seen[15:])[10] == 6 * 32  # and not the 12 that had been imposed when it went astray
+    assert dict(seen[15:])[19] == 12 * 32
+    assert len(summary.diverged) == 1
+
+
+def test_early_stopping_and_averaging_deliver_what_was_judged(digits: Data, tmp_path: Path) -> None:
+    context = context_of(mlp(norm=True), few(digits), tmp_path)
+    training = Training(epochs=12, lr=0.02, early_stopping=EarlyStopping(patience=2), averaging=Ema(decay=0.9))
+    summary = train(context, training)
+    assert context.feed is not None
+    measured, _ = context.feed.score(lambda inputs: context.model.module(*inputs), "validation")
+    assert measured == summary.best_validation_metric
+
+
+def test_a_plain_mean_is_delivered_with_its_own_batch_norm(digits: Data, tmp_path: Path) -> None:
+    data = few(digits)
+    seen: list[torch.Tensor] = []
+    context = context_of(mlp(norm=True), data, tmp_path)
+
+    def record(step: int, total: int) -> bool:
+        seen.append(context.model.module.get_parameter("0.weight").detach().clone())
+        return True
+
+    # Every weight of the second half but the last, which no later step sees.
+    train(context, Training(steps=8, averaging=Swa(start=0.5, every=1)), record)
+    plain = context_of(mlp(norm=True), data, tmp_path)
+    train(plain, Training(steps=8))
+    last = plain.model.module.get_parameter("0.weight").detach()
+    mean = torch.stack([*seen[5:], last]).mean(0)
+    torch.testing.assert_close(context.model.module.get_parameter("0.weight").detach(), mean)
+    norm = context.model.module.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.num_batches_tracked == 2  # of one pass without the single sample that is left over
+
+
+def test_the_plateau_lowers_the_rate_by_the_validation_metric(digits: Data, tmp_path: Path) -> None:
+    def last(patience: int) -> list[torch.Tensor]:
+        context = context_of(mlp(), few(digits), tmp_path)
+        training = Training(epochs=8, lr=1e-6, schedule="plateau", plateau_patience=patience, gamma=0.5)
+        train(context, training)
+        return weights(context.model.module)
+
+    constant = context_of(mlp(), few(digits), tmp_path)
+    train(constant, Training(epochs=8, lr=1e-6))
+    assert same(last(patience=8), weights(constant.model.module))
+    assert not same(last(patience=0), weights(constant.model.module))  # so small a rate betters nothing
+
+
+def test_a_warm_up_longer_than_the_training_is_refused(digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="warmup_steps are 6 and the whole training has 6"):
+        train(context_of(mlp(), few(digits), tmp_path), Training(epochs=2, warmup_steps=6))
+
+
+def test_fp16_without_cuda_is_refused(digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="bf16 or auto"):
+        train(context_of(mlp(), few(digits), tmp_path), Training(precision="fp16"))
 
 
 @pytest.mark.parametrize("data", [None, memory_data({"test": (torch.ones(4, 64), torch.zeros(4, dtype=torch.int64))})])

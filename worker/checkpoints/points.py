@@ -1,0 +1,146 @@
+"""The checkpoints of one attempt at a job, as the job itself sees them.
+
+There are two kinds. `step` is the state between two steps of the job: the module and what the steps before have
+reported. `training` is the state inside the training of one step, and builds on the `step` of the same number: the
+step is begun again as it was, up to its training, which then goes on where it was. The first step needs none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from app.contract.report import StepReport
+from worker.checkpoints import file
+from worker.training.randomness import load_random, random_state
+from worker.training.states import State, Unusable, load_masks, load_module, mask_state, module_state, trained
+
+Kind = Literal["step", "training"]
+Announce = Callable[[Kind, str], None]
+"""Says that a file of this name lies in the folder, to be taken away."""
+
+Parts = dict[str, State]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far a job was: the steps that are done."""
+
+    reports: tuple[StepReport, ...] = ()
+
+
+class Checkpoints:
+    """Writes checkpoints to `folder` and offers them to `announce`, `seconds` apart at least.
+
+    `saved` are those of an earlier attempt. Where nobody is to be told, they serve for coming back within this attempt.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        announce: Announce | None = None,
+        seconds: float = 0.0,
+        saved: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._folder, self._announce, self._seconds = folder, announce, seconds
+        self._saved = {kind: file.read(path) for kind, path in (saved or {}).items()}
+        self._index = 0
+        self._layout: list[tuple[str, torch.Size]] | None = None
+        self._portable = True
+        self._unannounced: list[Kind] = []
+        self._handed_over: dict[Kind, Path] = {}
+        self._number = 0
+        self._announced_at = time.monotonic()
+
+    def begin(self, module: nn.Module, device: torch.device) -> Begun:
+        """Puts the module in the state of the last step that was done, if there is one, and says which those are.
+
+        Raises Unusable.
+        """
+        self._layout = _layout(module)
+        saved = self._saved.get("step")
+        if saved is None:
+            return Begun()
+        try:
+            reports = tuple(StepReport.model_validate(one) for one in saved["job"]["reports"])
+        except (KeyError, ValueError) as error:
+            raise Unusable("it does not say which steps are done") from error
+        load_state(module, saved, device)
+        return Begun(reports)
+
+    def enter(self, reports: Sequence[StepReport], module: nn.Module, device: torch.device) -> None:
+        """A step begins, after those that have reported.
+
+        Where one of them changed the network's structure, nothing could take the state up: from there on a new attempt
+        goes on from what was announced before.
+        """
+        self._index = len(reports)
+        self._portable = self._layout == _layout(module)
+        if self._announce is not None and self._index and self._portable:
+            job: State = {"reports": [one.model_dump(mode="json") for one in reports]}
+            state = {"job": job, "module": module_state(module), "masks": mask_state(module)}
+            file.write(self._path("step"), state | {"random": random_state(device)})
+            self._unannounced = ["step"]
+            self._announce_if_due()
+
+    def waiting(self) -> Parts | None:
+        """What an earlier attempt left of this step's training; only the first who asks gets it."""
+        saved = self._saved.get("training")
+        if saved is None or saved.get("job", {}).get("index") != self._index:
+            return None
+        return self._saved.pop("training")
+
+    def save(self, parts: Parts) -> None:
+        """Writes the state inside the step's training."""
+        file.write(self._path("training"), parts | {"job": {"index": self._index}})
+        if self._announce is not None and self._portable:
+            self._unannounced = [kind for kind in self._unannounced if kind == "step"] + ["training"]
+            self._announce_if_due()
+
+    def load(self) -> Parts:
+        """What was saved last."""
+        return file.read(self._path("training"))
+
+    def clear(self) -> None:
+        """The step's training is over, and nothing comes back to it any more."""
+        self._path("training").unlink(missing_ok=True)
+        self._unannounced = [kind for kind in self._unannounced if kind == "step"]
+
+    def _announce_if_due(self) -> None:
+        if time.monotonic() - self._announced_at < self._seconds:
+            return
+        assert self._announce is not None
+        for kind in self._unannounced:
+            self._number += 1
+            copy = self._folder / f"checkpoint-{self._number}-{kind}"
+            shutil.copyfile(self._path(kind), copy)  # given away, where the original is come back to
+            self._announce(kind, copy.name)
+            if (older := self._handed_over.get(kind)) is not None:
+                older.unlink(missing_ok=True)  # nobody took it in time
+            self._handed_over[kind] = copy
+        self._unannounced = []
+        self._announced_at = time.monotonic()
+
+    def _path(self, kind: Kind) -> Path:
+        return self._folder / f"{kind}.checkpoint"
+
+
+def load_state(module: nn.Module, parts: Parts, device: torch.device) -> None:
+    """Masks, weights and random numbers out of a checkpoint. Raises Unusable."""
+    try:
+        load_masks(module, parts["masks"])
+        load_module(module, parts["module"])
+        load_random(parts["random"], device)
+    except KeyError as error:
+        raise Unusable(f"it lacks {error}") from error
+
+
+def _layout(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return sorted((name, tensor.shape) for name, tensor in trained(module))

@@ -1,0 +1,82 @@
+"""What the parts of a training say of themselves for a checkpoint: tensors, and whatever JSON can hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from worker.constraints import Mask, impose_mask, masks
+
+State: TypeAlias = dict[str, Any]
+"""Tensors and JSON values by name; one level deep. Who reads it has checked nothing but that it is one."""
+
+_BEHIND_A_CONSTRAINT = re.compile(r"parametrizations\.([^.]+)\.original$")
+
+
+class Unusable(Exception):
+    """A checkpoint that cannot be read, or is not of this training."""
+
+
+def trained(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything that training changes, parameters and running statistics, once each, by its plain name: as it is
+    called without constraints. Masks are not among it: they are imposed."""
+    seen: set[int] = set()
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, Mask):
+            continue
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield _BEHIND_A_CONSTRAINT.sub(r"\1", f"{prefix}.{name}".lstrip(".")), tensor
+
+
+def module_state(module: nn.Module) -> State:
+    """The trained tensors of a module; as they are, not copied."""
+    return {name: tensor.detach() for name, tensor in trained(module)}
+
+
+def load_module(module: nn.Module, state: State) -> None:
+    """Puts the values into the module. Raises Unusable, before anything is changed, where they are another's."""
+    into = dict(trained(module))
+    check_alike(into, state)
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(state[name])
+
+
+def mask_state(module: nn.Module) -> State:
+    """The masks on a module, and the order in which they come: parameters are listed in it."""
+    imposed = masks(module)
+    return {"order": list(imposed), **{f"mask.{name}": mask for name, mask in imposed.items()}}
+
+
+def load_masks(module: nn.Module, state: State) -> None:
+    """Imposes just these masks. One that the module has beyond them keeps everything from now on.
+
+    Raises Unusable where a mask fits no weight.
+    """
+    order = list(state.get("order", ()))
+    for name, imposed in masks(module).items():
+        if name not in order:
+            imposed.fill_(True)
+    for name in order:
+        try:
+            mask = state[f"mask.{name}"]
+            impose_mask(module, name, torch.ones_like(mask))
+            masks(module)[name].copy_(mask)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Unusable(f"the mask of {name} fits no weight") from error
+
+
+def check_alike(into: dict[str, Tensor], state: State) -> None:
+    """Raises Unusable unless both hold the same tensors by name, shape and dtype."""
+    for name, tensor in into.items():
+        found = state.get(name)
+        if not isinstance(found, Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise Unusable(f"it has nothing for {name}")
+    if len(into) != len(state):
+        raise Unusable("it is of another network")
