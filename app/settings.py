@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, description="How often a job is started again after its worker was lost.")
     cancel_grace_seconds: float = Field(2.0, description="From SIGTERM to SIGKILL of a cancelled job's process group.")
+    checkpoint_seconds: float = Field(30.0, description="A job's checkpoints are stored this far apart at least.")
     job_timeout_seconds: float = 24 * 3600.0
     job_memory_bytes: int = Field(
         0, description="Resident memory of a job's process group; 0: 90 % of the machine / concurrency."

@@ -14,20 +14,26 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from app.contract.errors import JobFailed, OutOfMemory, ServiceUnavailable, TersorError
 from worker.forkserver import scrub_environment
 from worker.limits import Limits, apply_in_child
-from worker.messages import Failed, Message, Progress, Result, Started
+from worker.messages import CheckpointWritten, Failed, Message, Progress, Result, Started
 from worker.sandbox import descriptors
 from worker.sandbox.enter import enter
 from worker.sandbox.policy import Policy
 from worker.scratch import LOG, WORK
 from worker.vetting.boundary import OUR_TROUBLE, ran_out_of_memory
 
-Report = Callable[[float, str], None]
-"""Called by the work with its progress (0..1) and the name of its step."""
+
+class Report(Protocol):
+    """Called by the work with its progress (0..1) and the name of its step."""
+
+    def __call__(self, progress: float, step: str, /) -> None: ...
+
+    def checkpoint(self, kind: Literal["step", "training"], name: str) -> None:
+        """Says that a checkpoint of this name lies in the folder to write to."""
 
 
 def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limits, policy: Policy | None) -> None:
@@ -86,8 +92,12 @@ class _Voice:
         with self._lock:
             self._pipe.send_bytes(message.model_dump_json().encode())
 
-    def progress(self, progress: float, step: str) -> None:
+    def __call__(self, progress: float, step: str, /) -> None:
         self.say(Progress(progress=min(1.0, max(0.0, progress)), step=step))
+
+    def checkpoint(self, kind: Literal["step", "training"], name: str) -> None:
+        """As in Report."""
+        self.say(CheckpointWritten(of=kind, name=name))
 
 
 def _watch_lifeline(pipe: Connection) -> None:
@@ -99,7 +109,7 @@ def _watch_lifeline(pipe: Connection) -> None:
 def _result_of(work: Callable[[Any, Report], Result], request: Any, voice: _Voice, limits: Limits) -> Result:
     try:
         _set_threads(limits.threads)
-        return work(request, voice.progress)
+        return work(request, voice)
     except TersorError as error:
         return Failed(problem=error.problem())
     except Exception as error:

@@ -27,7 +27,7 @@ def job(request: RunRequest, progress: Report) -> JobDone:
     """Optimizes a model."""
     from worker.run import run_job
 
-    result = run_job(request, progress)
+    result = run_job(request, progress, progress.checkpoint)
     outputs = tuple(
         Output(path=str(file.path), name=file.name, format=file.format, media_type=file.media_type)
         for file in result.artifacts

@@ -32,6 +32,14 @@ class Progress(Message):
     step: Annotated[str, Field(max_length=200)]
 
 
+class CheckpointWritten(Message):
+    """A checkpoint of this kind lies in the folder that the child writes to, and is given away."""
+
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    of: Literal["step", "training"]
+    name: Annotated[str, Field(pattern=r"^checkpoint-[0-9]{1,12}-(step|training)$")]
+
+
 class Output(Message):
     """A file in the output folder, by its path there."""
 
@@ -65,10 +73,11 @@ class Failed(Message):
 
 
 Result = JobDone | Inspected | Failed
-AnyMessage = Annotated[Started | Progress | JobDone | Inspected | Failed, Field(discriminator="kind")]
-_adapter: TypeAdapter[Started | Progress | Result] = TypeAdapter(AnyMessage)
+Remark = Started | Progress | CheckpointWritten
+AnyMessage = Annotated[Remark | JobDone | Inspected | Failed, Field(discriminator="kind")]
+_adapter: TypeAdapter[Remark | Result] = TypeAdapter(AnyMessage)
 
 
-def parse(data: bytes) -> Started | Progress | Result:
+def parse(data: bytes) -> Remark | Result:
     """Raises pydantic.ValidationError for what no child of ours says."""
     return _adapter.validate_json(data)

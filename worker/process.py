@@ -17,7 +17,7 @@ import pydantic
 from app.contract.errors import ChildCrashed, JobFailed, OutOfMemory
 from worker import child
 from worker.limits import Limits, members, running
-from worker.messages import MAX_MESSAGE_BYTES, Progress, Result, Started, parse
+from worker.messages import MAX_MESSAGE_BYTES, CheckpointWritten, Progress, Result, Started, parse
 from worker.sandbox.policy import Policy
 from worker.watch import Watch
 
@@ -85,8 +85,8 @@ class Child:
         assert self._process.pid is not None
         return self._process.pid
 
-    def result(self, progress: Callable[[float, str], None], stop: Callable[[], bool]) -> Result:
-        """Waits for the child's last word, passing on its progress.
+    def result(self, heard: Callable[[Progress | CheckpointWritten], None], stop: Callable[[], bool]) -> Result:
+        """Waits for the child's last word, passing on what it says meanwhile.
 
         Raises Stopped when `stop` says so, JobFailed, OutOfMemory and TimedOut at its limits, ServiceUnavailable where
         the disk is full, Died when it ends without a word.
@@ -100,11 +100,11 @@ class Child:
                 self._watch.check(self.pid)
             if self._process.sentinel in wait([self._pipe, self._process.sentinel], TICK_SECONDS):
                 # What it said before it ended is still in the pipe.
-                said = self._listen(progress)
+                said = self._listen(heard)
                 if said is None and not self._pipe.poll():
                     raise self._crash()
             elif self._pipe.poll():
-                said = self._listen(progress)
+                said = self._listen(heard)
             else:
                 continue
             if said is not None:
@@ -118,7 +118,7 @@ class Child:
             time.sleep(KILL_POLL_SECONDS)
         self._signal(signal.SIGKILL)
 
-    def _listen(self, progress: Callable[[float, str], None]) -> Result | None:
+    def _listen(self, heard: Callable[[Progress | CheckpointWritten], None]) -> Result | None:
         """Reads what the pipe holds now; the last word, if it was among it."""
         while self._pipe.poll():
             try:
@@ -130,8 +130,8 @@ class Child:
                 raise JobFailed(f"The {self._task.noun}'s process answered with something unreadable.") from error
             if isinstance(message, Started):
                 self._leads_group = True
-            elif isinstance(message, Progress):
-                progress(message.progress, message.step)
+            elif isinstance(message, Progress | CheckpointWritten):
+                heard(message)
             else:
                 return message
         return None

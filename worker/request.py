@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from app.contract.spec import ResolvedSpec
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`."""
+    """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`.
+
+    `checkpoints` are those of an earlier attempt, by their kind; new ones are announced `checkpoint_seconds` apart.
+    """
 
     job_id: str
     spec: ResolvedSpec
@@ -26,6 +30,8 @@ class RunRequest:
     scratch: Path
     output: Path
     threads: int
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from app.contract.compatibility import check
 from app.contract.errors import Unsupported
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec
+from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
 from worker.data import open_data
@@ -30,6 +33,9 @@ from worker.export.registry import EXPORTERS
 from worker.loading import load_model
 from worker.request import OutputFile, RunRequest, RunResult
 from worker.techniques.registry import TECHNIQUES
+from worker.training.states import Unusable
+
+log = logging.getLogger("tersor.job")
 
 Progress = Callable[[float, str], None]
 """Takes the share of the job that is done, 0 to 1, and the name of the stage or step that is running."""
@@ -38,16 +44,18 @@ Progress = Callable[[float, str], None]
 STEPS_FROM, EXPORT_FROM, VERIFY_FROM, MEASURE_FROM = 0.02, 0.75, 0.87, 0.9
 
 
-def run_job(request: RunRequest, progress: Progress) -> RunResult:
-    """Runs one attempt and leaves its artifacts in `request.output`. Raises the errors of app.contract.errors."""
+def run_job(request: RunRequest, progress: Progress, announce: Announce | None = None) -> RunResult:
+    """Runs one attempt and leaves its artifacts in `request.output`. Raises the errors of app.contract.errors.
+
+    `announce` is told of checkpoints; those of an earlier attempt are gone on from, if they are any good.
+    """
     clock = Clock()
-    _settle(request)
     progress(0.0, "load")
-    with clock("load"):
-        context = _load(request)
-        _check(request.spec, context)
-    with clock("steps"):
-        steps = _run_steps(request.spec, context, progress)
+    try:
+        context, steps = _until_export(request, progress, announce, clock)
+    except Unusable as reason:
+        log.warning("The checkpoint of an earlier attempt is of no use, and the job starts afresh: %s.", reason)
+        context, steps = _until_export(replace(request, checkpoints={}), progress, announce, clock)
     progress(EXPORT_FROM, "export")
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
@@ -83,6 +91,20 @@ def run_job(request: RunRequest, progress: Progress) -> RunResult:
         report=report,
         artifacts=tuple(OutputFile(one.path, one.path.name, one.format, one.media_type) for one in exported),
     )
+
+
+def _until_export(
+    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock
+) -> tuple[Context, tuple[StepReport, ...]]:
+    """Loads everything and takes the steps. Raises Unusable for a checkpoint that is not of this job."""
+    _settle(request)
+    with clock("load"):
+        context = _load(request)
+        _check(request.spec, context)
+    with clock("steps"):
+        saved, seconds = request.checkpoints, request.checkpoint_seconds
+        context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved)
+        return context, _run_steps(request.spec, context, progress, context.checkpoints)
 
 
 class Clock:
@@ -144,14 +166,20 @@ def _check(spec: ResolvedSpec, context: Context) -> None:
         check_size(context.model.module)
 
 
-def _run_steps(spec: ResolvedSpec, context: Context, progress: Progress) -> tuple[StepReport, ...]:
-    """The steps in order, each with an equal share of the progress that belongs to steps."""
-    done = []
+def _run_steps(
+    spec: ResolvedSpec, context: Context, progress: Progress, checkpoints: Checkpoints
+) -> tuple[StepReport, ...]:
+    """The steps in order, each with an equal share of the progress that belongs to steps.
+
+    Those that a checkpoint has the outcome of are not taken again.
+    """
+    done = list(checkpoints.begin(context.model.module, context.device))
     width = (EXPORT_FROM - STEPS_FROM) / len(spec.steps)
-    for index, step in enumerate(spec.steps):
+    for index, step in enumerate(spec.steps[len(done) :], len(done)):
         start = STEPS_FROM + index * width
         context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
         context.progress(0.0)
+        checkpoints.enter(done, context.model.module, context.device)
         began = time.perf_counter()
         details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))

@@ -33,7 +33,7 @@ def scratch_folder(root: Path, claim: Claim) -> Iterator[Path]:
         (folder / WORK).mkdir(mode=0o700)
         yield folder
     finally:
-        _remove(folder)
+        remove(folder)
         os.close(lock)
 
 
@@ -58,14 +58,20 @@ def remove_stale(root: Path) -> int:
                 lock = _lock(folder)
             except BlockingIOError:
                 continue
-            _remove(folder)
+            remove(folder)
             os.close(lock)
             removed += 1
     return removed
 
 
-def _remove(folder: Path) -> None:
-    """Removes a folder, also one that was filled to defeat removal: nested deeper than Python's own way can follow."""
+def remove(folder: Path) -> None:
+    """Removes a folder, also one that was filled to defeat removal: nested deeper than Python's own way can follow.
+
+    What is a file or a link is removed itself; what is not there need not be.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
     with contextlib.suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():

@@ -34,9 +34,10 @@ from app.contract.store import JobStore
 from app.contract.store.uploads import rejection
 from app.settings import Settings
 from worker import limits
+from worker.checkpoints.keeper import CheckpointKeeper, fetch_earlier, remove_checkpoints
 from worker.entries import InspectRequest
 from worker.lease import LeaseKeeper
-from worker.messages import Failed, Inspected, JobDone, Result
+from worker.messages import CheckpointWritten, Failed, Inspected, JobDone, Progress, Result
 from worker.process import Child, Died, Stopped, Task
 from worker.publish import publish, withdraw, withdraw_earlier
 from worker.request import RunRequest
@@ -122,6 +123,7 @@ class Supervisor:
             raise LeaseLost()
         if keeper.verdict == "cancelled":
             self._insist(keeper, lambda: self._store.cancel_job(claim))
+            remove_checkpoints(self._blobs, claim.work_id)
         else:
             self._store.release(claim)
 
@@ -140,10 +142,13 @@ class Supervisor:
         if problem is not None:
             failed = problem
             self._insist(keeper, lambda: self._store.fail_job(claim, failed))
+        remove_checkpoints(self._blobs, claim.work_id)
 
     def _attempt_job(self, claim: Claim, keeper: LeaseKeeper, scratch: Path) -> Problem | None:
         self._copy(keeper, "earlier outputs could not be removed", lambda: withdraw_earlier(self._blobs, claim))
-        result = self._supervised(self._job_task(claim, keeper, scratch), keeper)
+        task = self._job_task(claim, keeper, scratch)
+        with CheckpointKeeper(self._blobs, claim, scratch, self._settings.checkpoint_seconds) as checkpoints:
+            result = self._supervised(task, keeper, checkpoints)
         if isinstance(result, Failed):
             return result.problem
         if not isinstance(result, JobDone):
@@ -173,6 +178,10 @@ class Supervisor:
             scratch=work,
             output=output,
             threads=granted.threads,
+            checkpoints=self._copy(
+                keeper, "a checkpoint could not be copied", lambda: fetch_earlier(self._blobs, claim, scratch)
+            ),
+            checkpoint_seconds=self._settings.checkpoint_seconds,
         )
         return Task(self._entries.job, request, scratch, granted, policy_for(self._settings, scratch, work, True))
 
@@ -236,12 +245,19 @@ class Supervisor:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _supervised(self, task: Task, keeper: LeaseKeeper) -> Result:
+    def _supervised(self, task: Task, keeper: LeaseKeeper, checkpoints: CheckpointKeeper | None = None) -> Result:
         """Runs the task's child to its end. Raises Stopped once the child's group is gone."""
+
+        def heard(said: Progress | CheckpointWritten) -> None:
+            if isinstance(said, Progress):
+                keeper.note(said.progress, said.step)
+            elif checkpoints is not None:
+                checkpoints.offer(said)
+
         try:
             with Child(self._context, task) as child:
                 try:
-                    result = child.result(keeper.note, lambda: keeper.verdict is not None or self.stopping.is_set())
+                    result = child.result(heard, lambda: keeper.verdict is not None or self.stopping.is_set())
                 except Stopped:
                     grace = STOP_GRACE_SECONDS if self.stopping.is_set() else self._settings.cancel_grace_seconds
                     child.end(0.0 if keeper.verdict == "lost" else grace)

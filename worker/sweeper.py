@@ -15,6 +15,7 @@ from app.contract.queue import Doorbell
 from app.contract.records import WorkerRecord
 from app.contract.resumable import remove_expired
 from app.contract.store import JobStore
+from worker.checkpoints.keeper import remove_of_ended
 from worker.dispatcher import Dispatcher
 
 log = logging.getLogger("tersor.sweeper")
@@ -63,6 +64,7 @@ class Sweeper:
             self._tidied_at = time.monotonic()
         if time.monotonic() - self._expired_at > EXPIRE_EVERY_SECONDS:
             remove_expired(self._store, self._blobs)
+            remove_of_ended(self._store, self._blobs)
             self._expired_at = time.monotonic()
 
     def _run(self) -> None:

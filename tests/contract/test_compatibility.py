@@ -81,6 +81,9 @@ def test_a_teacher_stands_in_for_targets() -> None:
     stopping = {"technique": "finetune", "training": {"distill": {}, "early_stopping": {}}}
     with pytest.raises(DatasetMismatch, match="Early stopping"):
         check(spec(stopping), model_facts(), UNLABELLED)
+    plateau = {"technique": "finetune", "training": {"distill": {}, "schedule": "plateau"}}
+    with pytest.raises(DatasetMismatch, match="Schedule plateau needs a `validation` split"):
+        check(spec(plateau), model_facts(), UNLABELLED)
 
 
 def test_a_task_without_a_loss_needs_a_teacher() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +26,6 @@ Announce = Callable[[Kind, str], None]
 """Says that a file of this name lies in the folder, to be taken away."""
 
 Parts = dict[str, State]
-
-
-@dataclass(frozen=True)
-class Begun:
-    """How far a job was: the steps that are done."""
-
-    reports: tuple[StepReport, ...] = ()
 
 
 class Checkpoints:
@@ -59,21 +51,21 @@ class Checkpoints:
         self._number = 0
         self._announced_at = time.monotonic()
 
-    def begin(self, module: nn.Module, device: torch.device) -> Begun:
-        """Puts the module in the state of the last step that was done, if there is one, and says which those are.
+    def begin(self, module: nn.Module, device: torch.device) -> list[StepReport]:
+        """Puts the module in the state behind the last step that is known to be done; the reports of all that are.
 
         Raises Unusable.
         """
         self._layout = _layout(module)
         saved = self._saved.get("step")
         if saved is None:
-            return Begun()
+            return []
         try:
-            reports = tuple(StepReport.model_validate(one) for one in saved["job"]["reports"])
+            reports = [StepReport.model_validate(one) for one in saved["job"]["reports"]]
         except (KeyError, ValueError) as error:
             raise Unusable("it does not say which steps are done") from error
         load_state(module, saved, device)
-        return Begun(reports)
+        return reports
 
     def enter(self, reports: Sequence[StepReport], module: nn.Module, device: torch.device) -> None:
         """A step begins, after those that have reported.

@@ -57,9 +57,10 @@ def _diverged(number: int, step: StepReport) -> Iterator[str]:
     if not isinstance(incidents, list) or not incidents:
         return
     times = "once" if len(incidents) == 1 else f"{len(incidents)} times"
+    first = incidents[0]
     yield (
         f"The training of step {number} ({step.technique}) diverged {times} and went on with a lower learning "
-        f"rate each time, first from {incidents[0]['learning_rate']:g}. {incidents[0]['what']}. Use a lower rate from the start."
+        f"rate each time, first from {first['learning_rate']:g}. {first['what']}. Use a lower rate from the start."
     )
 
 

@@ -208,11 +208,14 @@ class _Run:
             "masks": mask_state(self.module),
             "random": random_state(self.context.device),
             "noise": {"noise": self.noise.get_state()},
+            "training": self.training.model_dump(mode="json"),
         }
         return parts | {name: part.state() for name, part in self._with_state().items()}
 
     def _load(self, parts: Parts) -> None:
         """Raises Unusable for that of another training."""
+        if parts.get("training") != self.training.model_dump(mode="json"):
+            raise Unusable("it is of a training with other options")
         try:
             load_state(self.module, parts, self.context.device)
             self.noise.set_state(parts["noise"]["noise"])

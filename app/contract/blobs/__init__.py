@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from app.contract.blobs.base import Blobs
-from app.contract.blobs.keys import Stored, blob_key, output_key, output_prefix
+from app.contract.blobs.keys import Stored, blob_key, checkpoint_key, checkpoint_prefix, output_key, output_prefix
 
-__all__ = ["Blobs", "Stored", "blob_key", "output_key", "output_prefix"]
+__all__ = ["Blobs", "Stored", "blob_key", "checkpoint_key", "checkpoint_prefix", "output_key", "output_prefix"]

@@ -134,6 +134,11 @@ class Blobs:
         except (NotFoundError, FileNotFoundError):
             return
 
+    def jobs_with_checkpoints(self) -> set[str]:
+        """The ids of jobs that have checkpoints."""
+        batches = obstore.list(self._store, keys.CHECKPOINTS)
+        return {found["path"].split("/")[1] for batch in batches for found in batch}
+
     def delete_prefix(self, prefix: str) -> None:
         """Removes everything whose key starts with the prefix, which ends with a slash."""
         for batch in obstore.list(self._store, prefix, chunk_size=keys.DELETE_BATCH):

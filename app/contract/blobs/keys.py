@@ -35,6 +35,16 @@ def output_prefix(job_id: str, attempt: int) -> str:
     return f"jobs/{job_id}/{attempt}/"
 
 
+def checkpoint_key(job_id: str, attempt: int, kind: str) -> str:
+    """The newest checkpoint of a kind that one attempt at a job has stored."""
+    return f"{checkpoint_prefix(job_id)}{attempt}/{kind}"
+
+
+def checkpoint_prefix(job_id: str) -> str:
+    """Every checkpoint of a job. Apart from its outputs: the next attempt removes those, and needs these."""
+    return f"{CHECKPOINTS}{job_id}/"
+
+
 def incoming_key() -> str:
     """A place of its own for bytes whose digest is not known yet."""
     return f"{INCOMING}{uuid4().hex}"
@@ -63,6 +73,7 @@ def parse_part(key: str) -> tuple[int, int]:
     return int(start), int(attempt)
 
 
+CHECKPOINTS = "checkpoints/"
 INCOMING = "incoming/"
 PARTIAL = "uploads/"
 DELETE_BATCH = 1000  # S3 deletes no more in one request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -230,6 +230,12 @@ class Work(StoreBase):
         query = select(work.c.id).where(work.c.kind.in_(kinds), claimable(self._clock())).order_by(age).limit(1)
         with self._read() as connection:
             return connection.execute(query).scalar_one_or_none()
+
+    def ended(self, ids: Collection[str]) -> set[str]:
+        """Those of these pieces of work that no attempt will be made at any more."""
+        alive = select(work.c.id).where(work.c.id.in_(ids), work.c.state != DONE)
+        with self._read() as connection:
+            return set(ids) - set(connection.execute(alive).scalars())
 
     def due(self, now: datetime, limit: int) -> list[str]:
         """Work to publish again: queued and not heard of, or held by a worker whose lease ran out.
