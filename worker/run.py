@@ -47,15 +47,10 @@ STEPS_FROM, EXPORT_FROM, VERIFY_FROM, MEASURE_FROM = 0.02, 0.75, 0.87, 0.9
 def run_job(request: RunRequest, progress: Progress, announce: Announce | None = None) -> RunResult:
     """Runs one attempt and leaves its artifacts in `request.output`. Raises the errors of app.contract.errors.
 
-    `announce` is told of checkpoints; those of an earlier attempt are gone on from, if they are any good.
+    `announce` is told of checkpoints.
     """
     clock = Clock()
-    progress(0.0, "load")
-    try:
-        context, steps = _until_export(request, progress, announce, clock)
-    except Unusable as reason:
-        log.warning("The checkpoint of an earlier attempt is of no use, and the job starts afresh: %s.", reason)
-        context, steps = _until_export(replace(request, checkpoints={}), progress, announce, clock)
+    context, steps = optimize(request, progress, announce, clock)
     progress(EXPORT_FROM, "export")
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
@@ -93,10 +88,21 @@ def run_job(request: RunRequest, progress: Progress, announce: Announce | None =
     )
 
 
-def _until_export(
+def optimize(
     request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock
 ) -> tuple[Context, tuple[StepReport, ...]]:
-    """Loads everything and takes the steps. Raises Unusable for a checkpoint that is not of this job."""
+    """Loads everything and takes the steps, from a checkpoint on where there is one that is any good."""
+    progress(0.0, "load")
+    try:
+        return _optimize(request, progress, announce, clock)
+    except Unusable as reason:
+        log.warning("The checkpoint of an earlier attempt is of no use, and the job starts afresh: %s.", reason)
+        return _optimize(replace(request, checkpoints={}), progress, announce, clock)
+
+
+def _optimize(
+    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock
+) -> tuple[Context, tuple[StepReport, ...]]:
     _settle(request)
     with clock("load"):
         context = _load(request)
