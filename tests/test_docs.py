@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from app import errors as web_errors
 from app.contract.catalogue import TECHNIQUES
 from app.contract.errors import problem_classes
+from app.contract.optimizing import Optimizer, Precision
 from app.contract.recipes import RECIPES
+from app.contract.scheduling import Schedule
+from app.contract.spec import Finetune
+from app.contract.training import Training
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +43,19 @@ def test_the_http_guide_lists_every_error_code() -> None:
     internal = {"internal_error", "lease_lost"}  # never sent to a client for anything it did
     missing = [code for code in problem_classes() if code not in internal and f"`{code}`" not in guide]
     assert not missing
+
+
+def test_the_page_of_training_lists_every_field_and_its_example_is_taken() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    assert not [name for name in Training.model_fields if f"`{name}`" not in page and f"`{name}: " not in page]
+    choices = (*get_args(Optimizer), *get_args(Schedule), *get_args(Precision))
+    assert not [choice for choice in choices if f"`{choice}`" not in page]
+    example = page.split("<!-- example -->")[1].split("```json")[1].split("```")[0]
+    step = Finetune.model_validate_json(example)
+    unset = Training(epochs=step.training.epochs)
+    told = step.training.model_fields_set - {"epochs"}
+    same = {name for name in told if getattr(step.training, name) == getattr(unset, name)}
+    assert same == {"checkpoint_steps"}  # an example that says nothing new shows nothing
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from app.contract.errors import DatasetMismatch, TrainingDiverged
+from app.contract.errors import DatasetMismatch
 from app.contract.tasks import TASKS
 from app.contract.training import Training
-from worker.checkpoints.points import Checkpoints, Parts, load_state
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.data.feed import Feed
@@ -23,8 +22,8 @@ from worker.training.early_stopping import EarlyStopper
 from worker.training.objective import objective
 from worker.training.place import Place
 from worker.training.plateau import Plateau
-from worker.training.randomness import random_state, seeded
-from worker.training.states import Unusable, mask_state, module_state
+from worker.training.randomness import seeded
+from worker.training.recovery import HasState, Recovery, check_weights
 from worker.training.stepping import Stepper
 from worker.training.summary import TrainingSummary
 
@@ -73,27 +72,24 @@ class _Run:
         self.plateau = Plateau(training)
         self.guard = Guard(training.divergence_retries)
         self.at = Place()
-        self.points = context.checkpoints
-        if self.points is None and training.divergence_retries:
-            self.points = Checkpoints(context.scratch)
-        self.marked: int | None = None
-        self.resumed_at: int | None = None
+        parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
+        parts |= {"stopper": self.stopper, "averaged": self.averaged}
+        self.recovery = Recovery(context, training, self.guard, self.at, self.noise, parts)
         self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
 
     def train(self) -> TrainingSummary:
         try:
-            self._resume()
+            self.recovery.resume()
             stop = False
             while self.at.step < self.total and not stop:
                 try:
                     stop = self._epoch()
                 except Diverged as trouble:
-                    self._go_back(trouble)
+                    self.recovery.go_back(trouble, self._rate(), self.total)
             self._finish()
         finally:
             self.module.eval()
-            if self.points is not None:
-                self.points.clear()
+            self.recovery.close()
         self.context.progress(1.0)
         return self._summary()
 
@@ -105,11 +101,11 @@ class _Run:
         self.order.set_state(self.at.order)
         batches = self._batches(self.order, skip=self.at.batch)
         while self.at.step < self.total:
-            self._mark()
+            self.recovery.mark()
             if (batch := next(batches, None)) is None:
                 break
             self._one_step(batch)
-        self._check_weights()
+        check_weights(self.module)
         self.at.means.append(self.at.loss / self.at.batch)
         self.at.batch, self.at.loss, self.at.order = 0, 0.0, None
         return self._judged()
@@ -164,81 +160,6 @@ class _Run:
         elif self.averaged is not None:
             self.averaged.finish(batch.to(self.context.device).inputs for batch in self._batches(None))
 
-    # --- checkpoints, and going back to them ----------------------------------------------------------------------
-
-    def _mark(self) -> None:
-        """A checkpoint, where one is due and the training is sound.
-
-        Which steps have one depends on nothing but the training, so that a resumed one goes back to the same.
-        """
-        step = self.at.step
-        if self.points is None or step % self.training.checkpoint_steps or step == self.marked:
-            return
-        self._check_weights()
-        if self.guard.sound:
-            self.points.save(self._parts())
-            self.marked = step
-
-    def _resume(self) -> None:
-        """Takes up what an earlier attempt left of this training."""
-        waiting = None if self.points is None else self.points.waiting()
-        if self.points is not None and waiting is not None:
-            self._load(waiting)
-            self.points.save(waiting)
-            self.marked = self.resumed_at = self.at.step
-
-    def _go_back(self, trouble: Diverged) -> None:
-        """To the last checkpoint, and on with a lower rate. Raises TrainingDiverged where that is no use any more."""
-        rate = self._rate()
-        incidents = [*self.guard.incidents, {"step": self.at.step, "learning_rate": rate, "what": str(trouble)}]
-        if self.guard.exhausted or self.points is None:
-            tries = len(self.guard.incidents)
-            after = f", and {tries} lower rates had not helped" if tries else ""
-            raise TrainingDiverged(
-                f"{trouble} at step {self.at.step} of {self.total}, at a learning rate of {rate:g} "
-                f"({self.training.optimizer}){after}. Use a lower learning rate."
-            )
-        self._load(self.points.load())
-        self.guard.incidents = incidents
-
-    def _parts(self) -> Parts:
-        """The whole state."""
-        parts: Parts = {
-            "module": module_state(self.module),
-            "masks": mask_state(self.module),
-            "random": random_state(self.context.device),
-            "noise": {"noise": self.noise.get_state()},
-            "training": self.training.model_dump(mode="json"),
-        }
-        return parts | {name: part.state() for name, part in self._with_state().items()}
-
-    def _load(self, parts: Parts) -> None:
-        """Raises Unusable for that of another training."""
-        if parts.get("training") != self.training.model_dump(mode="json"):
-            raise Unusable("it is of a training with other options")
-        try:
-            load_state(self.module, parts, self.context.device)
-            self.noise.set_state(parts["noise"]["noise"])
-            for name, part in self._with_state().items():
-                part.load(parts[name])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise Unusable(f"it is of another training ({type(error).__name__}: {error})") from error
-
-    def _with_state(self) -> dict[str, Stepper | Place | Guard | Plateau | EarlyStopper | averaging.Averaged]:
-        every: dict[str, Stepper | Place | Guard | Plateau | EarlyStopper | averaging.Averaged | None] = {
-            "optimizer": self.stepper,
-            "place": self.at,
-            "guard": self.guard,
-            "plateau": self.plateau,
-            "stopper": self.stopper,
-            "averaged": self.averaged,
-        }
-        return {name: part for name, part in every.items() if part is not None}
-
-    def _check_weights(self) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
-            raise Diverged("A weight became infinite or not a number")
-
     def _summary(self) -> TrainingSummary:
         stopper = self.stopper
         return TrainingSummary(
@@ -252,7 +173,7 @@ class _Run:
             teacher_alone=self.at.taught,
             precision=self.stepper.precision,
             diverged=tuple(self.guard.incidents),
-            resumed_at=self.resumed_at,
+            resumed_at=self.recovery.resumed_at,
         )
 
 
