@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.contract.blobs import checkpoint_key
 from app.contract.errors import BlobMissing, Conflict, LeaseLost, NotFound
 from app.contract.records import Claim, JobRecord
 from app.contract.states import JobState, UploadStatus
@@ -341,6 +342,62 @@ def test_outputs_of_a_killed_attempt_are_removed_by_the_next(bench: Bench) -> No
     bench.supervisor().run(bench.claim(job.id))
     assert bench.job(job.id).state is JobState.SUCCEEDED
     assert not bench.blobs.exists(key)
+
+
+class Checkpointed:
+    """A job that has stored a checkpoint and sleeps, supervised in a thread."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.job = bench.submit(bench.ready_model(b"sleep"))
+        self.supervisor = bench.supervisor(job="checkpoint")
+        self.thread = threading.Thread(target=self.supervisor.run, args=(bench.claim(self.job.id),))
+        self.thread.start()
+        eventually(lambda: bench.blobs.exists(checkpoint_key(self.job.id, 1, "training")))
+
+    def join(self) -> None:
+        self.thread.join(HANG_SECONDS)
+        assert not self.thread.is_alive()
+
+
+def test_the_next_attempt_gets_the_checkpoint_and_the_last_leaves_none(bench: Bench) -> None:
+    running = Checkpointed(bench)
+    running.supervisor.stopping.set()  # the worker leaves: the checkpoint stays
+    running.join()
+    assert bench.blobs.jobs_with_checkpoints() == {running.job.id}
+    bench.supervisor(job="checkpoint").run(bench.claim(running.job.id, "worker-2"))
+    assert bench.job(running.job.id).state is JobState.SUCCEEDED
+    (artifact,) = bench.store.artifacts(ACCOUNT, running.job.id)
+    target = bench.settings.data_dir / "fetched"
+    bench.blobs.fetch(artifact.key, target)
+    assert target.read_text() == '{"training": "after []"}'
+    assert bench.blobs.jobs_with_checkpoints() == set()
+
+
+def test_a_job_that_fails_or_is_cancelled_leaves_no_checkpoint(bench: Bench) -> None:
+    assert bench.run("checkpoint", b"fail").state is JobState.FAILED
+    running = Checkpointed(bench)
+    bench.store.request_cancel(ACCOUNT, running.job.id)
+    running.join()
+    assert bench.job(running.job.id).state is JobState.CANCELLED
+    assert bench.blobs.jobs_with_checkpoints() == set()
+
+
+def test_a_checkpoint_that_cannot_be_had_sends_the_attempt_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit(bench.ready_model())
+    bench.store.release(bench.claim(job.id))
+    fetch = bench.blobs.fetch
+
+    def fail(key: str, path: Path) -> None:
+        if key.startswith("checkpoints/"):
+            raise OSError(5, "Input/output error")
+        fetch(key, path)
+
+    monkeypatch.setattr(bench.blobs, "fetch", fail)
+    bench.supervisor().run(bench.claim(job.id))
+    assert bench.job(job.id).state is JobState.QUEUED
+    monkeypatch.undo()
+    bench.supervisor().run(bench.claim(job.id))
+    assert bench.job(job.id).state is JobState.SUCCEEDED
 
 
 def test_a_job_is_cancelled_when_nothing_of_it_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

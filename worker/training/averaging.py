@@ -6,7 +6,8 @@ are imposed while it trains. Means are taken of the values behind constraints, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -19,8 +20,11 @@ from app.contract.training import Training
 from worker.data.batch import Inputs
 from worker.training.states import State, check_alike, trained
 
+Average = Callable[[tuple[Tensor, ...] | list[Tensor], tuple[Tensor, ...] | list[Tensor], Tensor | int], None]
+"""Takes the means, the values to take in, and how many are in the means."""
 
-class Averaged:
+
+class Averaged(ABC):
     """The running mean of a module's weights."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,9 +32,9 @@ class Averaged:
         self._means: dict[str, Tensor] = {}
         self.count = 0
 
+    @abstractmethod
     def step(self, done: int) -> None:
         """Called after every step with how many are done."""
-        raise NotImplementedError
 
     def finish(self, inputs: Iterable[Inputs]) -> None:
         """Leaves the mean in the module. `inputs` are those of the training data, on the module's device."""
@@ -58,7 +62,7 @@ class Averaged:
         """What is averaged: numbers with a fraction; counters stay those of the module."""
         return {name: tensor.detach() for name, tensor in trained(self._module) if tensor.is_floating_point()}
 
-    def _update(self, average: object) -> None:
+    def _update(self, average: Average) -> None:
         current = self._current()
         if not self.count:
             self._means = {name: tensor.clone() for name, tensor in current.items()}
@@ -69,7 +73,7 @@ class Averaged:
                 means.append(self._means[name])
                 values.append(tensor)
             for means, values in by_dtype.values():
-                average(means, values, self.count)  # type: ignore[operator]
+                average(means, values, self.count)
         self.count += 1
 
     def _exchange(self) -> None:

@@ -72,6 +72,7 @@ class _Run:
         self.plateau = Plateau(training)
         self.guard = Guard(training.divergence_retries)
         self.at = Place()
+        self.lr = training.lr
         parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
         parts |= {"stopper": self.stopper, "averaged": self.averaged}
         self.recovery = Recovery(context, training, self.guard, self.at, self.noise, parts)
@@ -85,7 +86,7 @@ class _Run:
                 try:
                     stop = self._epoch()
                 except Diverged as trouble:
-                    self.recovery.go_back(trouble, self._rate(), self.total)
+                    self.recovery.go_back(trouble, self.lr, self.total)
             self._finish()
         finally:
             self.module.eval()
@@ -127,7 +128,8 @@ class _Run:
         if self.on_step is not None:
             at.final = self.on_step(at.step, self.total)
         at.taught = teacher_alone(self.feed.task, batch)
-        loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self._rate())
+        self.lr = self._rate()
+        loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self.lr)
         self.guard.watch(loss, at.final)
         at.step, at.batch, at.loss = at.step + 1, at.batch + 1, at.loss + loss
         if self.averaged is not None:
