@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ class Context:
     """What a running job hands to each of its steps.
 
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
-    mode. `quantization` is what a quantize step leaves for the exporter, since int8 lives in the artifact and not in
-    the module.
+    mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
+    leaves for the exporter, since int8 lives in the artifact and not in the module.
     """
 
     model: Model
@@ -31,3 +31,4 @@ class Context:
     scratch: Path
     progress: Callable[[float], None]
     quantization: Quantize | None = None
+    named: Mapping[str, Model] = field(default_factory=dict)

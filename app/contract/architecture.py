@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_serializer, field_validator, 
 from app.contract.errors import TersorError
 from app.contract.facts import Task
 from app.contract.layers import LAYERS, TABLE, Axis, Layer, Size
-from app.contract.training import Strict
+from app.contract.strict import Strict
 
 MAX_LAYERS = 1000  # all nestings together; the deepest published convolutional networks have about this many
 MAX_NESTING = 16  # Sequential in Residual in Parallel…; also keeps every recursion over a spec shallow

@@ -7,7 +7,7 @@ from typing import Literal
 
 from app.contract.errors import OrderRefused
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec
-from app.contract.training import Strict
+from app.contract.strict import Strict
 
 Family = Literal["pruning", "training", "quantization"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, create_model
 
-from app.contract.training import Strict
+from app.contract.strict import Strict
 
 MAX_SIZE = 65_536  # of one dimension: wider layers are not built from JSON, and products stay within 64 bits
 MAX_VOCABULARY = 1 << 24  # rows of an embedding

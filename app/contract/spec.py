@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from app.contract.training import Strict, Training
+from app.contract.strict import Strict
+from app.contract.training import Training
 
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from app.contract.distillation import Distill
+from app.contract.strict import Strict
 
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["constant", "step", "cosine", "one_cycle"]
-
-
-class Strict(BaseModel):
-    """Base of every specification: unknown fields are refused, numbers are finite, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Distill(Strict):
-    """Knowledge distillation (Hinton, Vinyals & Dean 2015).
-
-    The loss is alpha * T^2 * KL(teacher || student) + (1 - alpha) * the task's loss.
-    """
-
-    teacher: Literal["uploaded"] = Field("uploaded", description="The model as it was uploaded.")
-    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1, description="Weight of the teacher's soft targets.")] = 0.7
 
 
 class EarlyStopping(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, TypeVar
 
-from app.contract.training import Strict
+from app.contract.strict import Strict
 from worker.context import Context
 from worker.model import Model
 

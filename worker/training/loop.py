@@ -41,6 +41,7 @@ class TrainingSummary:
     best_validation_metric: float | None
     best_epoch: int | None
     teacher_alone: bool
+    objective: Details
 
     def details(self) -> Details:
         """The same for a step's report."""
@@ -49,6 +50,7 @@ class TrainingSummary:
             "training_epochs": round(self.epochs, 3),
             "training_first_epoch_loss": self.first_epoch_loss,
             "training_last_epoch_loss": self.last_epoch_loss,
+            **self.objective,
         }
         if self.teacher_alone:
             found["training_targets"] = "the teacher's alone"
@@ -85,10 +87,11 @@ class _Run:
         self.module = context.model.module.to(context.device)
         self.per_epoch = _steps_per_epoch(self.feed.size("train"), training.batch_size, _drops_single(self.module))
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
-        self.optimizer = optimizers.build(self.module, training)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
-        self.loss = objective(context, self.feed.task, training.distill)
+        self.loss = objective(context, self.feed.task, training.distill, samples=self.total * training.batch_size)
+        # What the loss learns itself (projections of hints) is trained along with the model.
+        self.optimizer = optimizers.build(nn.ModuleList((self.module, self.loss.modules)), training)
         self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
         self.teacher_alone = False
         self.stopper = EarlyStopper(self.module, training.early_stopping) if training.early_stopping else None
@@ -117,6 +120,7 @@ class _Run:
             best_validation_metric=self.sign * self.stopper.best if self.stopper is not None else None,
             best_epoch=self.stopper.best_epoch if self.stopper is not None else None,
             teacher_alone=self.teacher_alone,
+            objective=self.loss.details(),
         )
 
     def _epoch(self) -> float:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from app.contract.distillation import Distill
 from app.contract.errors import DatasetMismatch, InvalidSpec, TrainingDiverged, Unsupported
-from app.contract.training import Distill, EarlyStopping, Training
+from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import context_for, convnet, digits_data, memory_data, mlp, tiny_model
 from worker.context import Context
 from worker.data.base import Data
