@@ -20,7 +20,8 @@ class Context:
 
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
-    leaves for the exporter, since int8 lives in the artifact and not in the module.
+    leaves for the exporter, since int8 lives in the artifact and not in the module. `replaced` is the uploaded model
+    where a student has taken its place.
     """
 
     model: Model
@@ -32,3 +33,9 @@ class Context:
     progress: Callable[[float], None]
     quantization: Quantize | None = None
     named: Mapping[str, Model] = field(default_factory=dict)
+    replaced: Model | None = None
+
+    @property
+    def uploaded(self) -> Model:
+        """The model as it was uploaded, or what has its form: a student may stand in its place."""
+        return self.replaced or self.model

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from app.contract.distillation import Distill, Student
 from app.contract.strict import Strict
 from app.contract.training import Training
 
@@ -53,6 +54,21 @@ class Finetune(Strict):
     training: Training = Field(default_factory=Training)
 
 
+class DistillStep(Strict):
+    """Trains a student with a teacher; what follows is about the student. Without one, the model as it stands."""
+
+    technique: Literal["distill"] = "distill"
+    student: Student | None = None
+    training: Training = Field(Training(distill=Distill()), description="With `distill`, filled in where it is absent.")
+
+    @model_validator(mode="after")
+    def _taught(self) -> DistillStep:
+        if self.training.distill is None:
+            taught = self.training.model_copy(update={"distill": Distill()})
+            object.__setattr__(self, "training", taught)
+        return self
+
+
 class Calibration(Strict):
     """How the range of an activation is found from calibration samples."""
 
@@ -76,7 +92,7 @@ class Quantize(Strict):
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
 
-Step = Annotated[Prune | Finetune | Quantize, Field(discriminator="technique")]
+Step = Annotated[Prune | Finetune | DistillStep | Quantize, Field(discriminator="technique")]
 
 
 class JobSpec(Strict):
