@@ -167,8 +167,9 @@ def _shapes(module: nn.Module, example: Inputs) -> Shapes:
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def noting(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            found[name] = (tuple(inputs[0].shape), tuple(output.shape))
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):  # attention inside an encoder layer gives two
+                found[name] = (tuple(inputs[0].shape), tuple(output.shape))
 
         return hook
 

@@ -76,7 +76,8 @@ def _chosen(pairs: Mapping[str, tuple[Tensor, Tensor]], shrunk: Shrunk) -> dict[
                 continue
             tiles = _tiles(before, after, shrunk)
             group = _group(name, before // tiles, after // tiles, shrunk)
-            if after > before or after * group[1] != before * group[2]:
+            known = before // tiles in shrunk.shared | shrunk.inner or shrunk.units == 1
+            if not known or after > before or after * group[1] != before * group[2]:
                 raise _unclear(name)
             found = scores.setdefault(group, torch.zeros(group[1]))
             if large.ndim > 1:  # a bias or a norm says nothing of how much a feature matters
