@@ -11,6 +11,16 @@ from app.contract.spec import ResolvedSpec
 
 
 @dataclass(frozen=True)
+class NamedModel:
+    """Another uploaded model that the job's steps name, by its id."""
+
+    id: str
+    path: Path
+    filename: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`."""
 
@@ -26,6 +36,7 @@ class RunRequest:
     scratch: Path
     output: Path
     threads: int
+    named: tuple[NamedModel, ...] = ()
 
 
 @dataclass(frozen=True)

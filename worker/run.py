@@ -8,12 +8,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from app.contract.compatibility import check
+from app.contract.compatibility import check, check_named
 from app.contract.errors import Unsupported
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec
@@ -21,6 +22,7 @@ from worker.constraints import baked
 from worker.context import Context
 from worker.data import open_data
 from worker.data.feed import Feed
+from worker.encodings import check_encodings
 from worker.evaluation.compare import compare, reload
 from worker.evaluation.environment import environment
 from worker.evaluation.verify import check_samples, verify
@@ -113,6 +115,10 @@ def _load(request: RunRequest) -> Context:
         assert request.dataset_filename is not None
         data = open_data(request.dataset_path, request.dataset_filename, request.dataset_spec or {}, request.scratch)
         feed = Feed(model, data)
+    named = {
+        one.id: replace(load_model(one.path, one.filename, one.spec, request.scratch), spec=one.spec)
+        for one in request.named
+    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.module.to(device)
     return Context(
@@ -123,6 +129,7 @@ def _load(request: RunRequest) -> Context:
         seed=request.spec.seed,
         scratch=request.scratch,
         progress=lambda share: None,
+        named=named,
     )
 
 
@@ -134,7 +141,12 @@ def _frozen(module: nn.Module) -> nn.Module:
 def _check(spec: ResolvedSpec, context: Context) -> None:
     """Everything that can be refused is refused before anything is computed."""
     facts = context.model.facts
-    check(spec, facts, None if context.feed is None else context.feed.data.facts)
+    data = None if context.feed is None else context.feed.data
+    check(spec, facts, None if data is None else data.facts)
+    others = {id: model.facts for id, model in context.named.items()}
+    check_named(spec, facts, others, None if data is None else data.facts)
+    for id, pointer in spec.named_models().items():
+        check_encodings(context.model, context.named[id], id, pointer, data)
     for index, step in enumerate(spec.steps):
         reason = TECHNIQUES[step.technique].applies(step, context.model)
         if reason is not None:

@@ -39,7 +39,7 @@ from worker.lease import LeaseKeeper
 from worker.messages import Failed, Inspected, JobDone, Result
 from worker.process import Child, Died, Stopped, Task
 from worker.publish import publish, withdraw, withdraw_earlier
-from worker.request import RunRequest
+from worker.request import NamedModel, RunRequest
 from worker.sandbox.policy import policy_for
 from worker.scratch import WORK, printed, scratch_folder
 
@@ -153,9 +153,11 @@ class Supervisor:
 
     def _job_task(self, claim: Claim, keeper: LeaseKeeper, scratch: Path) -> Task:
         job, model, dataset = self._store.job_inputs(claim)
-        for upload in (model, dataset):
+        named = self._store.named_models(claim)
+        pointers = job.resolved.named_models()
+        for upload in (model, dataset, *named):
             if upload is not None and upload.status is UploadStatus.REJECTED:
-                raise rejection(upload.kind, upload.id, upload.problem)
+                raise rejection(upload.kind, upload.id, upload.problem, pointers.get(upload.id))
         work = scratch / WORK
         output = work / OUTPUT
         output.mkdir()
@@ -173,6 +175,9 @@ class Supervisor:
             scratch=work,
             output=output,
             threads=granted.threads,
+            named=tuple(
+                NamedModel(one.id, self._fetch(keeper, one, scratch / one.id), one.filename, one.spec) for one in named
+            ),
         )
         return Task(self._entries.job, request, scratch, granted, policy_for(self._settings, scratch, work, True))
 
