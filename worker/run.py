@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from app.contract.compatibility import check, check_named
+from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import Unsupported
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec
@@ -163,6 +163,8 @@ def _run_steps(spec: ResolvedSpec, context: Context, progress: Progress) -> tupl
         start = STEPS_FROM + index * width
         context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
         context.progress(0.0)
+        if context.replaced is not None:
+            check_step(step, context.model.facts, spec.pointer(index))
         began = time.perf_counter()
         details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))

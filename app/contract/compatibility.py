@@ -9,7 +9,7 @@ from math import prod
 from app.contract.catalogue import check_order
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
-from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec
+from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 
@@ -27,14 +27,18 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
         replaced |= isinstance(step, DistillStep) and step.student is not None
-        if replaced:  # what follows is about a student, whose layers are not known yet
-            continue
-        if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
-            raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
-        if getattr(step, "training", None) is not None and not model.trainable:
-            raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-        if isinstance(step, Prune | Quantize):
-            _check_patterns(step.exclude, model, pointer)
+        if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
+            check_step(step, model, pointer)
+
+
+def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
+    """Raises Unsupported or InvalidSpec unless the step finds in the model what it works on."""
+    if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
+        raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
+    if getattr(step, "training", None) is not None and not model.trainable:
+        raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
+    if isinstance(step, Prune | Quantize):
+        _check_patterns(step.exclude, model, pointer)
 
 
 def check_named(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from app.contract.errors import ModelsMismatch, Unsupported
+from app.contract.errors import InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.report import Report
 from app.contract.spec import Calibration, DistillStep, Finetune, Quantize
 from app.contract.training import Training
@@ -97,6 +97,9 @@ def test_a_quarter_of_the_model_is_delivered_and_measured(trained_lenet: Model, 
     assert native.metric.value > 0.8  # untrained, a tenth
     state = load_file(request.output / "model.safetensors")
     assert sum(tensor.numel() for tensor in state.values()) == student
+    spec = json.loads(str(details["student_spec"]))
+    again = load_model(request.output / "model.safetensors", "model.safetensors", spec, tmp_path)
+    assert again.facts.parameters == student
     onnx = by_format(report)["onnx"].measurement.metric
     assert onnx is not None
     assert onnx.value == accuracy(request.output / "model.onnx", digits)
@@ -136,6 +139,16 @@ def test_another_uploaded_model_is_the_student_and_a_third_teaches(
     metric = by_format(report)["onnx"].measurement.metric
     assert metric is not None
     assert metric.value == accuracy(request.output / "model.onnx", digits) > 0.6
+
+
+def test_layers_that_a_student_lacks_are_named(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:
+    student = {"kind": "architecture", "architecture": {"layers": LINEAR}}
+    request = request_of(
+        tmp_path / "job", trained_lenet, digits, student, Quantize(exclude=("3",)), steps=1, epochs=None
+    )
+    with pytest.raises(InvalidSpec, match=r"'3' matches no layer\. The model's layers are 1") as caught:
+        run_job(request, Recorder())
+    assert caught.value.pointer == "/steps/1/exclude/0"
 
 
 def test_an_ensemble_teaches_the_model_itself(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:

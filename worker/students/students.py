@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ def student_of(context: Context, student: Student, threads: int) -> Made:
         case ArchitectureStudent():
             made = _described(context, student)
             _check_fit(context.model, made)
-            return Made(made, {"student": "a described network with random weights"})
+            return Made(made, {"student": "a described network with random weights", **_spec(made)})
         case AutoStudent():
             return _smaller(context, student, threads)
 
@@ -99,9 +100,15 @@ def _smaller(context: Context, student: AutoStudent, threads: int) -> Made:
         "student_share": share,
         f"student_{budget}_share": cost,
     }
+    details |= _spec(made)
     if candidate.kept:
         details["student_layers"] = [{"student": now, "was": before} for now, before in candidate.kept.items()]
     return Made(made, details)
+
+
+def _spec(student: Model) -> Details:
+    """What the student's native file is uploaded with, as JSON; a folder says it itself."""
+    return {} if student.spec is None else {"student_spec": json.dumps(student.spec)}
 
 
 class _Declared:
