@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.contract.distillation import AutoStudent
 from app.contract.errors import OrderRefused
 from app.contract.spec import DistillStep, Finetune, Prune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
@@ -61,7 +60,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         applies_to="auto and architecture: models that came as an architecture or with a config of transformers. "
         "model, or no student: every model.",
         may_not_follow=frozenset({"quantize"}),
-        methods=(DistillStep(student=AutoStudent(kind="auto")),),
+        methods=(DistillStep(),),
     ),
     Technique(
         name="quantize",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import prod
 
 from app.contract.catalogue import check_order
+from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
 from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step
@@ -26,9 +27,31 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
     replaced = False
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
-        replaced |= isinstance(step, DistillStep) and step.student is not None
+        if isinstance(step, DistillStep) and step.student is not None:
+            _check_student(step.student, model, f"{pointer}/student")
+            replaced = True
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
+
+
+def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
+    """A new network is described in the words that the model came in."""
+    if student.kind == "model":
+        return
+    if model.format not in ("architecture", "huggingface"):
+        raise Unsupported(
+            "Students are made of an architecture or of a config of transformers, and the model came with neither. "
+            "Give another uploaded model as the student.",
+            pointer=pointer,
+        )
+    if student.kind == "architecture":
+        wanted = "architecture" if model.format == "architecture" else "config"
+        if getattr(student, wanted) is None:
+            raise Unsupported(
+                f"The model came with {'layers' if wanted == 'architecture' else 'a config'}, and so does its student: "
+                f"give {wanted}.",
+                pointer=pointer,
+            )
 
 
 def check_step(step: Step, model: ModelFacts, pointer: str) -> None:

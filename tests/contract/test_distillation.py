@@ -95,6 +95,29 @@ def test_a_student_takes_nothing_over_from_pruning() -> None:
         check_order(resolved({"technique": "quantize"}, distil()))
 
 
+@pytest.mark.parametrize(
+    ("format", "student", "words"),
+    [
+        ("onnx", {"kind": "auto"}, "came with neither"),
+        ("pt2", {"kind": "architecture", "config": {}}, "came with neither"),
+        ("huggingface", {"kind": "architecture", "architecture": {"layers": [{"type": "ReLU"}]}}, "give config"),
+        ("architecture", {"kind": "architecture", "config": {}}, "give architecture"),
+        ("onnx", STUDENT, None),
+        ("huggingface", {"kind": "auto"}, None),
+    ],
+)
+def test_a_student_is_described_in_the_models_own_words(
+    format: str, student: dict[str, Any], words: str | None
+) -> None:
+    spec = resolved(distil(student))
+    if words is None:
+        check(spec, model_facts(format=format), dataset_facts())
+        return
+    with pytest.raises(Unsupported, match=words) as caught:
+        check(spec, model_facts(format=format), dataset_facts())
+    assert caught.value.pointer == "/steps/0/student"
+
+
 def test_layers_after_a_student_are_the_students() -> None:
     """They are not known at the submission, so nothing is said of them."""
     steps = (distil({"kind": "auto"}), {"technique": "quantize", "exclude": ["conv9"]})

@@ -177,7 +177,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_computed(
     [
         ({"kind": "auto", "parameters": 1e-4}, "The smallest student"),
         ({"kind": "auto", "shrink": "depth"}, "no row of equal layers"),
-        ({"kind": "architecture", "config": {"model_type": "bert"}}, "for a model of transformers"),
+        ({"kind": "architecture", "config": {"model_type": "bert"}}, "give architecture"),
         ({"kind": "architecture", "architecture": {"layers": [FLAT, dense(3)]}}, "gives 3 outputs"),
     ],
 )

@@ -22,16 +22,10 @@ class DistillTechnique:
     name: ClassVar[str] = "distill"
 
     def applies(self, step: DistillStep, model: Model) -> str | None:
-        """A model that is trained itself needs weights that torch computes with; a student of its kind a plan."""
-        student = step.student
-        if student is not None and student.kind != "model" and model.plan is None:
-            return (
-                "Students are made of an architecture or of a config of transformers, and the model came with neither. "
-                "Give another uploaded model as the student."
-            )
-        if student is not None and student.kind == "model":
+        """A model that is trained itself needs weights that torch computes with; a teacher has not to be trained."""
+        if step.student is not None or model.facts.trainable:
             return None
-        return None if model.facts.trainable else model.facts.untrainable_reason
+        return model.facts.untrainable_reason
 
     def apply(self, step: DistillStep, context: Context) -> Details:
         """Puts the student in the model's place and trains it."""
