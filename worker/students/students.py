@@ -18,6 +18,8 @@ from worker.loading.architecture import ArchitecturePlan
 from worker.model import Model
 from worker.students import declared
 from worker.students.budget import Original, largest
+from worker.students.configs import has_layers, shrunk
+from worker.students.inherited import inherited
 from worker.techniques.base import Details
 
 
@@ -48,18 +50,15 @@ def student_of(context: Context, student: Student, threads: int) -> Made:
 
 def _described(context: Context, student: ArchitectureStudent) -> Model:
     """A network of a client's own; its random weights come from the job's seed."""
-    plan = context.model.plan
+    # Which of the two a model has was checked when the job was; a plan of transformers is only imported with it.
+    plan: Any = context.model.plan
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         if student.architecture is not None:
-            if not isinstance(plan, ArchitecturePlan):
-                raise Unsupported("An architecture is a student for a model that was uploaded with one.")
             return plan.model(student.architecture, plan.begin(student.architecture).state_dict())
-        if plan is None or isinstance(plan, ArchitecturePlan):
-            raise Unsupported("A config is a student for a model of transformers.")
         assert student.config is not None
-        config = completed(student.config, plan.folder.config)  # type: ignore[attr-defined]
-        return plan.model(config, plan.begin(config))  # type: ignore[attr-defined]
+        config = completed(student.config, plan.folder.config)
+        return plan.model(config, plan.begin(config))
 
 
 def completed(config: dict[str, Any], uploaded: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +130,6 @@ class _Configured:
     """A smaller copy of a model of transformers."""
 
     def __init__(self, plan: Any, original: nn.Module, width: float, depth: float, how: str) -> None:
-        from worker.students.configs import shrunk
-
         self._plan, self._original, self.how = plan, original, how
         self._shrunk = shrunk(plan.folder.config, original.config, width, depth)
         self.kept: dict[str, str] = {}
@@ -144,8 +141,6 @@ class _Configured:
         return self._plan.model(self._shrunk.config, self._plan.begin(self._shrunk.config)).module
 
     def model(self) -> Model:
-        from worker.students.inherited import inherited
-
         module = self._plan.begin(self._shrunk.config)
         state, self.kept = inherited(module.state_dict(), self._original.state_dict(), self._shrunk)
         module.load_state_dict(state)
@@ -155,15 +150,9 @@ class _Configured:
 def _maker(model: Model, original: nn.Module, student: AutoStudent) -> Callable[[float], _Declared | _Configured]:
     """How a candidate of a share is made."""
     plan = model.plan
-    if plan is None:
-        raise Unsupported(
-            "A student of its own accord is a copy of layers or of a config: it needs a model that was uploaded as an "
-            "architecture, as a Hugging Face folder or with a config. Give kind: model instead."
-        )
+    assert plan is not None  # asked when the job was checked
     if isinstance(plan, ArchitecturePlan):
         return _declared_maker(plan, model, original, student.shrink)
-    from worker.students.configs import has_layers
-
     deep = has_layers(original.config)
     width, depth = _exponents(student.shrink, deep)
     how = _how(width, depth)
