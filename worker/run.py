@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from app.contract.compatibility import check, check_named, check_step
-from app.contract.errors import Unsupported
+from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec
 from worker.constraints import baked
@@ -166,9 +166,22 @@ def _run_steps(spec: ResolvedSpec, context: Context, progress: Progress) -> tupl
         if context.replaced is not None:
             check_step(step, context.model.facts, spec.pointer(index))
         began = time.perf_counter()
-        details = TECHNIQUES[step.technique].apply(step, context)
+        with _located(spec.pointer(index)):
+            details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
     return tuple(done)
+
+
+@contextmanager
+def _located(pointer: str) -> Iterator[None]:
+    """What a step refuses lies in the step; a student is described there, and refused as an upload is."""
+    try:
+        yield
+    except ModelRejected as failure:
+        raise InvalidSpec(failure.detail, pointer=f"{pointer}/student{failure.pointer or ''}") from failure
+    except (InvalidSpec, Unsupported) as failure:
+        failure.pointer = failure.pointer or pointer
+        raise
 
 
 def _step_progress(progress: Progress, name: str, start: float, width: float, share: float) -> None:

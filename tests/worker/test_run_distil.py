@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from app.contract.errors import InvalidSpec, ModelsMismatch, Unsupported
+from app.contract.distillation import ArchitectureStudent
+from app.contract.errors import InvalidSpec, ModelRejected, ModelsMismatch, Unsupported
 from app.contract.report import Report
 from app.contract.spec import Calibration, DistillStep, Finetune, Quantize
 from app.contract.training import Training
-from tests.worker.helpers import MemorySplit, memory_data, part_of
+from tests.worker.helpers import MemorySplit, context_for, memory_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
 from tests.worker.loading.files import bert
 from tests.worker.nets import lenet
@@ -27,6 +28,7 @@ from worker.loading import load_model
 from worker.model import Model
 from worker.request import NamedModel, RunRequest
 from worker.run import run_job
+from worker.students.students import student_of
 
 SHAPE = (1, 28, 28)
 OTHER = "mdl_" + "1" * 26
@@ -184,8 +186,18 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_computed(
 def test_students_that_cannot_be_are_refused(
     student: dict[str, Any], words: str, trained_lenet: Model, digits: Data, tmp_path: Path
 ) -> None:
-    with pytest.raises(Unsupported, match=words):
+    with pytest.raises(Unsupported, match=words) as caught:
         run_job(request_of(tmp_path / "job", trained_lenet, digits, student), Recorder())
+    assert caught.value.pointer is not None
+    assert caught.value.pointer.startswith("/steps/0")
+
+
+def test_layers_that_do_not_fit_are_named_at_their_place(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:
+    layers = [FLAT, {"type": "Linear", "in_features": 783, "out_features": 10}]
+    student = {"kind": "architecture", "architecture": {"layers": layers}}
+    with pytest.raises(InvalidSpec, match="layer '1'") as caught:
+        run_job(request_of(tmp_path / "job", trained_lenet, digits, student), Recorder())
+    assert caught.value.pointer == "/steps/0/student/architecture/layers"
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +216,28 @@ def ids(count: int) -> Data:
     generator = torch.Generator().manual_seed(0)
     shape = (count, 8)
     return memory_data({"train": (torch.randint(1, 10, shape, generator=generator), None)})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden_size": "large"},
+        {"num_attention_heads": 5},
+        {"auto_map": {"AutoModel": "code.Model"}},
+        {"num_hidden_layers": 10_000},
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        {"model_type": "nothing", "architectures": ["Nothing"]},
+        {"hidden_act": "nothing"},
+    ],
+)
+def test_a_config_of_nonsense_is_refused_as_an_upload_is(config: dict[str, Any], zipped: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bert.zip"
+    path.write_bytes(zipped)
+    model = load_model(path, "bert.zip", {}, tmp_path)
+    context = context_for(model, None, tmp_path)
+    student = ArchitectureStudent.model_validate({"kind": "architecture", "config": config})
+    with pytest.raises((ModelRejected, Unsupported)):
+        student_of(context, student, 1)
 
 
 @pytest.mark.parametrize(

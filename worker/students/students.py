@@ -21,6 +21,7 @@ from worker.students.budget import Original, largest
 from worker.students.configs import has_layers, shrunk
 from worker.students.inherited import inherited
 from worker.techniques.base import Details
+from worker.vetting.boundary import refusing
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _described(context: Context, student: ArchitectureStudent) -> Model:
     """A network of a client's own; its random weights come from the job's seed."""
     # Which of the two a model has was checked when the job was; a plan of transformers is only imported with it.
     plan: Any = context.model.plan
-    with torch.random.fork_rng(devices=[]):
+    with refusing(ModelRejected, "student", "a model"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         if student.architecture is not None:
             return plan.model(student.architecture, plan.begin(student.architecture).state_dict())

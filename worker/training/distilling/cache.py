@@ -57,6 +57,10 @@ class _Table:
         return np.concatenate([self.values[self.starts[i] : self.starts[i + 1]] for i in indices])
 
 
+class _OtherLength(Exception):
+    """A layer gives more or fewer places than its inputs have tokens."""
+
+
 class AnswerCache:
     """Answers to the first samples of a split, as many as fit; the teacher is asked for the others each time."""
 
@@ -120,6 +124,8 @@ class AnswerCache:
                 ragged = mask is not None and tensor.ndim > 2
                 path = self._folder / f"{len(self._tables)}.bin"
                 table = self._tables[tap] = _Table(path, ragged, tuple(tensor.shape[2 if ragged else 1 :]))
+            if table.ragged and mask is not None and tensor.shape[:2] != mask.shape:
+                raise _OtherLength
             kept = tensor[mask] if table.ragged and mask is not None else tensor
             rows[tap] = kept.detach().float().cpu().numpy().astype(self._dtype)
         return rows
@@ -189,7 +195,8 @@ def answers_kept(
     feed = context.feed
     assert feed is not None  # a training has data
     open_length = any(size is None for tensor in context.model.facts.inputs for size in tensor.shape)
-    reason = _unfit(task, teacher, cache, fixed, open_length, mask_input)
+    tokens = mask_input is not None and context.model.facts.inputs[0].dtype.startswith("int")
+    reason = _unfit(task, teacher, cache, fixed, open_length, tokens)
     if reason is None and samples < 2 * feed.size("train"):
         reason = "the training sees most samples only once"
     if reason is not None:
@@ -197,19 +204,20 @@ def answers_kept(
     folder = Path(tempfile.mkdtemp(prefix="answers-", dir=context.scratch))
     made = AnswerCache(teacher, folder, cache, mask_input, open_length)
     batches = feed.batches("train", task.evaluation_batch)
-    made.fill((batch.to(context.device) for batch in batches), _limit(cache, folder))
+    try:
+        made.fill((batch.to(context.device) for batch in batches), _limit(cache, folder))
+    except _OtherLength:
+        return "a layer's output has another length than the inputs"
     return made if made.samples else "not one batch of answers fits the cache"
 
 
-def _unfit(
-    task: Task, teacher: Teacher, cache: Cache, fixed: bool, open_length: bool, mask_input: int | None
-) -> str | None:
-    """Why answers cannot be kept, None where they can."""
+def _unfit(task: Task, teacher: Teacher, cache: Cache, fixed: bool, open_length: bool, tokens: bool) -> str | None:
+    """Why answers cannot be kept, None where they can. `tokens` says that the inputs are ids with an attention mask."""
     if cache.max_bytes == 0:
         return "the cache is off"
     if not fixed or getattr(type(task), "prepare", None) is not Plain.prepare:
         return "the inputs change at random"
-    if open_length and (mask_input is None or any(tap.side == "attention" for tap in teacher.taps)):
+    if open_length and (not tokens or any(tap.side == "attention" for tap in teacher.taps)):
         return "the inputs have no fixed length"
     return None
 

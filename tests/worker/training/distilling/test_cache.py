@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from app.contract.distillation import Cache
+from app.contract.facts import TensorFacts
 from tests.worker.helpers import context_for, convnet, memory_data, tiny_model
 from tests.worker.nets import IDS, MASK, bert, model_of
 from worker.context import Context
@@ -19,7 +20,7 @@ from worker.data.batch import Batch, Inputs
 from worker.data.feed import Feed
 from worker.model import Model
 from worker.objectives.language import MaskedLm
-from worker.training.distilling.cache import AnswerCache, answers_kept
+from worker.training.distilling.cache import answers_kept
 from worker.training.distilling.recording import Tap
 from worker.training.distilling.teachers import Teacher
 
@@ -191,9 +192,19 @@ def test_tokens_that_are_hidden_at_random_are_not_kept(tmp_path: Path) -> None:
     assert kept(context, network) == "the inputs change at random"
 
 
-def test_sounds_of_open_length_are_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inputs", [(IDS,), (IDS.model_copy(update={"dtype": "float32"}), MASK)])
+def test_sounds_of_open_length_are_not_kept(inputs: tuple[TensorFacts, ...], tmp_path: Path) -> None:
+    """Nor ids without a mask: padding would be part of the answer."""
     context, network = digits(tmp_path)
-    open_inputs = (IDS,)
-    context.model = replace(context.model, facts=context.model.facts.model_copy(update={"inputs": open_inputs}))
-    assert kept(context, network) == "the inputs have no fixed length"
-    assert not isinstance(kept(context, network), AnswerCache)
+    context.model = replace(context.model, facts=context.model.facts.model_copy(update={"inputs": inputs}))
+    assert kept(context, network, mask_input=len(inputs) - 1 or None) == "the inputs have no fixed length"
+
+
+def test_layers_of_another_length_than_the_texts_are_not_kept(tmp_path: Path) -> None:
+    class Halving(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return ids[:, ::2, None].float()
+
+    model = replace(model_of(Halving(), IDS, MASK, classes=1), encode=Padding(left=False))
+    context = context_for(model, memory_data({"train": (torch.ones(SAMPLES, 4), None)}), tmp_path)
+    assert kept(context, Halving(), mask_input=1) == "a layer's output has another length than the inputs"
