@@ -100,7 +100,7 @@ def test_losses_are_summed_by_weight_beside_the_tasks(digits: Data, tmp_path: Pa
     at = torch.zeros(())
     for ours, theirs in ((1, 2), (4, 5)):  # the last maps of 8 x 8 and of 4 x 4
         student, teacher = context.model.module[: ours + 1], context.teacher[: theirs + 1]  # type: ignore[index]
-        at = at + (attention_map(student(inputs)) - attention_map(teacher(inputs))).square().sum(1).mean() / 2
+        at = at + (attention_map(student(inputs)) - attention_map(teacher(inputs))).square().sum() / len(inputs) / 2
     expected = 0.25 * (2 * soft + 5 * at) + 0.75 * context.model.task.loss(outputs, batch)
     torch.testing.assert_close(both, expected)
 

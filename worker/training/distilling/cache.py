@@ -68,6 +68,7 @@ class AnswerCache:
         self._teacher = teacher
         self._folder = folder
         self._dtype = np.dtype(cache.dtype)
+        self._largest = float(np.finfo(self._dtype).max)
         self._mask_input = mask_input
         self._ragged = ragged
         self._tables: dict[Tap, _Table] = {}
@@ -127,7 +128,7 @@ class AnswerCache:
             if table.ragged and mask is not None and tensor.shape[:2] != mask.shape:
                 raise _OtherLength
             kept = tensor[mask] if table.ragged and mask is not None else tensor
-            rows[tap] = kept.detach().float().cpu().numpy().astype(self._dtype)
+            rows[tap] = kept.detach().float().clamp(-self._largest, self._largest).cpu().numpy().astype(self._dtype)
         return rows
 
     def _append(self, rows: dict[Tap, NDArray[np.floating]], inputs: Inputs) -> None:

@@ -22,16 +22,21 @@ def hint(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> Tens
 
 
 def attention_map(activations: Tensor) -> Tensor:
-    """[batch, channels, …] to a map [batch, positions] of length 1: the squares summed over the channels."""
-    return functional.normalize(activations.square().sum(1).flatten(1), dim=1)
+    """[batch, channels, …] to a map [batch, 1, …] of length 1: the squares summed over the channels."""
+    return unit(activations.square().sum(1, keepdim=True))
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Maps [batch, 1, …], each scaled to length 1."""
+    return functional.normalize(maps.flatten(1), dim=1).reshape(maps.shape)
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """The squared distance of two attention maps [batch, positions], a mean over the batch.
+    """The squared distance of two attention maps [batch, 1, …], a mean over the batch.
 
     Zagoruyko & Komodakis 2016 with squares, as their code has it: the root has no gradient where the maps agree.
     """
-    return (student - teacher).square().sum(1).mean()
+    return (student - teacher).square().flatten(1).sum(1).mean()
 
 
 def attention_probabilities(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> Tensor:

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from worker.data.batch import Inputs
+from worker.training.distilling.feature_math import attention_map
 
-Side = Literal["output", "input", "attention"]
+Side = Literal["output", "input", "attention", "map"]
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a tensor is taken from a network: a layer's output, its first input, or its attention probabilities."""
+    """Where a tensor is taken from a network: a layer's output, its first input, or its attention.
+
+    That is the probabilities, or the `map` [batch, 1, …] of where its channels are active, a small part of the output.
+    """
 
     layer: str
     side: Side = "output"
@@ -113,7 +117,7 @@ def _attach(layer: nn.Module, tap: Tap, found: dict[Tap, Tensor]) -> Any:
     def after(layer: nn.Module, inputs: Any, output: Any) -> None:
         taken = _attention(output) if tap.side == "attention" else _first(output)
         if taken is not None:
-            found[tap] = taken
+            found[tap] = attention_map(taken) if tap.side == "map" else taken
 
     def before(layer: nn.Module, inputs: Any) -> None:
         taken = _first(inputs)

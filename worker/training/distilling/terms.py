@@ -100,7 +100,7 @@ class AttentionMapsTerm(Term):
     kind = "attention_maps"
 
     def __init__(self, pairs: Sequence[Pair], probabilities: bool) -> None:
-        super().__init__(_taps(pairs, "attention" if probabilities else "output"))
+        super().__init__(_taps(pairs, "attention" if probabilities else "map"))
         self.probabilities = probabilities
 
     def forward(self, lesson: Lesson) -> Tensor:
@@ -110,7 +110,7 @@ class AttentionMapsTerm(Term):
                 counts = counted(lesson.mask, ours.shape[2])
                 total = total + feature_math.attention_probabilities(ours, theirs, counts)
             else:
-                maps = (feature_math.attention_map(one) for one in same_size(ours, theirs))
+                maps = (feature_math.unit(one) for one in same_size(ours, theirs))
                 total = total + feature_math.attention_transfer(*maps)
         return total / len(self.pairs)
 

@@ -85,6 +85,21 @@ def test_half_precision_takes_half_the_bytes(tmp_path: Path) -> None:
     assert cache.bytes == SAMPLES * 2 * 10
 
 
+def test_numbers_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
+    context, network = digits(tmp_path)
+    with torch.no_grad():
+        network.inner[8].bias.fill_(1e6)
+    (batch, *_) = shuffled(context)
+    said = kept(context, network, Cache(dtype="float16")).answer(batch).outputs
+    assert said.unique().tolist() == [65504.0]
+
+
+def test_attention_maps_are_kept_without_their_channels(tmp_path: Path) -> None:
+    context, network = digits(tmp_path)
+    cache = kept(context, network, taps=(Tap("inner.2", "map"),))
+    assert cache.bytes == SAMPLES * 4 * (10 + 8 * 8)
+
+
 def test_an_answer_is_the_same_bits_whichever_batch_asks(tmp_path: Path) -> None:
     context, network = digits(tmp_path)
     cache = kept(context, network)

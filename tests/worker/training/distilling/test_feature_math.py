@@ -35,14 +35,15 @@ def test_a_hint_is_the_mean_squared_error_over_what_counts() -> None:
 
 def test_attention_maps_are_unit_vectors_of_summed_squares() -> None:
     activations = RANDOM.normal(size=(2, 6, 3, 4))
-    found = math.attention_map(torch.tensor(activations)).numpy()
-    for got, sample in zip(found, activations, strict=True):
+    found = math.attention_map(torch.tensor(activations))
+    assert found.shape == (2, 1, 3, 4)
+    for got, sample in zip(found.flatten(1).numpy(), activations, strict=True):
         energy = (sample**2).sum(0).ravel()
         np.testing.assert_allclose(got, energy / np.sqrt((energy**2).sum()))
 
 
 def test_attention_transfer_takes_squared_distances() -> None:
-    student, teacher = RANDOM.normal(size=(2, 4)), RANDOM.normal(size=(2, 4))
+    student, teacher = RANDOM.normal(size=(2, 1, 2, 2)), RANDOM.normal(size=(2, 1, 2, 2))
     expected = np.mean([np.sum((s - t) ** 2) for s, t in zip(student, teacher, strict=True)])
     assert math.attention_transfer(*pair(student, teacher)).item() == pytest.approx(expected)
 
