@@ -257,7 +257,7 @@ def test_a_folder_comes_back_as_a_folder_of_the_student(student: dict[str, Any],
         }
     )
     data = ids(8)
-    request = request_for(tmp_path / "job", "bert.zip", zipped, {}, None, (step,))
+    request = request_for(tmp_path / "job", "bert.zip", zipped, {}, None, (step,), export=("native",))
     arrays = request.model_path.with_name("ids.npz")
     split = data.splits["train"]
     assert isinstance(split, MemorySplit)
