@@ -41,6 +41,7 @@ STATUS: dict[type[TersorError], int] = {
     errors.ModelRejected: 422,
     errors.DatasetRejected: 422,
     errors.DatasetMismatch: 422,
+    errors.ModelsMismatch: 422,
     errors.Unsupported: 422,
     errors.IdempotencyKeyReused: 422,
     errors.DigestMismatch: 422,

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.contract.catalogue import check_order
-from app.contract.compatibility import check, check_splits
+from app.contract.compatibility import check, check_named, check_splits
 from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound, StillInspecting
 from app.contract.estimate import estimate
 from app.contract.facts import DatasetFacts, ModelFacts
@@ -56,10 +56,12 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
     """
     resolved = resolve(spec)
     check_order(resolved)
-    model, dataset = _check_inputs(store, account, resolved)
-    for record in (model, dataset):
+    model, dataset, named = _check_inputs(store, account, resolved)
+    pointers = resolved.named_models()
+    for record in (model, dataset, *named):
         if record is not None and record.facts is None:
-            raise StillInspecting(f"The {record.kind} {record.id} is still being inspected.", pointer=f"/{record.kind}")
+            pointer = f"/{record.kind}" if record in (model, dataset) else pointers[record.id]
+            raise StillInspecting(f"The {record.kind} {record.id} is still being inspected.", pointer=pointer)
     assert isinstance(model.facts, ModelFacts)
     data = None if dataset is None else dataset.facts
     assert data is None or isinstance(data, DatasetFacts)
@@ -67,7 +69,7 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
         recipe=resolved.recipe,
         steps=resolved.steps,
         export=resolved.export,
-        estimate=estimate(resolved, model.facts, data),
+        estimate=estimate(resolved, model.facts, data, _inspected(named)),
         artifacts=tuple(_planned(format, model.facts) for format in resolved.export),
     )
 
@@ -93,30 +95,47 @@ def idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def _check_inputs(store: JobStore, account: str, spec: ResolvedSpec) -> tuple[UploadRecord, UploadRecord | None]:
-    """The job's uploads, checked as far as they have been inspected."""
+def _check_inputs(
+    store: JobStore, account: str, spec: ResolvedSpec
+) -> tuple[UploadRecord, UploadRecord | None, list[UploadRecord]]:
+    """The job's model and dataset and the other models that it names, checked as far as they have been inspected."""
     model = _usable(store, account, "model", spec.model)
     dataset = None if spec.dataset is None else _usable(store, account, "dataset", spec.dataset)
+    named = [_usable(store, account, "model", id, pointer) for id, pointer in spec.named_models().items()]
+    _check_facts(spec, model, dataset, named)
+    return model, dataset, named
+
+
+def _check_facts(
+    spec: ResolvedSpec, model: UploadRecord, dataset: UploadRecord | None, named: list[UploadRecord]
+) -> None:
     facts = None if dataset is None else dataset.facts
-    if dataset is not None and facts is None:
-        return model, dataset  # it is being inspected
     assert facts is None or isinstance(facts, DatasetFacts)
+    if isinstance(model.facts, ModelFacts):
+        check_named(spec, model.facts, _inspected(named), facts)
+    if dataset is not None and facts is None:
+        return  # it is being inspected
     if isinstance(model.facts, ModelFacts):
         check(spec, model.facts, facts)
     else:
         check_splits(spec, facts)
-    return model, dataset
 
 
-def _usable(store: JobStore, account: str, kind: UploadKind, id: str) -> UploadRecord:
+def _inspected(records: list[UploadRecord]) -> dict[str, ModelFacts]:
+    return {record.id: record.facts for record in records if isinstance(record.facts, ModelFacts)}
+
+
+def _usable(store: JobStore, account: str, kind: UploadKind, id: str, pointer: str | None = None) -> UploadRecord:
+    """An upload of the account's that was not rejected; `pointer` is the field that names it."""
+    pointer = pointer or f"/{kind}"
     try:
         record = store.get_upload(account, id)
     except NotFound:
         raise InvalidSpec(
-            f"There is no {kind} {id}, or it belongs to another account. Upload it first.", pointer=f"/{kind}"
+            f"There is no {kind} {id}, or it belongs to another account. Upload it first.", pointer=pointer
         ) from None
     if record.status is UploadStatus.REJECTED:
         why = record.problem.detail if record.problem is not None else "its inspection failed."
         refused = ModelRejected if kind == "model" else DatasetRejected
-        raise refused(f"The {kind} {id} was rejected: {why}", pointer=f"/{kind}")
+        raise refused(f"The {kind} {id} was rejected: {why}", pointer=pointer)
     return record

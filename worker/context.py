@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,8 +20,10 @@ class Context:
     """What a running job hands to each of its steps.
 
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
-    mode. `quantization` is what a quantize step leaves for the exporter, since int8 lives in the artifact and not in
-    the module. `checkpoints` are the job's; a training that is no part of it (a trial on a copy) has none.
+    mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
+    leaves for the exporter, since int8 lives in the artifact and not in the module. `checkpoints` are the job's; a
+    training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where a student has
+    taken its place.
     """
 
     model: Model
@@ -33,3 +35,10 @@ class Context:
     progress: Callable[[float], None]
     quantization: Quantize | None = None
     checkpoints: Checkpoints | None = None
+    named: Mapping[str, Model] = field(default_factory=dict)
+    replaced: Model | None = None
+
+    @property
+    def uploaded(self) -> Model:
+        """The model as it was uploaded, or what has its form: a student may stand in its place."""
+        return self.replaced or self.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import onnx
 import torch
@@ -28,6 +29,14 @@ class WeightHolder(nn.Module):
         self.kind = kind
 
 
+class Plan(Protocol):
+    """What a network was built of."""
+
+    @property
+    def described(self) -> Literal["architecture", "config"]:
+        """In which words: layers, or a config of transformers."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A loaded model.
@@ -37,7 +46,8 @@ class Model:
     module must be free of parametrizations (`worker.constraints.baked`). `stored` is the dtype of each floating tensor
     in that file, by its name in the state dict; one that is not named is stored as the module has it. `graph` gives the
     upload's own ONNX graph with a module's weights under their names, where the upload is one; `output_name` is what
-    an ONNX file's output is called.
+    an ONNX file's output is called. `spec` is what reads a file of `save`, where that is not the upload's spec. `plan`
+    can build another network of the same kind, where one can be described.
     """
 
     module: nn.Module
@@ -49,6 +59,8 @@ class Model:
     example_length: int = EXAMPLE_LENGTH
     graph: Callable[[nn.Module], onnx.ModelProto] | None = None
     output_name: str = "logits"
+    spec: Mapping[str, Any] | None = None
+    plan: Plan | None = None
 
     def round_as_stored(self, module: nn.Module) -> nn.Module:
         """Rounds the weights of `module` to what the file can hold of them, in place, and returns the module.

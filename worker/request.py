@@ -12,6 +12,16 @@ from app.contract.spec import ResolvedSpec
 
 
 @dataclass(frozen=True)
+class NamedModel:
+    """Another uploaded model that the job's steps name, by its id."""
+
+    id: str
+    path: Path
+    filename: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`.
 
@@ -32,6 +42,7 @@ class RunRequest:
     threads: int
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     checkpoint_seconds: float = 0.0
+    named: tuple[NamedModel, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from app.contract.compatibility import check
-from app.contract.errors import Unsupported
+from app.contract.compatibility import check, check_named, check_step
+from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec
 from worker.checkpoints.points import Announce, Checkpoints
@@ -24,6 +24,7 @@ from worker.constraints import baked
 from worker.context import Context
 from worker.data import open_data
 from worker.data.feed import Feed
+from worker.encodings import check_encodings
 from worker.evaluation.compare import compare, reload
 from worker.evaluation.environment import environment
 from worker.evaluation.verify import check_samples, verify
@@ -142,6 +143,10 @@ def _load(request: RunRequest) -> Context:
         assert request.dataset_filename is not None
         data = open_data(request.dataset_path, request.dataset_filename, request.dataset_spec or {}, request.scratch)
         feed = Feed(model, data)
+    named = {
+        one.id: replace(load_model(one.path, one.filename, one.spec, request.scratch), spec=one.spec)
+        for one in request.named
+    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.module.to(device)
     return Context(
@@ -152,6 +157,7 @@ def _load(request: RunRequest) -> Context:
         seed=request.spec.seed,
         scratch=request.scratch,
         progress=lambda share: None,
+        named=named,
     )
 
 
@@ -163,7 +169,12 @@ def _frozen(module: nn.Module) -> nn.Module:
 def _check(spec: ResolvedSpec, context: Context) -> None:
     """Everything that can be refused is refused before anything is computed."""
     facts = context.model.facts
-    check(spec, facts, None if context.feed is None else context.feed.data.facts)
+    data = None if context.feed is None else context.feed.data
+    check(spec, facts, None if data is None else data.facts)
+    others = {id: model.facts for id, model in context.named.items()}
+    check_named(spec, facts, others, None if data is None else data.facts)
+    for id, pointer in spec.named_models().items():
+        check_encodings(context.model, context.named[id], id, pointer, data)
     for index, step in enumerate(spec.steps):
         reason = TECHNIQUES[step.technique].applies(step, context.model)
         if reason is not None:
@@ -186,10 +197,25 @@ def _run_steps(
         context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
         context.progress(0.0)
         checkpoints.enter(done, context.model.module, context.device)
+        if context.replaced is not None:
+            check_step(step, context.model.facts, spec.pointer(index))
         began = time.perf_counter()
-        details = TECHNIQUES[step.technique].apply(step, context)
+        with _located(spec.pointer(index)):
+            details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
     return tuple(done)
+
+
+@contextmanager
+def _located(pointer: str) -> Iterator[None]:
+    """What a step refuses lies in the step; a student is described there, and refused as an upload is."""
+    try:
+        yield
+    except ModelRejected as failure:
+        raise InvalidSpec(failure.detail, pointer=f"{pointer}/student{failure.pointer or ''}") from failure
+    except (InvalidSpec, Unsupported) as failure:
+        failure.pointer = failure.pointer or pointer
+        raise
 
 
 def _step_progress(progress: Progress, name: str, start: float, width: float, share: float) -> None:

@@ -40,7 +40,7 @@ from worker.lease import LeaseKeeper
 from worker.messages import CheckpointWritten, Failed, Inspected, JobDone, Progress, Result
 from worker.process import Child, Died, Stopped, Task
 from worker.publish import publish, withdraw, withdraw_earlier
-from worker.request import RunRequest
+from worker.request import NamedModel, RunRequest
 from worker.sandbox.policy import policy_for
 from worker.scratch import WORK, printed, scratch_folder
 
@@ -158,9 +158,11 @@ class Supervisor:
 
     def _job_task(self, claim: Claim, keeper: LeaseKeeper, scratch: Path) -> Task:
         job, model, dataset = self._store.job_inputs(claim)
-        for upload in (model, dataset):
+        named = self._store.named_models(claim)
+        pointers = job.resolved.named_models()
+        for upload in (model, dataset, *named):
             if upload is not None and upload.status is UploadStatus.REJECTED:
-                raise rejection(upload.kind, upload.id, upload.problem)
+                raise rejection(upload.kind, upload.id, upload.problem, pointers.get(upload.id))
         work = scratch / WORK
         output = work / OUTPUT
         output.mkdir()
@@ -182,6 +184,9 @@ class Supervisor:
                 keeper, "a checkpoint could not be copied", lambda: fetch_earlier(self._blobs, claim, scratch)
             ),
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            named=tuple(
+                NamedModel(one.id, self._fetch(keeper, one, scratch / one.id), one.filename, one.spec) for one in named
+            ),
         )
         return Task(self._entries.job, request, scratch, granted, policy_for(self._settings, scratch, work, True))
 

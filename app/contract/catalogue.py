@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.contract.errors import OrderRefused
-from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec
+from app.contract.spec import DistillStep, Finetune, Prune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
 
-Family = Literal["pruning", "training", "quantization"]
+Family = Literal["pruning", "training", "distillation", "quantization"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,17 @@ TECHNIQUES: tuple[Technique, ...] = (
         methods=(Finetune(),),
     ),
     Technique(
+        name="distill",
+        family="distillation",
+        title="Distil into a student",
+        spec=DistillStep,
+        needs="A `train` split, labels not needed; `validation` for early stopping.",
+        applies_to="auto and architecture: models that came as an architecture or with a config of transformers. "
+        "model, or no student: every model.",
+        may_not_follow=frozenset({"quantize"}),
+        methods=(DistillStep(),),
+    ),
+    Technique(
         name="quantize",
         family="quantization",
         title="Quantize to int8",
@@ -78,6 +89,15 @@ def check_order(spec: ResolvedSpec) -> None:
                     "the weights, so it has to be the last step. Move it to the end.",
                     pointer=spec.pointer(i),
                 )
+        if (
+            isinstance(step, DistillStep)
+            and step.student is not None
+            and any(one.technique == "prune" for one in spec.steps[:i])
+        ):
+            raise OrderRefused(
+                "distill with a student makes a new network, so what prune did before is lost: put distill first.",
+                pointer=spec.pointer(i),
+            )
         needed = BY_NAME[step.technique].requires_export
         if needed is not None and needed not in spec.export:
             raise OrderRefused(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from math import prod
 
 from app.contract.catalogue import check_order
-from app.contract.errors import DatasetMismatch, InvalidSpec, Unsupported
+from app.contract.distillation import Student
+from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
-from app.contract.spec import Prune, Quantize, ResolvedSpec
+from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 
@@ -22,14 +24,91 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
     if dataset is not None:
         check_pair(model, dataset)
     check_splits(spec, dataset, model.task)
+    replaced = False
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
-        if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
-            raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
-        if getattr(step, "training", None) is not None and not model.trainable:
-            raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-        if isinstance(step, Prune | Quantize):
-            _check_patterns(step.exclude, model, pointer)
+        if isinstance(step, DistillStep) and step.student is not None:
+            _check_student(step.student, model, f"{pointer}/student")
+            replaced = True
+        if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
+            check_step(step, model, pointer)
+
+
+def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
+    """A new network is described in the words that the model came in."""
+    if student.kind == "model":
+        return
+    if model.format not in ("architecture", "huggingface"):
+        raise Unsupported(
+            "Students are made of an architecture or of a config of transformers, and the model came with neither. "
+            "Give another uploaded model as the student.",
+            pointer=pointer,
+        )
+    if student.kind == "architecture":
+        wanted = "architecture" if model.format == "architecture" else "config"
+        if getattr(student, wanted) is None:
+            raise Unsupported(
+                f"The model came with {'layers' if wanted == 'architecture' else 'a config'}, and so does its student: "
+                f"give {wanted}.",
+                pointer=pointer,
+            )
+
+
+def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
+    """Raises Unsupported or InvalidSpec unless the step finds in the model what it works on."""
+    if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
+        raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
+    if getattr(step, "training", None) is not None and not model.trainable:
+        raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
+    if isinstance(step, Prune | Quantize):
+        _check_patterns(step.exclude, model, pointer)
+
+
+def check_named(
+    spec: ResolvedSpec, model: ModelFacts, named: Mapping[str, ModelFacts], dataset: DatasetFacts | None
+) -> None:
+    """Raises ModelsMismatch, Unsupported or DatasetMismatch unless every other model that the steps name fits.
+
+    `named` are those that have been inspected. Teachers and students answer the job's model's task, in its order of
+    classes, and take its inputs.
+    """
+    pointers = spec.named_models()
+    for id, facts in named.items():
+        _check_alike(id, facts, model, pointers[id])
+        if dataset is not None:
+            try:
+                check_pair(facts, dataset)
+            except DatasetMismatch as mismatch:
+                raise DatasetMismatch(f"{id}: {mismatch.detail}", pointer=pointers[id]) from None
+    for step in spec.steps:
+        if isinstance(step, DistillStep) and step.student is not None and step.student.kind == "model":
+            facts = named.get(step.student.model, model)
+            if not facts.trainable:
+                raise Unsupported(
+                    f"The student cannot be trained. {facts.untrainable_reason}", pointer=pointers[step.student.model]
+                )
+
+
+def _check_alike(id: str, other: ModelFacts, model: ModelFacts, pointer: str) -> None:
+    if other.task != model.task:
+        raise ModelsMismatch(f"{id} is a model for {other.task}; the job's is for {model.task}.", pointer=pointer)
+    if other.classes != model.classes:
+        raise ModelsMismatch(
+            f"{id} gives {other.classes} outputs; the job's model gives {model.classes}.", pointer=pointer
+        )
+    if other.labels and model.labels and other.labels != model.labels:
+        place = next(i for i, pair in enumerate(zip(other.labels, model.labels, strict=True)) if pair[0] != pair[1])
+        raise ModelsMismatch(
+            f"{id} calls its output {place} {other.labels[place]!r}; the job's model calls it {model.labels[place]!r}.",
+            pointer=pointer,
+        )
+    same = len(other.inputs) == len(model.inputs) and all(map(_fits, model.inputs, other.inputs))
+    if not same:
+        raise ModelsMismatch(
+            f"{id} takes {', '.join(map(_show, other.inputs))}; the job's model takes "
+            f"{', '.join(map(_show, model.inputs))}.",
+            pointer=pointer,
+        )
 
 
 def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | None = None) -> None:

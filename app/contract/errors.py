@@ -95,6 +95,13 @@ class Unsupported(TersorError):
     title = "Not supported for this model"
 
 
+class ModelsMismatch(TersorError):
+    """Two models of a job do not fit each other."""
+
+    code = "models_mismatch"
+    title = "Models do not fit each other"
+
+
 class UploadTooLarge(TersorError):
     """The body is larger than this service takes."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.contract.facts import DatasetFacts, ModelFacts, calibration_split
-from app.contract.spec import Quantize, ResolvedSpec
+from app.contract.distillation import AutoStudent, ModelStudent, Student
+from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
+from app.contract.spec import DistillStep, Quantize, ResolvedSpec
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 
-# A backward pass costs about two forward ones; a teacher adds one more.
-TRAINING_PASSES, TEACHER_PASSES = 3, 1
+# A backward pass costs about two forward ones.
+TRAINING_PASSES = 3
 # Calibration hands out every activation, and its statistics cost as much again.
 CALIBRATION_PASSES = 2
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
@@ -29,19 +32,28 @@ class Estimate(BaseModel):
     memory_bytes: int = Field(description="At the job's peak, with its runtime.")
 
 
-def estimate(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -> Estimate:
-    """The estimate of a job that was checked already. `model` must have its cost."""
+def estimate(
+    spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None, named: Mapping[str, ModelFacts] | None = None
+) -> Estimate:
+    """The estimate of a job that was checked already. `model` and those that are `named` must have their cost.
+
+    A student of its own kind is taken to cost its share of the budget, a described one as much as the model.
+    """
     assert model.cost is not None
     cost = model.cost
-    passes = 0.0
+    costs = {id: facts.cost for id, facts in (named or {}).items() if facts.cost is not None}
+    passes, share = 0.0, 1.0
     needs = [cost.inference_bytes, EXPORT_COPIES * cost.weight_bytes]
     for step in spec.steps:
+        if isinstance(step, DistillStep) and step.student is not None:
+            share = _share(step.student, cost, costs)
         training: Training | None = getattr(step, "training", None)
         if training is not None:
-            passes += _training_passes(training, dataset)
+            passes += share * _training_passes(training, dataset) + _teacher_passes(training, model, dataset, costs)
             at_once = training.micro_batch_size or training.batch_size
             averaged = cost.weight_bytes if training.averaging is not None else 0
-            needs.append(cost.training_bytes + at_once * cost.activation_bytes + averaged)
+            others = sum(one.weight_bytes for one in costs.values())
+            needs.append(cost.training_bytes + at_once * cost.activation_bytes + averaged + others)
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
@@ -56,12 +68,39 @@ def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:
     """Forward passes of one sample that a training is worth."""
     train = _samples(dataset, "train")
     samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
-    passes: float = samples * (TRAINING_PASSES + (TEACHER_PASSES if training.distill is not None else 0))
+    passes: float = samples * TRAINING_PASSES
     if training.judges and train:
         passes += samples / train * _samples(dataset, "validation")
     if training.averaging is not None and training.averaging.kind == "swa":
         passes += train  # for the statistics of BatchNorm
     return passes
+
+
+def _teacher_passes(
+    training: Training, model: ModelFacts, dataset: DatasetFacts | None, costs: Mapping[str, Cost]
+) -> float:
+    """Those of the teachers, in passes of the model: once a sample where answers are kept, else each time."""
+    distill = training.distill
+    if distill is None:
+        return 0.0
+    assert model.cost is not None
+    train = _samples(dataset, "train")
+    samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
+    if distill.cache.max_bytes and model.task != "masked-lm":
+        samples = min(samples, train)
+    own = model.cost.seconds or 1.0
+    return samples * sum(costs[name].seconds / own if name in costs else 1.0 for name in distill.teachers)
+
+
+def _share(student: Student, cost: Cost, costs: Mapping[str, Cost]) -> float:
+    """The student's cost of a sample over the model's."""
+    match student:
+        case AutoStudent():
+            return student.parameters or student.macs or student.latency or 1.0
+        case ModelStudent():
+            return costs[student.model].seconds / (cost.seconds or 1.0) if student.model in costs else 1.0
+        case _:
+            return 1.0
 
 
 def _samples(dataset: DatasetFacts | None, split: str | None) -> int:

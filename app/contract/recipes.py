@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
 from app.contract.spec import Finetune, JobSpec, Prune, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
-from app.contract.training import Distill, Training
+from app.contract.training import Training
 
 
 class Recipe(Strict):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from app.contract.distillation import Distill, Student
 from app.contract.strict import Strict
 from app.contract.training import Training
 
@@ -53,6 +54,25 @@ class Finetune(Strict):
     training: Training = Field(default_factory=Training)
 
 
+class DistillStep(Strict):
+    """Trains a student with a teacher; what follows is about the student. Without one, the model as it stands."""
+
+    technique: Literal["distill"] = "distill"
+    student: Student | None = None
+    training: Training = Field(Training(distill=Distill()), description="With `distill`, filled in where it is absent.")
+
+    @model_validator(mode="after")
+    def _taught(self) -> DistillStep:
+        if self.training.distill is None:
+            taught = self.training.model_copy(update={"distill": Distill()})
+            object.__setattr__(self, "training", taught)
+        distill = self.training.distill
+        own = self.student.model if self.student is not None and self.student.kind == "model" else None
+        if distill is not None and own in distill.teachers:
+            raise ValueError("the student is one of its teachers: name another model")
+        return self
+
+
 class Calibration(Strict):
     """How the range of an activation is found from calibration samples."""
 
@@ -76,7 +96,7 @@ class Quantize(Strict):
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
 
-Step = Annotated[Prune | Finetune | Quantize, Field(discriminator="technique")]
+Step = Annotated[Prune | Finetune | DistillStep | Quantize, Field(discriminator="technique")]
 
 
 class JobSpec(Strict):
@@ -110,6 +130,21 @@ class ResolvedSpec(Strict):
     steps: tuple[Step, ...]
     export: tuple[ExportFormat, ...]
     seed: int
+
+    def named_models(self) -> dict[str, str]:
+        """The models that the steps name besides the job's own, by id, with the pointer of the first place."""
+        found: dict[str, str] = {}
+        for index, step in enumerate(self.steps):
+            pointer = self.pointer(index)
+            if isinstance(step, DistillStep) and step.student is not None and step.student.kind == "model":
+                found.setdefault(step.student.model, f"{pointer}/student/model")
+            training = getattr(step, "training", None)
+            distill = training.distill if isinstance(training, Training) else None
+            for place, teacher in enumerate(distill.teachers if distill is not None else ()):
+                if distill is not None and teacher != "uploaded":
+                    end = "" if isinstance(distill.teacher, str) else f"/{place}"
+                    found.setdefault(teacher, f"{pointer}/training/distill/teacher{end}")
+        return found
 
     def pointer(self, index: int) -> str:
         """The JSON pointer of a step in what the client sent: a recipe's steps are not in it."""

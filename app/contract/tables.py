@@ -115,6 +115,14 @@ jobs = Table(
     Index(None, "state", "id"),
 )
 
+# The models that a job names besides its own: teachers and students.
+job_models = Table(
+    "job_models",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("model_id", String(40), primary_key=True, index=True),
+)
+
 # Apart from the job, which is read at every poll.
 reports = Table(
     "reports",

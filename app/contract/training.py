@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from app.contract.distillation import Distill
 from app.contract.optimizing import Optimizing
 from app.contract.scheduling import Scheduling
 from app.contract.strict import Strict
-
-
-class Distill(Strict):
-    """Knowledge distillation (Hinton, Vinyals & Dean 2015).
-
-    The loss is alpha * T^2 * KL(teacher || student) + (1 - alpha) * the task's loss.
-    """
-
-    teacher: Literal["uploaded"] = Field("uploaded", description="The model as it was uploaded.")
-    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1, description="Weight of the teacher's soft targets.")] = 0.7
 
 
 class EarlyStopping(Strict):

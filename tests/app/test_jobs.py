@@ -124,6 +124,40 @@ def test_a_dataset_of_other_classes_is_refused(service: Service) -> None:
     assert "10 classes" in answer.json()["detail"]
 
 
+def taught(teacher: str) -> list[dict[str, Any]]:
+    return [{"technique": "distill", "training": {"distill": {"teacher": ["uploaded", teacher]}}}]
+
+
+POINTER = "/steps/0/training/distill/teacher/1"
+
+
+def test_other_models_are_the_accounts_own_and_fit(service: Service) -> None:
+    teacher = service.model()
+    job = service.job(dataset=service.dataset("train"), steps=taught(teacher))
+    assert job["steps"][0]["training"]["distill"]["teacher"] == ["uploaded", teacher]
+    spec = {"model": service.model(), "dataset": service.dataset("train")}
+    unknown = service.http.post("/v1/jobs", json=spec | {"steps": taught("mdl_" + "0" * 26)})
+    assert (unknown.status_code, unknown.json()["code"], unknown.json()["pointer"]) == (422, "invalid_spec", POINTER)
+    assert "another account" in unknown.json()["detail"]
+    other = service.model(facts=model_facts(classes=4, labels=None))
+    misfit = service.http.post("/v1/jobs", json=spec | {"steps": taught(other)})
+    assert (misfit.status_code, misfit.json()["code"], misfit.json()["pointer"]) == (422, "models_mismatch", POINTER)
+
+
+def test_a_dry_run_waits_for_every_model(service: Service) -> None:
+    teacher = service.http.post("/v1/models", content=b"x").json()["id"]
+    spec = {"model": service.model(facts=model_facts(cost=COST)), "dataset": service.dataset("train")}
+    planned = service.http.post("/v1/jobs?dry_run=true", json=spec | {"steps": taught(teacher)})
+    assert (planned.status_code, planned.json()["code"], planned.json()["pointer"]) == (
+        409,
+        "still_inspecting",
+        POINTER,
+    )
+    ready = service.model(facts=model_facts(cost=COST))
+    planned = service.http.post("/v1/jobs?dry_run=true", json=spec | {"steps": taught(ready)})
+    assert planned.status_code == 200
+
+
 def test_a_job_may_wait_for_an_inspection(service: Service) -> None:
     model = service.http.post("/v1/models", content=b"x").json()["id"]
     job = service.job(

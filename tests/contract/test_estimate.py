@@ -42,7 +42,10 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
         ({"technique": "prune", "sparsity": 0.5}, 0),
         ({"technique": "finetune", "training": {"epochs": 2}}, 2 * 100 * 3),
         ({"technique": "finetune", "training": {"steps": 7, "batch_size": 10}}, 70 * 3),
-        ({"technique": "finetune", "training": DISTILLED}, 2 * 100 * 4),
+        ({"technique": "finetune", "training": DISTILLED}, 2 * 100 * 3 + 100),
+        ({"technique": "finetune", "training": DISTILLED | {"distill": {"cache": {"max_bytes": 0}}}}, 2 * 100 * 4),
+        ({"technique": "finetune", "training": {"steps": 1, "batch_size": 10, "distill": {}}}, 10 * 4),
+        ({"technique": "distill", "student": {"kind": "auto"}, "training": DISTILLED}, 2 * 100 * 3 / 4 + 100),
         ({"technique": "finetune", "training": {"epochs": 2, "early_stopping": {}}}, 2 * (100 * 3 + 20)),
         ({"technique": "finetune", "training": {"epochs": 2, "schedule": "plateau"}}, 2 * (100 * 3 + 20)),
         ({"technique": "finetune", "training": {"averaging": {"kind": "swa"}}}, 100 * 3 + 100),
@@ -53,6 +56,26 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
 )
 def test_seconds_are_passes(step: dict[str, Any], passes: int) -> None:
     assert of(step).seconds == pytest.approx(FIXED_SECONDS + 2 * EXPORT_SECONDS + 0.01 * (passes + EVALUATED))
+
+
+def test_other_models_cost_what_they_cost() -> None:
+    teacher, student = ("mdl_" + digit * 26 for digit in "12")
+    named = {
+        teacher: model_facts(cost=COST.model_copy(update={"seconds": 0.03, "weight_bytes": 9_000})),
+        student: model_facts(cost=COST.model_copy(update={"seconds": 0.001, "weight_bytes": 1_000})),
+    }
+    step = {
+        "technique": "distill",
+        "student": {"kind": "model", "model": student},
+        "training": {"epochs": 2, "distill": {"teacher": ["uploaded", teacher]}},
+    }
+    spec = ResolvedSpec.model_validate(
+        {"model": "m", "dataset": "d", "recipe": None, "steps": [step], "export": ("native",), "seed": 0}
+    )
+    found = estimate(spec, model_facts(cost=COST), DATA, named)
+    passes = 2 * 100 * 3 * 0.1 + 100 * (1 + 3) + 30 * 2
+    assert found.seconds == pytest.approx(FIXED_SECONDS + EXPORT_SECONDS + 0.01 * passes)
+    assert found.memory_bytes == RUNTIME_BYTES + 20_000 + 64 * 700 + 10_000
 
 
 def test_steps_add_up_and_nothing_is_evaluated_without_labels() -> None:

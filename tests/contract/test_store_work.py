@@ -7,6 +7,7 @@ from sqlalchemy import event, update
 
 from app.contract.errors import LeaseLost, ModelRejected, TrainingDiverged, WorkerLost
 from app.contract.records import Claim, JobRecord
+from app.contract.spec import JobSpec
 from app.contract.states import JobState, UploadStatus, may_become
 from app.contract.tables import jobs
 from tests.contract.stage import ACCOUNT, LEASE, Stage, at_once
@@ -179,6 +180,50 @@ def test_a_worker_gets_the_jobs_inputs(stage: Stage) -> None:
     assert (found.id, found_model.id, found_dataset.id) == (job.id, model.id, dataset.id)
     alone = stage.job(stage.spec(model.id))
     assert stage.store.job_inputs(stage.claim(alone.id))[2] is None
+
+
+def distilling(stage: Stage, teacher: str) -> JobSpec:
+    step = {"technique": "finetune", "training": {"distill": {"teacher": ["uploaded", teacher]}}}
+    return JobSpec.model_validate({"model": stage.model().id, "steps": [step]})
+
+
+def test_a_job_waits_for_a_teacher_and_gets_it(stage: Stage) -> None:
+    teacher = stage.upload()
+    job = stage.job(distilling(stage, teacher.id))
+    assert stage.store.claim(job.id, "worker-1", LEASE) is None
+    stage.clock.pass_(1000)
+    assert job.id not in stage.store.due(stage.clock.moment, 10)
+    assert stage.store.next_work(["job"]) is None
+    assert stage.ready(teacher) == [job.id]
+    claim = stage.claim(job.id)
+    assert [one.id for one in stage.store.named_models(claim)] == [teacher.id]
+    alone = stage.job()
+    assert stage.store.named_models(stage.claim(alone.id)) == []
+
+
+def test_a_job_fails_with_its_teacher_and_others_do_not(stage: Stage) -> None:
+    teacher = stage.upload()
+    job, other = stage.job(distilling(stage, teacher.id)), stage.job()
+    own = stage.job(stage.spec(teacher.id))
+    stage.store.finish_inspection(stage.claim(teacher.id), ModelRejected("It is no model.").problem())
+    found = stage.look(job)
+    assert found.state is JobState.FAILED
+    assert found.error is not None
+    assert (found.error.code, found.error.pointer) == ("model_rejected", "/steps")
+    assert teacher.id in found.error.detail
+    failed = stage.look(own).error
+    assert failed is not None
+    assert failed.pointer == "/model"
+    assert stage.look(other).state is JobState.QUEUED
+
+
+def test_the_bytes_of_a_teacher_stay_while_a_job_needs_them(stage: Stage) -> None:
+    teacher = stage.upload(sha256="a" * 64)
+    stage.ready(teacher)
+    stage.job(distilling(stage, teacher.id))
+    deleted: list[str] = []
+    stage.store.release_blob(teacher.sha256, lambda: deleted.append("teacher"))
+    assert deleted == []
 
 
 def test_an_inspection_is_never_cancelled(stage: Stage) -> None:

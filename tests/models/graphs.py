@@ -14,9 +14,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from app.contract.distillation import Distill
 from app.contract.facts import Task
 from app.contract.spec import Quantize
-from app.contract.training import Distill, Training
+from app.contract.training import Training
 from tests.models import samples
 from tests.models.checks import Prepared, Subject
 from tests.models.packages import ROOT, module_folder

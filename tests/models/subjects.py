@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.contract.distillation import Distill
 from app.contract.spec import Quantize
-from app.contract.training import Distill, Training
+from app.contract.training import Training
 from tests.models import declared, references, samples
 from tests.models.checks import Prepared, Subject
 from tests.models.declared import Declared, load_state

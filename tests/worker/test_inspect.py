@@ -27,6 +27,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
     assert {key: entry.applies for key, entry in found.items()} == {
         ("prune", None): True,
         ("finetune", None): True,
+        ("distill", None): True,
         ("quantize", "static"): True,
         ("quantize", "dynamic"): True,
     }

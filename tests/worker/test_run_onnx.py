@@ -15,10 +15,11 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from app.contract.distillation import Distill
 from app.contract.errors import Unsupported
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import Finetune, Prune, Quantize, Step
-from app.contract.training import Distill, Training
+from app.contract.training import Training
 from tests.worker.helpers import MemorySplit, digits_data, part_of
 from tests.worker.jobs import Recorder, request_for
 from tests.worker.loading.files import zipped

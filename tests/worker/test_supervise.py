@@ -15,7 +15,9 @@ import pytest
 
 from app.contract.blobs import checkpoint_key
 from app.contract.errors import BlobMissing, Conflict, LeaseLost, NotFound
+from app.contract.recipes import resolve
 from app.contract.records import Claim, JobRecord
+from app.contract.spec import JobSpec
 from app.contract.states import JobState, UploadStatus
 from tests.worker.bench import ACCOUNT, Bench
 from worker.lease import LeaseKeeper
@@ -427,3 +429,15 @@ def test_a_keeper_that_meets_an_unforeseen_error_gives_the_lease_up(
     monkeypatch.setattr(bench.store, "cancel_requested", fail)
     with LeaseKeeper(bench.store, claim, 0.3) as keeper:
         eventually(lambda: keeper.verdict == "lost")
+
+
+def test_a_job_gets_the_other_models_that_it_names(bench: Bench) -> None:
+    teacher = bench.ready_model(b"a teacher's weights")
+    step = {"technique": "finetune", "training": {"distill": {"teacher": ["uploaded", teacher.id]}}}
+    spec = JobSpec.model_validate({"model": bench.ready_model().id, "steps": [step]})
+    job = bench.store.add_job(ACCOUNT, spec, resolve(spec), None, None)[0]
+    bench.supervisor(job="name_teachers").run(bench.claim(job.id))
+    (artifact,) = bench.store.artifacts(ACCOUNT, job.id)
+    target = bench.settings.data_dir / "delivered"
+    bench.blobs.fetch(artifact.key, target)
+    assert target.read_bytes() == teacher.id.encode() + b"=a teacher's weights"

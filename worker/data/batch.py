@@ -21,11 +21,13 @@ class Batch:
     """Inputs of the model, and targets on its scale: int64 classes [batch] or [batch, steps], or float32 values.
 
     Positions whose target is IGNORED do not count. `references` are the transcripts of speech, for its error rate.
+    `indices` are the places of the samples in their split; who changes inputs at random sets them to None.
     """
 
     inputs: Inputs
     targets: Tensor | None
     references: list[str] | None = None
+    indices: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -38,6 +40,7 @@ class Batch:
             inputs=tuple(tensor[chosen] for tensor in self.inputs),
             targets=None if self.targets is None else self.targets[chosen],
             references=None if self.references is None else [self.references[row] for row in chosen],
+            indices=None if self.indices is None else tuple(self.indices[row] for row in chosen),
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -50,7 +50,8 @@ class Feed:
         order = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
         order = order[:limit]
         for start in range(skip * batch_size, len(order), batch_size):
-            yield self._batch(source.read(order[start : start + batch_size].tolist()))
+            indices = order[start : start + batch_size].tolist()
+            yield replace(self._batch(source.read(indices)), indices=tuple(indices))
 
     def score(self, forward: Forward, split: str) -> tuple[float, int]:
         """The task's metric on a split, and on how many samples; draws no random numbers of the process.

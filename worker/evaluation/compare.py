@@ -15,6 +15,7 @@ from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile, fresh_fold
 from worker.evaluation.measure import Bench, latencies, measure, memories
 from worker.export.onnx import export_onnx
 from worker.export.registry import Exported
+from worker.model import Model
 from worker.request import RunRequest
 from worker.vetting.sniff import sniff
 
@@ -30,17 +31,18 @@ def reload(request: RunRequest, context: Context, exported: Exported) -> Reloade
     if exported.reference is not None:
         single = facts.single_samples and not facts.trainable
         return OnnxFile(exported.path, exported.reference, facts, request.threads, single=single)
-    return _in_own_format(request, context, exported.path, exported.path.name)
+    return _in_own_format(request, context, context.model, exported.path, exported.path.name)
 
 
-def _in_own_format(request: RunRequest, context: Context, path: Path, filename: str) -> Reloaded:
-    """A file in the upload's format, in the runtime that such files are for."""
-    facts = context.model.facts
+def _in_own_format(request: RunRequest, context: Context, model: Model, path: Path, filename: str) -> Reloaded:
+    """A file of a model in its own format, in the runtime that such files are for."""
+    facts = model.facts
     if facts.format != "onnx":
-        return TorchFile(path, filename, request.model_spec, request.scratch, request.threads)
+        spec = dict(model.spec or request.model_spec)
+        return TorchFile(path, filename, spec, request.scratch, request.threads)
     graph = path
     if sniff(path) != "onnx":  # an archive; the teacher is the uploaded model
-        graph = context.model.save(baked(context.teacher).cpu(), fresh_folder(request.scratch))
+        graph = model.save(baked(context.teacher).cpu(), fresh_folder(request.scratch))
     return OnnxFile(path, graph, facts, request.threads, graph=graph, single=facts.single_samples)
 
 
@@ -48,7 +50,7 @@ def compare(
     request: RunRequest, context: Context, samples: Inputs, exported: Sequence[Exported], files: Sequence[Reloaded]
 ) -> tuple[Measurement, tuple[ArtifactReport, ...]]:
     """The measurement of the upload and the report of each artifact; `files` are the artifacts, reloaded."""
-    upload = _in_own_format(request, context, request.model_path, request.model_filename)
+    upload = _in_own_format(request, context, context.uploaded, request.model_path, request.model_filename)
     names = [one.path.name for one in exported]
     measured: dict[str, Reloaded] = {UPLOADED: upload, **dict(zip(names, files, strict=True))}
     rivals = dict(measured)
@@ -72,8 +74,8 @@ def _converted(request: RunRequest, context: Context, upload: TorchFile, exporte
     reference = next((one.reference for one in exported if one.reference is not None), None)
     unchanged = all(isinstance(step, Quantize) for step in request.spec.steps)
     if reference is None or not unchanged:
-        reference = export_onnx(upload.module, context.model, request.scratch / "uploaded.onnx")
-    return OnnxFile(reference, reference, context.model.facts, request.threads)
+        reference = export_onnx(upload.module, context.uploaded, request.scratch / "uploaded.onnx")
+    return OnnxFile(reference, reference, context.uploaded.facts, request.threads)
 
 
 def _side_by_side(

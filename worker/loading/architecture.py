@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from app.contract.architecture import InputSpec, ModelSpec
+from app.contract.architecture import Architecture, InputSpec, ModelSpec
 from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts, TensorFacts
+from app.contract.layers import Layer
 from worker.data.batch import Inputs
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.feeding.plain import accepted, encoder
@@ -66,7 +68,41 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
         # What torch adds to old checkpoints (the counters of BatchNorm) does not go back into them.
         return weights.write({name: t for name, t in changed.state_dict().items() if name in weights.state}, folder)
 
-    return Model(module, facts, encoder(inputs, _vocabularies(module)), save, task, stored)
+    plan = ArchitecturePlan(spec, weights)
+    return Model(module, facts, encoder(inputs, _vocabularies(module)), save, task, stored, plan=plan)
+
+
+@dataclass(frozen=True)
+class ArchitecturePlan:
+    """Layers and the file of their weights."""
+
+    spec: ModelSpec
+    weights: Weights
+    described: Literal["architecture"] = "architecture"
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        assert self.spec.architecture is not None
+        return self.spec.architecture.layers
+
+    def model(self, architecture: Architecture, state: Mapping[str, Tensor]) -> Model:
+        """A model of other layers with the same inputs, task and labels, kept in the same kind of file.
+
+        Raises ModelRejected where they do not fit each other, with a pointer into the architecture.
+        """
+        spec = self.spec.model_copy(update={"architecture": architecture})
+        floats = {tensor.dtype for tensor in self.weights.state.values() if tensor.is_floating_point()}
+        dtype = floats.pop() if len(floats) == 1 else torch.float32
+        stored = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        model = load_architecture(spec, replace(self.weights, state=stored))
+        return replace(model, spec=spec.model_dump(mode="json", exclude_none=True))
+
+    def begin(self, architecture: Architecture) -> nn.Sequential:
+        """The layers with random weights, drawn from torch's generator; vetted before anything is allocated."""
+        spec = self.spec.model_copy(update={"architecture": architecture})
+        assert spec.input is not None
+        _trace(_build(spec), spec.input)
+        return build(architecture.layers)
 
 
 def _build(spec: ModelSpec) -> nn.Sequential:

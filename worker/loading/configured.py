@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from app.contract.architecture import ModelSpec
-from worker.loading.folder import describe
-from worker.loading.huggingface import model_of, written
+from worker.loading.folder import Folder, describe
+from worker.loading.huggingface import ConfigPlan, Save, written
 from worker.loading.weights import Weights
 from worker.model import Model
 
@@ -28,12 +29,16 @@ def load_configured(weights: Weights, spec: ModelSpec, scratch: Path) -> Model:
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     folder = describe(spec.config, path)
 
+    return ConfigPlan(folder, spec, weights.name, functools.partial(_saver, weights)).read(folder)
+
+
+def _saver(weights: Weights, folder: Folder) -> Save:
     def save(module: nn.Module, target: Path) -> Path:
         """Under the names that transformers gives them; a tied weight is there once."""
         with written(folder, module) as saved:
             return weights.write(_read(saved), target)
 
-    return model_of(folder, spec, weights.name, save)
+    return save
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,27 @@ def describe(config: dict[str, Any], path: Path) -> Folder:
     _check_config(config)
     headers = tuple(read_header(file, ModelRejected) for file in sorted(path.glob("*.safetensors")))
     return Folder(path, config, {CONFIG: content}, headers)
+
+
+def vetted_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as the libraries get to see it. Raises ModelRejected as `unpack` does."""
+    _check_config(config)
+    return _json(CONFIG, _without_paths(CONFIG, json.dumps(config).encode()))
+
+
+def repeated(folder: Folder, config: dict[str, Any], weights: Path, path: Path) -> Folder:
+    """The small files of a folder at the new folder `path`, with another config and the weight files of `weights`."""
+    path.mkdir()
+    for file in folder.path.iterdir():
+        if file.name in _SEEN - {INDEX}:
+            shutil.copyfile(file, path / file.name)
+    for file in weights.iterdir():
+        if WEIGHTS.match(file.name):
+            shutil.copyfile(file, path / file.name)
+    (path / CONFIG).write_text(json.dumps(vetted_config(config)))
+    kept = {name: content for name, content in folder.originals.items() if not WEIGHTS.match(name)}
+    headers = tuple(read_header(file, ModelRejected) for file in sorted(path.glob("*.safetensors")))
+    return Folder(path, config, {**kept, CONFIG: json.dumps(config, indent=2).encode()}, headers)
 
 
 def pack(folder: Folder, weights: Path, target: Path) -> Path:

@@ -8,9 +8,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
@@ -24,7 +24,7 @@ from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts
 from worker.export.quiet import hushed
 from worker.loading.describe import check_finite, check_forward, layer_facts
-from worker.loading.folder import Folder, pack, unpack
+from worker.loading.folder import Folder, pack, repeated, unpack, vetted_config
 from worker.loading.transformers_kinds import KINDS, Answer, Kind, answer_of, is_sentence_transformer, problem
 from worker.model import Model
 from worker.vetting.archive import open_archive
@@ -34,6 +34,8 @@ _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "
 # Tied weights are stored once; a config that describes more than this of what the files hold would be made of noise.
 MAX_TIES = 4
 NATIVE = "model.zip"
+
+Save: TypeAlias = Callable[[nn.Module, Path], Path]
 
 transformers_logging.disable_progress_bar()
 
@@ -50,10 +52,50 @@ def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
         folder = unpack(archive, work / "model")
     finally:
         archive.close()
-    return model_of(folder, spec, NATIVE, _saver(folder))
+    return ConfigPlan(folder, spec, NATIVE, _saver).read(folder)
 
 
-def model_of(folder: Folder, spec: ModelSpec, name: str, save: Callable[[nn.Module, Path], Path]) -> Model:
+@dataclass(frozen=True)
+class ConfigPlan:
+    """A folder of transformers; `saver` gives how a module of a folder is written as the file `name`."""
+
+    folder: Folder
+    spec: ModelSpec
+    name: str
+    saver: Callable[[Folder], Save]
+    described: Literal["config"] = "config"
+
+    def read(self, folder: Folder) -> Model:
+        """The model of a folder."""
+        model = model_of(folder, self.spec, self.name, self.saver(folder))
+        return replace(model, plan=replace(self, folder=folder))
+
+    def begin(self, config: dict[str, Any], device: str = "cpu") -> Any:
+        """The network that a config describes, with random weights from torch's generator, vetted as an upload's.
+
+        Raises ModelRejected for a config that transformers cannot build, or that describes more than the folder holds.
+        """
+        vetted = vetted_config(config)
+        kind = getattr(transformers, _kind(replace(self.folder, config=vetted), self.spec)[1])
+        with _quiet():
+            made = kind.config_class.from_dict(vetted)
+            _check_numbers(kind, made, self.folder)
+            with torch.device(device):
+                return kind(made).eval()
+
+    def model(self, config: dict[str, Any], module: Any) -> Model:
+        """A model of another config, with the same tokenizer or processor, kept in the same kind of file."""
+        path = Path(tempfile.mkdtemp(prefix="student-", dir=self.folder.path.parent)) / "model"
+        with written(self.folder, module) as weights:
+            folder = repeated(self.folder, config, weights, path)
+        model = self.read(folder)
+        if self.spec.config is None:
+            return model
+        spec = self.spec.model_copy(update={"config": config})
+        return replace(model, spec=spec.model_dump(mode="json", exclude_none=True))
+
+
+def model_of(folder: Folder, spec: ModelSpec, name: str, save: Save) -> Model:
     """The model of an unpacked folder, written back by `save` as the file `name`."""
     kind, class_name = _kind(folder, spec)
     with _quiet():
@@ -183,7 +225,7 @@ def _stored(folder: Folder, module: nn.Module) -> dict[str, torch.dtype]:
     return {name: dtype for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
 
 
-def _saver(folder: Folder) -> Callable[[nn.Module, Path], Path]:
+def _saver(folder: Folder) -> Save:
     def save(module: nn.Module, target: Path) -> Path:
         """A zip of the folder with new weights."""
         with written(folder, module) as weights:

@@ -30,11 +30,24 @@ SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict as it came, and how to write one back: `write(state, folder)` returns the file, called `name`."""
+    """A state dict as it came, and how one is written into the same container: `store` returns the file `name`."""
 
     name: str
     state: dict[str, Tensor]
-    write: Callable[[Mapping[str, Tensor], Path], Path]
+    store: Callable[[dict[str, Tensor], Path], Path]
+
+    def write(self, new: Mapping[str, Tensor], folder: Path) -> Path:
+        """Contiguous, in the dtypes that came: a float16 upload must not come back twice as large."""
+        return self.store(
+            {
+                name: tensor.detach().cpu().to(self._dtype(name, tensor), copy=True).contiguous()
+                for name, tensor in new.items()
+            },
+            folder,
+        )
+
+    def _dtype(self, name: str, tensor: Tensor) -> torch.dtype:
+        return self.state[name].dtype if name in self.state else tensor.dtype
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -42,14 +55,13 @@ def read_safetensors(path: Path) -> Weights:
     header = read_header(path, ModelRejected)
     with safe_open(str(path), framework="pt") as file:
         state = {name: file.get_tensor(name) for name in header.entries}
-    dtypes = _dtypes(state)
 
-    def write(new: Mapping[str, Tensor], folder: Path) -> Path:
+    def store(new: dict[str, Tensor], folder: Path) -> Path:
         target = folder / SAFETENSORS
-        save_file(_as_stored(new, dtypes), target, metadata=header.metadata or None)
+        save_file(new, target, metadata=header.metadata or None)
         return target
 
-    return Weights(SAFETENSORS, state, write)
+    return Weights(SAFETENSORS, state, store)
 
 
 def read_torch(path: Path) -> Weights:
@@ -60,15 +72,13 @@ def read_torch(path: Path) -> Weights:
     loaded = _unpickle(path, zipped=zipped)
     wrapper = next((key for key in _WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
     state = _vetted(loaded if wrapper is None else loaded[wrapper], path.stat().st_size)
-    dtypes = _dtypes(state)
 
-    def write(new: Mapping[str, Tensor], folder: Path) -> Path:
+    def store(new: dict[str, Tensor], folder: Path) -> Path:
         target = folder / TORCH
-        stored = _as_stored(new, dtypes)
-        torch.save(stored if wrapper is None else {wrapper: stored}, target)
+        torch.save(new if wrapper is None else {wrapper: new}, target)
         return target
 
-    return Weights(TORCH, state, write)
+    return Weights(TORCH, state, store)
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -154,18 +164,6 @@ def _vetted(value: Any, size: int) -> dict[str, Tensor]:
     if sum(tensor.nbytes for tensor in value.values()) > MAX_SHARING * size + SLACK_BYTES:
         raise ModelRejected("The tensors are larger than the file that holds them: call .contiguous() before saving.")
     return {name: tensor.detach() for name, tensor in value.items()}
-
-
-def _dtypes(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    return {name: tensor.dtype for name, tensor in state.items()}
-
-
-def _as_stored(new: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """Contiguous, in the dtype that came: a float16 upload must not come back twice as large."""
-    return {
-        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype), copy=True).contiguous()
-        for name, tensor in new.items()
-    }
 
 
 def _word(tensor: Tensor) -> str:

@@ -70,7 +70,8 @@ class MaskedLm(Plain):
         shown = torch.where(chosen & (fate < HIDDEN_SHARE), self._mask, ids)
         replaced = chosen & (fate >= HIDDEN_SHARE) & (fate < HIDDEN_SHARE + REPLACED_SHARE)
         shown = torch.where(replaced, noise, shown)
-        return replace(batch, inputs=(shown, *batch.inputs[1:]), targets=torch.where(chosen, targets, IGNORED))
+        targets = torch.where(chosen, targets, IGNORED)
+        return replace(batch, inputs=(shown, *batch.inputs[1:]), targets=targets, indices=None)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Zero, with a gradient of zero, for the rare batch in which no token was chosen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,6 +64,16 @@ class Ctc(Plain):
             meant += references(batch)
         return word_error_rate(said, meant)
 
+    def imitated(self, forward: Forward, batch: Batch) -> Batch:
+        """The batch with the best path of `forward` as targets: repeats merged, blanks dropped."""
+        best = torch.as_tensor(forward(batch.inputs)).argmax(-1)
+        frames = self._frames(batch.inputs, best.shape[1]).tolist()
+        paths = [torch.unique_consecutive(row[:count]) for row, count in zip(best, frames, strict=True)]
+        targets = padded([path[path != self._blank].tolist() for path in paths])
+        # The loss takes no tensor without columns, as a batch of silence would give.
+        silent = torch.full((len(best), 1), IGNORED)
+        return replace(batch, targets=(targets if targets.shape[1] else silent).to(best.device))
+
 
 class Transcription(Plain):
     """Logits [batch, tokens, vocabulary] of a decoder that is fed the right transcript so far (teacher forcing).
@@ -110,6 +121,16 @@ class Transcription(Plain):
             said += self._read(self._write(forward, batch.inputs[:-1]))
             meant += references(batch)
         return word_error_rate(said, meant)
+
+    def imitated(self, forward: Forward, batch: Batch) -> Batch:
+        """The batch with what `forward` writes on its own as the transcript."""
+        device = batch.inputs[0].device
+        ids = self._write(forward, batch.inputs[:-1]).to(device)
+        following = ids[:, 1:].clone()
+        following[:, : len(self._start) - 1] = IGNORED
+        ended = (following == self._end).cumsum(1)
+        following[ended - (following == self._end).long() > 0] = IGNORED  # behind the end
+        return replace(batch, inputs=(*batch.inputs[:-1], ids[:, :-1]), targets=following, indices=None)
 
     def _write(self, forward: Forward, sound: Inputs) -> Tensor:
         """Greedy decoding, [batch, tokens]; ends when every sample has said its end."""

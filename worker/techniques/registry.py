@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from worker.techniques.base import Technique
+from worker.techniques.distillation.distill import DistillTechnique
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.techniques.training.finetune import FinetuneTechnique
@@ -21,4 +22,6 @@ def table(techniques: Iterable[Technique[Any]]) -> dict[str, Technique[Any]]:
     return found
 
 
-TECHNIQUES: dict[str, Technique[Any]] = table((PruneTechnique(), FinetuneTechnique(), QuantizeTechnique()))
+TECHNIQUES: dict[str, Technique[Any]] = table(
+    (PruneTechnique(), FinetuneTechnique(), DistillTechnique(), QuantizeTechnique())
+)

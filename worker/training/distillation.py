@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from app.contract.training import Distill
 from worker.data.batch import Batch
 from worker.objectives.base import Task
 
 
-def distilled(task: Task, student: Tensor, teacher: Tensor, batch: Batch, distill: Distill) -> Tensor:
-    """alpha * divergence + (1 - alpha) * the task's loss (Hinton, Vinyals & Dean 2015).
+def combined(task: Task, student: Tensor, said: Tensor, batch: Batch, alpha: float) -> Tensor:
+    """alpha * what the teacher says + (1 - alpha) * the task's loss (Hinton, Vinyals & Dean 2015).
 
     Where there are no targets, or the task has no loss of its own, the teacher is all there is to learn from.
     """
-    soft = task.divergence(student, teacher, batch, distill.temperature)
-    if teacher_alone(task, batch) or distill.alpha == 1:
-        return soft
-    return distill.alpha * soft + (1 - distill.alpha) * task.loss(student, batch)
+    if teacher_alone(task, batch) or alpha == 1:
+        return said
+    return alpha * said + (1 - alpha) * task.loss(student, batch)
 
 
 def teacher_alone(task: Task, batch: Batch) -> bool:

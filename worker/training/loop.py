@@ -63,8 +63,9 @@ class _Run:
         self.per_epoch = _steps_per_epoch(self.feed.size("train"), training.batch_size, _drops_single(self.module))
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
         schedules.warmup(training, self.total)
-        loss = objective(context, self.feed.task, training.distill)
-        self.stepper = Stepper(self.module, self.feed.task, loss, training, context.device)
+        seen = self.total * training.batch_size
+        self.loss = objective(context, self.feed.task, training.distill, samples=seen)
+        self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
         self.averaged = averaging.averaged(self.module, training, self.total, self.per_epoch)
@@ -75,6 +76,7 @@ class _Run:
         self.lr = training.lr
         parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
         parts |= {"stopper": self.stopper, "averaged": self.averaged}
+        parts["objective"] = self.loss if self.loss.learns else None
         self.recovery = Recovery(context, training, self.guard, self.at, self.noise, parts)
         self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
 
@@ -176,6 +178,7 @@ class _Run:
             precision=self.stepper.precision,
             diverged=tuple(self.guard.incidents),
             resumed_at=self.recovery.resumed_at,
+            objective=self.loss.details(),
         )
 
 

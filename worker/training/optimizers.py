@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -10,8 +12,10 @@ from app.contract.training import Training
 from worker.training.groups import groups
 
 
-def build(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+def build(module: nn.Module, training: Training, beside: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """An optimizer over every trainable parameter of the module, in the groups of `worker.training.groups`.
+
+    What a loss learns `beside` it is a group of its own, at the whole rate.
 
     `weight_decay` is added to the gradient (L2) by all but adamw and adafactor, which take it off the weight itself
     (Loshchilov & Hutter 2017; Shazeer & Stern 2018). `momentum` is that of sgd (classical, or Nesterov's) and rmsprop;
@@ -20,6 +24,8 @@ def build(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     parameters = groups(module, training)
     if not parameters:
         raise Unsupported("The model has no trainable weights, so there is nothing to train. Leave the training out.")
+    if learned := list(beside):
+        parameters.append({"params": learned, "weight_decay": training.weight_decay, "scale": 1.0})
     lr, momentum, betas = training.lr, training.momentum, training.betas
     match training.optimizer:
         case "sgd":

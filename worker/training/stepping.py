@@ -24,7 +24,7 @@ class Stepper:
     def __init__(
         self, module: nn.Module, task: Task, objective: Objective, training: Training, device: torch.device
     ) -> None:
-        self.optimizer = optimizers.build(module, training)
+        self.optimizer = optimizers.build(module, training, objective.parameters())
         self._task, self._objective, self._training, self._device = task, objective, training, device
         self._dtype = precision.dtype_of(training.precision, device)
         self._scaler = precision.scaler(self._dtype, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.techniques.base import Details
@@ -23,6 +23,7 @@ class TrainingSummary:
     precision: str
     diverged: tuple[dict[str, Any], ...] = ()
     resumed_at: int | None = None
+    objective: Details = field(default_factory=dict)
 
     def details(self) -> Details:
         """The same for a step's report."""
@@ -31,6 +32,7 @@ class TrainingSummary:
             "training_epochs": round(self.epochs, 3),
             "training_first_epoch_loss": self.first_epoch_loss,
             "training_last_epoch_loss": self.last_epoch_loss,
+            **self.objective,
         }
         if self.precision != "float32":
             found["training_precision"] = self.precision

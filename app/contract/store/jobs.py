@@ -16,7 +16,7 @@ from app.contract.states import JobState
 from app.contract.store import rows
 from app.contract.store.base import StoreBase
 from app.contract.store.leases import DONE, QUEUED, new_work
-from app.contract.tables import artifacts, idempotency, jobs, reports, work
+from app.contract.tables import artifacts, idempotency, job_models, jobs, reports, work
 
 # A key that is submitted twice at the same moment collides once; the second try finds the first one's job.
 SUBMIT_TRIES = 3
@@ -79,6 +79,8 @@ class Jobs(StoreBase):
             job_id = new_id("job")
             values = _new_job(job_id, account, spec, resolved)
             connection.execute(insert(jobs).values(values | {"created_at": self._now()}))
+            if named := resolved.named_models():
+                connection.execute(insert(job_models), [{"job_id": job_id, "model_id": id} for id in named])
             new_work(connection, job_id, "job", self._clock(), self._republish_seconds)
             if idempotency_key is not None:
                 connection.execute(

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, insert, or_, upd
 from app.contract.errors import LeaseLost
 from app.contract.records import Claim, WorkKind
 from app.contract.states import UploadStatus
-from app.contract.tables import jobs, uploads, work
+from app.contract.tables import job_models, jobs, uploads, work
 
 QUEUED, RUNNING, DONE = "queued", "running", "done"
 
@@ -51,9 +51,8 @@ def claimable(now: float) -> ColumnElement[bool]:
 
 
 def waits_for_inspection() -> ColumnElement[bool]:
-    """A job whose model or dataset is still being inspected."""
-    return exists().where(
-        jobs.c.id == work.c.id,
-        uploads.c.id.in_([jobs.c.model_id, jobs.c.dataset_id]),
-        uploads.c.status == UploadStatus.INSPECTING,
-    )
+    """A job one of whose models, or whose dataset, is still being inspected."""
+    inspecting = uploads.c.status == UploadStatus.INSPECTING
+    own = exists().where(jobs.c.id == work.c.id, uploads.c.id.in_([jobs.c.model_id, jobs.c.dataset_id]), inspecting)
+    named = exists().where(job_models.c.job_id == work.c.id, uploads.c.id == job_models.c.model_id, inspecting)
+    return or_(own, named)

@@ -24,7 +24,7 @@ from app.contract.states import JobState, UploadStatus
 from app.contract.store import rows
 from app.contract.store.base import StoreBase
 from app.contract.store.leases import DONE, QUEUED, end_work, new_work
-from app.contract.tables import jobs, resumable_uploads, uploads, work
+from app.contract.tables import job_models, jobs, resumable_uploads, uploads, work
 
 
 class Uploads(StoreBase):
@@ -163,22 +163,26 @@ def reject(connection: Connection, upload_id: str, problem: Problem, now: dateti
     if not ids:
         return
     failing = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED)
-    cause = rejection(kind, upload_id, problem).problem().model_dump_json()
-    connection.execute(
-        failing.values(state=JobState.FAILED, error=cause, finished_at=now, version=jobs.c.version + 1), ids
-    )
+    own = or_(jobs.c.model_id == upload_id, jobs.c.dataset_id == upload_id)
+    # Those that are left after the jobs whose own model or data it is name it in a step, as a teacher or a student.
+    for statement, pointer in ((failing.where(own), f"/{kind}"), (failing, "/steps")):
+        cause = rejection(kind, upload_id, problem, pointer).problem().model_dump_json()
+        ended = statement.values(state=JobState.FAILED, error=cause, finished_at=now, version=jobs.c.version + 1)
+        connection.execute(ended, ids)
 
 
-def rejection(kind: UploadKind, upload_id: str, problem: Problem | None) -> TersorError:
+def rejection(kind: UploadKind, upload_id: str, problem: Problem | None, pointer: str | None = None) -> TersorError:
     """Why a job that names this rejected upload fails; retryable where the upload's problem is."""
     detail = "no reason was kept" if problem is None else problem.detail
     rejected: type[TersorError] = ModelRejected if kind == "model" else DatasetRejected
     if problem is not None and problem.retryable:
         rejected = WorkerLost
-    return rejected(f"The {kind} {upload_id} was rejected: {detail}", pointer=f"/{kind}")
+    return rejected(f"The {kind} {upload_id} was rejected: {detail}", pointer=pointer or f"/{kind}")
 
 
 def _waiting_jobs(upload_id: str) -> Select[str]:
+    named = select(job_models.c.job_id).where(job_models.c.model_id == upload_id)
     return select(jobs.c.id).where(
-        or_(jobs.c.model_id == upload_id, jobs.c.dataset_id == upload_id), jobs.c.state == JobState.QUEUED
+        or_(jobs.c.model_id == upload_id, jobs.c.dataset_id == upload_id, jobs.c.id.in_(named)),
+        jobs.c.state == JobState.QUEUED,
     )

@@ -17,7 +17,7 @@ from app.contract.store.base import StoreBase
 from app.contract.store.jobs import JOBS
 from app.contract.store.leases import DONE, QUEUED, RUNNING, claimable, end_work, held, waits_for_inspection
 from app.contract.store.uploads import reject
-from app.contract.tables import artifacts, jobs, reports, uploads, work
+from app.contract.tables import artifacts, job_models, jobs, reports, uploads, work
 
 # A job that waits long behind others gets a message this often; a message that is not needed costs one statement.
 MAX_REPUBLISH_SECONDS = 300.0
@@ -218,6 +218,13 @@ class Work(StoreBase):
         by_id = {row.id: rows.upload(row) for row in found}
         dataset = None if job.dataset_id is None else by_id[job.dataset_id]
         return rows.job(job, self._now()), by_id[job.model_id], dataset
+
+    def named_models(self, claim: Claim) -> list[UploadRecord]:
+        """The models that the claimed job names besides its own."""
+        named = select(job_models.c.model_id).where(job_models.c.job_id == claim.work_id)
+        with self._read() as connection:
+            found = connection.execute(select(uploads).where(uploads.c.id.in_(named)).order_by(uploads.c.id)).all()
+        return [rows.upload(row) for row in found]
 
     def upload_for(self, claim: Claim) -> UploadRecord:
         """The claimed upload."""

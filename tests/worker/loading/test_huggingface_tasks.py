@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from app.contract.errors import DatasetMismatch, ModelRejected
 from app.contract.facts import DataKind, Task
-from app.contract.training import Distill
 from tests.worker.loading.files import TEXTS, WORDS, tokenizer_config, tokenizer_json, zipped
 from worker.constraints import baked
 from worker.data.base import RawBatch, RawTargets, Sound
@@ -29,7 +28,7 @@ from worker.loading import load_model
 from worker.model import Model
 from worker.techniques.pruning.magnitude_math import removals, smallest_overall
 from worker.techniques.pruning.weights import WeightSet, prunable
-from worker.training.distillation import distilled
+from worker.training.distillation import combined
 
 RATE = 16_000
 LETTERS = {"<pad>": 0, "<unk>": 1, "|": 2, **{letter: i for i, letter in enumerate("ABCDE", start=3)}}
@@ -276,7 +275,8 @@ def test_it_learns_from_targets_and_from_a_teacher(loaded: tuple[Case, Any, Mode
     batch = task.prepare(Batch(inputs, task.targets(case.raw(), inputs)), torch.Generator().manual_seed(3))
     outputs = model.module(*batch.inputs)
     teacher = outputs.detach() + torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
-    found = [distilled(task, outputs, teacher, batch, Distill())]
+    said = task.divergence(outputs, teacher, batch, 4.0)
+    found = [combined(task, outputs, said, batch, 0.7)]
     found += [task.loss(outputs, batch)] if task.supervised else []
     for loss in found:
         (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)

@@ -8,10 +8,9 @@ import torch
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from app.contract.training import Distill
 from worker.data.batch import Batch
 from worker.objectives.classification import Classification
-from worker.training.distillation import distilled
+from worker.training.distillation import combined
 
 RANDOM = np.random.default_rng(0)
 STUDENT = RANDOM.normal(size=(5, 4)) * 3
@@ -26,10 +25,9 @@ def by_scipy(temperature: float, alpha: float) -> float:
 
 
 def ours(temperature: float, alpha: float, student: torch.Tensor) -> torch.Tensor:
-    batch = Batch((student,), torch.tensor(TARGETS))
-    return distilled(
-        Classification(), student, torch.tensor(TEACHER), batch, Distill(temperature=temperature, alpha=alpha)
-    )
+    batch, task = Batch((student,), torch.tensor(TARGETS)), Classification()
+    said = task.divergence(student, torch.tensor(TEACHER), batch, temperature)
+    return combined(task, student, said, batch, alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from app.contract.distillation import Distill
 from app.contract.errors import DatasetMismatch, InvalidSpec, TrainingDiverged, Unsupported
 from app.contract.optimizing import Ema, Optimizer, Swa
 from app.contract.scheduling import Schedule
-from app.contract.training import Distill, EarlyStopping, Training
+from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import context_for, convnet, digits_data, memory_data, mlp, tiny_model
 from worker.constraints import impose_mask, masks
 from worker.context import Context

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.contract.distillation import Distill
 from app.contract.optimizing import Ema, Swa
 from app.contract.spec import Prune
-from app.contract.training import Distill, EarlyStopping, Training
+from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
 from worker.checkpoints.points import Checkpoints, Kind
 from worker.constraints import baked

@@ -20,6 +20,7 @@ from worker.objectives.speech import Ctc, Transcription
 from worker.objectives.tokens import TokenClassification
 from worker.objectives.values import MultiLabel, Regression
 from worker.training.divergence import Diverged
+from worker.training.objective import Objective
 from worker.training.precision import dtype_of
 from worker.training.stepping import Stepper
 
@@ -29,7 +30,7 @@ Made = tuple[Task, Batch]
 
 
 def stepper(module: nn.Module, task: Task, **training: Any) -> Stepper:
-    return Stepper(module, task, lambda batch: task.loss(module(*batch.inputs), batch), Training(**training), CPU)
+    return Stepper(module, task, Objective(module, task), Training(**training), CPU)
 
 
 def uneven(generator: torch.Generator) -> Tensor:

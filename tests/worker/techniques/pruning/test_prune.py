@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
 from app.contract.spec import Finetune, Prune
-from app.contract.training import Distill, EarlyStopping, Training
+from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
 from tests.worker.test_constraints import Tied
 from worker.constraints import baked, masks

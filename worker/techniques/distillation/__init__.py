@@ -1,0 +1,1 @@
+"""Distillation as a step: a student in the place of the model."""

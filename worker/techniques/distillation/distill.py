@@ -1,0 +1,59 @@
+"""Distillation as a step of its own: the student takes the model's place, and learns from its teacher."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from app.contract.spec import DistillStep
+from worker.context import Context
+from worker.data.feed import Feed
+from worker.evaluation.macs import module_macs
+from worker.model import Model
+from worker.students.students import Made, student_of
+from worker.techniques.base import Details
+from worker.training.loop import train
+
+
+class DistillTechnique:
+    """Trains a student; without one, the model as it stands."""
+
+    name: ClassVar[str] = "distill"
+
+    def applies(self, step: DistillStep, model: Model) -> str | None:
+        """A model that is trained itself needs weights that torch computes with; a teacher has not to be trained."""
+        if step.student is not None or model.facts.trainable:
+            return None
+        return model.facts.untrainable_reason
+
+    def apply(self, step: DistillStep, context: Context) -> Details:
+        """Puts the student in the model's place and trains it."""
+        details: Details = {}
+        if step.student is not None:
+            teacher = context.model
+            made = student_of(context, step.student, torch.get_num_threads())
+            details = made.details | _sizes(teacher, made)
+            _replace(context, made.model)
+        return details | train(context, step.training).details()
+
+
+def _replace(context: Context, student: Model) -> None:
+    """What follows (steps, exports, figures) is about the student; the teacher stays the uploaded model."""
+    context.replaced = context.uploaded
+    context.model = student
+    student.module.to(context.device)
+    if context.feed is not None:
+        context.feed = Feed(student, context.feed.data)
+
+
+def _sizes(teacher: Model, made: Made) -> Details:
+    """Parameters and MACs of a sample, of both."""
+    found: Details = {}
+    for name, model in (("teacher", teacher), ("student", made.model)):
+        module = model.module
+        device = next(module.parameters()).device
+        example = tuple(tensor.to(device) for tensor in model.example(1))
+        found[f"{name}_parameters"] = sum(parameter.numel() for parameter in module.parameters())
+        found[f"{name}_macs"] = module_macs(module, example)
+    return found
