@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.contract.distillation import Distill
+from app.contract.distillation import Distill, HiddenStates, SoftTargets
 from app.contract.optimizing import Ema, Swa
 from app.contract.spec import Prune
 from app.contract.training import EarlyStopping, Training
@@ -44,7 +44,7 @@ class Noisy(Classification):
     def prepare(self, batch: Batch, random_: torch.Generator) -> Batch:
         noise = torch.randn(batch.inputs[0].shape, generator=random_) + torch.randn(1)
         noise += float(np.random.normal()) + random.random()
-        return replace(batch, inputs=(batch.inputs[0] + 0.05 * noise,))
+        return replace(batch, inputs=(batch.inputs[0] + 0.05 * noise,), indices=None)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,7 @@ WORKS: dict[str, Work] = {
     "plateau": finetune(schedule="plateau", plateau_patience=0, gamma=0.5, lr=0.05),
     "diverging": finetune(lr=100.0, divergence_retries=6),
     "distilled": finetune(distill=Distill()),
+    "distilled, with projections": finetune(distill=Distill(losses=(SoftTargets(), HiddenStates(projection="linear")))),
     "one-shot pruning": prune(sparsity=0.7, training=TRAINING),
     "by threshold": prune(threshold=0.05, training=TRAINING.model_copy(update={"optimizer": "sgd", "lr": 0.1})),
     "cubic pruning": prune(
