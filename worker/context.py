@@ -23,7 +23,7 @@ class Context:
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
     leaves for the exporter, since int8 lives in the artifact and not in the module. `checkpoints` are the job's; a
     training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where a student has
-    taken its place.
+    taken its place. `memory_bytes` is what the job may take; None: nobody set a limit.
     """
 
     model: Model
@@ -35,6 +35,7 @@ class Context:
     progress: Callable[[float], None]
     quantization: Quantize | None = None
     checkpoints: Checkpoints | None = None
+    memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)
     replaced: Model | None = None
 

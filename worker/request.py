@@ -43,6 +43,7 @@ class RunRequest:
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     checkpoint_seconds: float = 0.0
     named: tuple[NamedModel, ...] = ()
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def _load(request: RunRequest) -> Context:
         scratch=request.scratch,
         progress=lambda share: None,
         named=named,
+        memory_bytes=request.memory_bytes,
     )
 
 

@@ -180,6 +180,7 @@ class Supervisor:
             scratch=work,
             output=output,
             threads=granted.threads,
+            memory_bytes=granted.memory_bytes,
             checkpoints=self._copy(
                 keeper, "a checkpoint could not be copied", lambda: fetch_earlier(self._blobs, claim, scratch)
             ),

@@ -20,6 +20,7 @@ CALIBRATION_PASSES = 2
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
+LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
 
 
@@ -50,7 +51,7 @@ def estimate(
         training: Training | None = getattr(step, "training", None)
         if training is not None:
             passes += share * _training_passes(training, dataset) + _teacher_passes(training, model, dataset, costs)
-            at_once = training.micro_batch_size or training.batch_size
+            at_once = training.micro_batch_size or _batch_size(training)
             averaged = cost.weight_bytes if training.averaging is not None else 0
             others = sum(one.weight_bytes for one in costs.values())
             needs.append(cost.training_bytes + at_once * cost.activation_bytes + averaged + others)
@@ -67,8 +68,8 @@ def estimate(
 def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:
     """Forward passes of one sample that a training is worth."""
     train = _samples(dataset, "train")
-    samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
-    passes: float = samples * TRAINING_PASSES
+    samples = training.steps * _batch_size(training) if training.steps else (training.epochs or 1) * train
+    passes: float = samples * TRAINING_PASSES * (1 + (training.search.budget if training.automatic else 0))
     if training.judges and train:
         passes += samples / train * _samples(dataset, "validation")
     if training.averaging is not None and training.averaging.kind == "swa":
@@ -85,7 +86,7 @@ def _teacher_passes(
         return 0.0
     assert model.cost is not None
     train = _samples(dataset, "train")
-    samples = training.steps * training.batch_size if training.steps else (training.epochs or 1) * train
+    samples = training.steps * _batch_size(training) if training.steps else (training.epochs or 1) * train
     if distill.cache.max_bytes and model.task != "masked-lm":
         samples = min(samples, train)
     own = model.cost.seconds or 1.0
@@ -101,6 +102,11 @@ def _share(student: Student, cost: Cost, costs: Mapping[str, Cost]) -> float:
             return costs[student.model].seconds / (cost.seconds or 1.0) if student.model in costs else 1.0
         case _:
             return 1.0
+
+
+def _batch_size(training: Training) -> int:
+    """A large one, where it is still to be found."""
+    return LARGE_BATCH if training.batch_size == "auto" else training.batch_size
 
 
 def _samples(dataset: DatasetFacts | None, split: str | None) -> int:

@@ -9,7 +9,10 @@ from pydantic import Field, model_validator
 from app.contract.strict import Strict
 
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "nadam", "radam", "adafactor"]
+Auto = Literal["auto"]
+"""To be found by short trainings, before the real one."""
 Precision = Literal["float32", "bf16", "fp16", "auto"]
+Rate = Annotated[float, Field(gt=0, le=100)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Rates that these optimizers are known to work with; the others take 0.001. Adadelta and Adafactor scale their steps.
@@ -48,11 +51,10 @@ Averaging = Annotated[Ema | Swa, Field(discriminator="kind")]
 class Optimizing(Strict):
     """The fields of a training that say how weights are moved."""
 
-    optimizer: Optimizer = "adam"
-    lr: Annotated[
-        float,
-        Field(gt=0, le=100, description="Peak learning rate. Unless given: 1.0 for adadelta, 0.01 for adafactor."),
-    ] = 1e-3
+    optimizer: Optimizer | Auto = Field("adam", description="auto: raced against each other.")
+    lr: Rate | Auto = Field(
+        1e-3, description="Peak learning rate; auto: found. Unless given: 1.0 for adadelta, 0.01 for adafactor."
+    )
     momentum: Annotated[float, Field(ge=0, lt=1, description="For sgd and rmsprop.")] = 0.9
     nesterov: bool = Field(False, description="Nesterov's momentum, for sgd.")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="For adam, adamw, nadam and radam.")

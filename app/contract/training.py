@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from app.contract.distillation import Distill
-from app.contract.optimizing import Optimizing
+from app.contract.optimizing import Auto, Optimizer, Optimizing, Rate
 from app.contract.scheduling import Scheduling
 from app.contract.strict import Strict
+
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class EarlyStopping(Strict):
@@ -19,12 +21,28 @@ class EarlyStopping(Strict):
     min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+class Search(Strict):
+    """How settings that are "auto" are found: by short trainings of copies of the model, before the training."""
+
+    budget: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="Samples that the race may train on, in trainings as long as this one; 0: no race.",
+        ),
+    ] = 2.0
+
+
 class Training(Optimizing, Scheduling):
-    """How to train. Give `epochs` or `steps`; without either, one epoch."""
+    """How to train. Give `epochs` or `steps`; without either, one epoch.
+
+    `optimizer`, `lr` and `batch_size` may be "auto".
+    """
 
     epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     steps: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
-    batch_size: Annotated[int, Field(ge=1, le=65_536, description="Samples of one step.")] = 64
+    batch_size: BatchSize | Auto = Field(64, description="Samples of one step; auto: found.")
     micro_batch_size: Annotated[
         int | None,
         Field(ge=1, le=65_536, description="Samples in memory at once: a step adds up the gradients of such parts."),
@@ -34,6 +52,19 @@ class Training(Optimizing, Scheduling):
         int, Field(ge=1, le=1_000_000, description="Steps between the points that a training can go on from.")
     ] = 200
     distill: Distill | None = None
+    search: Search = Field(default_factory=Search)
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The settings that have to be found."""
+        return tuple(name for name in ("optimizer", "lr", "batch_size") if getattr(self, name) == "auto")
+
+    def settled(self, **found: Any) -> Settled:
+        """The same with what was found for `optimizer`, `lr` and `batch_size`. None of them may be left to find."""
+        fields = self.model_dump() | found
+        if fields["micro_batch_size"] is not None and fields["micro_batch_size"] > fields["batch_size"]:
+            fields["micro_batch_size"] = None  # what was found fits at once
+        return Settled.model_validate(fields)
 
     @property
     def judges(self) -> bool:
@@ -52,8 +83,17 @@ class Training(Optimizing, Scheduling):
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+        known = self.batch_size if self.batch_size != "auto" else None
+        if known is not None and self.micro_batch_size is not None and self.micro_batch_size > known:
             raise ValueError(f"micro_batch_size is a part of batch_size, which is {self.batch_size}")
         if self.early_stopping is not None and self.averaging is not None and self.averaging.kind == "swa":
             raise ValueError("averaging swa needs the end of the training, which early_stopping cuts off: give one")
         return self
+
+
+class Settled(Training):
+    """A training whose every setting is known: what the loop takes."""
+
+    optimizer: Optimizer = "adam"
+    lr: Rate = 1e-3
+    batch_size: BatchSize = 64

@@ -44,6 +44,7 @@ class Checkpoints:
         self._folder, self._announce, self._seconds = folder, announce, seconds
         self._saved = {kind: file.read(path) for kind, path in (saved or {}).items()}
         self._index = 0
+        self._found: State | None = None
         self._layout: list[tuple[str, torch.Size]] | None = None
         self._portable = True
         self._unannounced: list[Kind] = []
@@ -74,6 +75,7 @@ class Checkpoints:
         goes on from what was announced before.
         """
         self._index = len(reports)
+        self._found = None
         self._portable = self._layout == _layout(module)
         if self._announce is not None and self._index and self._portable:
             job: State = {"reports": [one.model_dump(mode="json") for one in reports]}
@@ -81,6 +83,16 @@ class Checkpoints:
             file.write(self._path("step"), state | {"random": random_state(device)})
             self._unannounced = ["step"]
             self._announce_if_due()
+
+    def remember(self, found: State) -> None:
+        """What was found out before the step's training; it comes with every checkpoint of that."""
+        self._found = found
+
+    def remembered(self) -> State | None:
+        """What an earlier attempt had found out, where it left a checkpoint of this step's training."""
+        job = self._saved.get("training", {}).get("job", {})
+        found = job.get("found") if job.get("index") == self._index else None
+        return found if isinstance(found, dict) else None
 
     def waiting(self) -> Parts | None:
         """What an earlier attempt left of this step's training; only the first who asks gets it."""
@@ -91,7 +103,7 @@ class Checkpoints:
 
     def save(self, parts: Parts) -> None:
         """Writes the state inside the step's training."""
-        file.write(self._path("training"), parts | {"job": {"index": self._index}})
+        file.write(self._path("training"), parts | {"job": {"index": self._index, "found": self._found}})
         if self._announce is not None and self._portable:
             self._unannounced = [kind for kind in self._unannounced if kind == "step"] + ["training"]
             self._announce_if_due()

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.contract.errors import DatasetMismatch
 from app.contract.tasks import TASKS
-from app.contract.training import Training
+from app.contract.training import Settled, Training
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.data.feed import Feed
@@ -35,7 +35,14 @@ or on in a new attempt, calls it again for the steps that it repeats.
 """
 
 
-def train(context: Context, training: Training, on_step: OnStep | None = None) -> TrainingSummary:
+def train(
+    context: Context,
+    training: Training,
+    on_step: OnStep | None = None,
+    *,
+    rate: Callable[[int], float] | None = None,
+    on_loss: Callable[[float], None] | None = None,
+) -> TrainingSummary:
     """Trains `context.model.module` in place on the split `train` and leaves it in eval mode.
 
     The seed decides the order of the samples and every random number of the training (dropout): on a CPU two runs give
@@ -44,19 +51,30 @@ def train(context: Context, training: Training, on_step: OnStep | None = None) -
     goes on from there, and ends with the bits of a training that was never interrupted. A training that diverges goes
     back to its last checkpoint and on with a lower rate, `divergence_retries` times.
 
+    `rate` stands in place of the schedule: the learning rate by step. `on_loss` is told the loss of every step, and may
+    raise to end it all.
+
     Raises TrainingDiverged, naming step and learning rate, where that does not help; DatasetMismatch without training
     data, or without labels where no teacher stands in for them; InvalidSpec for a warm-up longer than the training;
     Unsupported without trainable weights, or for a precision that the device lacks; Unusable for a checkpoint of
     something else.
     """
     with seeded(context.seed, context.device):
-        return _Run(context, training, on_step).train()
+        return _Run(context, training.settled(), on_step, rate, on_loss).train()
 
 
 class _Run:
     """One training: what stays the same over its steps, and how far it is."""
 
-    def __init__(self, context: Context, training: Training, on_step: OnStep | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        training: Settled,
+        on_step: OnStep | None,
+        rate: Callable[[int], float] | None = None,
+        on_loss: Callable[[float], None] | None = None,
+    ) -> None:
+        self.scheduled, self.on_loss = rate or self._scheduled, on_loss
         self.context, self.training, self.on_step = context, training, on_step
         self.feed = _fed(context.feed)
         self.module = context.model.module.to(context.device)
@@ -132,15 +150,19 @@ class _Run:
         at.taught = teacher_alone(self.feed.task, batch)
         self.lr = self._rate()
         loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self.lr)
+        if self.on_loss is not None:
+            self.on_loss(loss)
         self.guard.watch(loss, at.final)
         at.step, at.batch, at.loss = at.step + 1, at.batch + 1, at.loss + loss
         if self.averaged is not None:
             self.averaged.step(at.step)
         self.context.progress(at.step / self.total)
 
+    def _scheduled(self, step: int) -> float:
+        return schedules.rate(self.training, step, self.total, self.per_epoch)
+
     def _rate(self) -> float:
-        scheduled = schedules.rate(self.training, self.at.step, self.total, self.per_epoch)
-        return scheduled * self.plateau.factor * self.guard.factor
+        return self.scheduled(self.at.step) * self.plateau.factor * self.guard.factor
 
     def _judged(self) -> bool:
         """Judges the epoch on the validation split, where anything hangs on that; whether it was the last."""

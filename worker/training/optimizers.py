@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from app.contract.errors import Unsupported
-from app.contract.training import Training
+from app.contract.training import Settled
 from worker.training.groups import groups
 
 
-def build(module: nn.Module, training: Training, beside: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+def build(module: nn.Module, training: Settled, beside: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """An optimizer over every trainable parameter of the module, in the groups of `worker.training.groups`.
 
     What a loss learns `beside` it is a group of its own, at the whole rate.

@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 
 from app.contract.errors import InvalidSpec
-from app.contract.training import Training
+from app.contract.training import Settled
 
 # The one-cycle policy of Smith & Topin 2018 with the shares that torch's OneCycleLR takes by default:
 WARM_UP = 0.3  # share of the steps that the rate grows
@@ -17,7 +17,7 @@ START_DIVISOR = 25.0  # peak / first rate
 END_DIVISOR = 1e4  # first rate / last rate
 
 
-def rate(training: Training, step: int, total: int, per_epoch: int) -> float:
+def rate(training: Settled, step: int, total: int, per_epoch: int) -> float:
     """The learning rate of step `step` (from 0) of `total`, where an epoch has `per_epoch` steps.
 
     A warm-up of n steps comes first: (step + 1) / (n + 1) of the rate (linear, as in Goyal et al. 2017, but never 0).
@@ -35,7 +35,7 @@ def rate(training: Training, step: int, total: int, per_epoch: int) -> float:
     return training.lr * _factor(training, step, done, total - warm, per_epoch)
 
 
-def warmup(training: Training, total: int) -> int:
+def warmup(training: Settled, total: int) -> int:
     """The steps of the warm-up. Raises InvalidSpec where nothing would be left of the training."""
     if training.warmup_steps >= total:
         raise InvalidSpec(
@@ -45,7 +45,7 @@ def warmup(training: Training, total: int) -> int:
     return training.warmup_steps or min(int(training.warmup_share * total), total - 1)
 
 
-def _factor(training: Training, step: int, done: int, length: int, per_epoch: int) -> float:
+def _factor(training: Settled, step: int, done: int, length: int, per_epoch: int) -> float:
     """The share of the peak at `step`, which is the `done`-th after the warm-up, of `length`."""
     end = training.end_factor
     match training.schedule:

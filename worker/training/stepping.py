@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from app.contract.training import Training
+from app.contract.training import Settled
 from worker.data.batch import Batch
 from worker.objectives.base import Task
 from worker.training import optimizers, precision
@@ -22,7 +22,7 @@ class Stepper:
     """Takes steps. `norm` of the gradients is clipped, parts of a batch are added up, passes are cast."""
 
     def __init__(
-        self, module: nn.Module, task: Task, objective: Objective, training: Training, device: torch.device
+        self, module: nn.Module, task: Task, objective: Objective, training: Settled, device: torch.device
     ) -> None:
         self.optimizer = optimizers.build(module, training, objective.parameters())
         self._task, self._objective, self._training, self._device = task, objective, training, device

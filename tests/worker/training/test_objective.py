@@ -127,7 +127,7 @@ def test_the_projection_is_trained_and_not_delivered(digits: Data, tmp_path: Pat
         return True
 
     training = Training(steps=3, distill=Distill.model_validate({"losses": [{"kind": "hidden_states"}], "cache": OFF}))
-    run = _Run(context, training, watch)
+    run = _Run(context, training.settled(), watch)
     run.train()
     assert not torch.equal(seen[0], seen[2])
     assert list(context.model.module.state_dict()) == names

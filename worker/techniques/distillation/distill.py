@@ -13,6 +13,7 @@ from worker.evaluation.macs import module_macs
 from worker.model import Model
 from worker.students.students import Made, student_of
 from worker.techniques.base import Details
+from worker.training.finding.settle import settle
 from worker.training.loop import train
 
 
@@ -35,7 +36,8 @@ class DistillTechnique:
             made = student_of(context, step.student, torch.get_num_threads())
             details = made.details | _sizes(teacher, made)
             _replace(context, made.model)
-        return details | train(context, step.training).details()
+        training, found = settle(context, step.training)
+        return details | found | train(context, training).details()
 
 
 def _replace(context: Context, student: Model) -> None:

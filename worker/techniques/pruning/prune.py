@@ -13,6 +13,7 @@ from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.pruning import magnitude_math, schedule_math
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
+from worker.training.finding.settle import settle
 from worker.training.loop import train
 
 
@@ -41,11 +42,13 @@ class PruneTechnique:
         if step.schedule == "cubic":
             assert step.training is not None
             gradual = Gradual(step, weights)
-            found = train(context, step.training, gradual).details()
+            training, found = settle(context, step.training)
+            found |= train(context, training, gradual).details()
         else:
             _prune(step, weights, step.sparsity)
             if step.training is not None:
-                found = train(context, step.training).details()
+                training, found = settle(context, step.training)
+                found |= train(context, training).details()
         return _details(step, weights) | found
 
 

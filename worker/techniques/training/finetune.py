@@ -8,6 +8,7 @@ from app.contract.spec import Finetune
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
+from worker.training.finding.settle import settle
 from worker.training.loop import train
 
 
@@ -25,4 +26,5 @@ class FinetuneTechnique:
 
     def apply(self, step: Finetune, context: Context) -> Details:
         """Trains."""
-        return train(context, step.training).details()
+        training, found = settle(context, step.training)
+        return found | train(context, training).details()

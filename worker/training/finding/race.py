@@ -1,0 +1,158 @@
+"""A race of settings: short trainings of copies, of which the better third goes on to a longer one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+
+from app.contract.errors import TrainingDiverged
+from app.contract.optimizing import Optimizer
+from app.contract.tasks import TASKS
+from app.contract.training import Settled, Training
+from worker.context import Context
+from worker.data.feed import Feed
+from worker.objectives.base import Forward
+from worker.training.finding.halving import Round, survivors
+from worker.training.finding.rehearsal import brief, rehearsal
+from worker.training.loop import train
+
+# Around the rate that the range test suggests: its steepest point is cautious with SGD, and early with Adam.
+BELOW, ABOVE = 4.0, 12.0
+FIRST_FACTORS = (1.0, 3.0)
+LOST = -math.inf  # the score of what diverged
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is raced."""
+
+    optimizer: Optimizer
+    lr: float
+    batch_size: int
+
+    def on(self, training: Training) -> Settled:
+        """The training with this setting."""
+        return training.settled(optimizer=self.optimizer, lr=self.lr, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One short training of one setting and what came of it."""
+
+    setting: Setting
+    round: int
+    samples: int
+    metric: float | None
+    loss: float | None
+
+    def row(self) -> dict[str, float | int | str | None]:
+        """For a report. The metric is negative where lower is better."""
+        return {
+            "optimizer": self.setting.optimizer,
+            "lr": self.setting.lr,
+            "batch_size": self.setting.batch_size,
+            "round": self.round + 1,
+            "samples": self.samples,
+            "score": self.metric,
+            "loss": self.loss,
+        }
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """To be compared; larger is better. The loss decides among equals: small splits have many."""
+        return (LOST if self.metric is None else self.metric, LOST if self.loss is None else -self.loss)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be raced: a rate for each optimizer at each batch size, which is a suggestion where `free_lr`."""
+
+    suggested: dict[tuple[Optimizer, int], float]
+    free_lr: bool
+
+    def __len__(self) -> int:
+        """Different settings; a free rate counts as two at least."""
+        return len(self.suggested) * (2 if self.free_lr else 1)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return list(dict.fromkeys(optimizer for optimizer, _ in self.suggested))
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return sorted({size for _, size in self.suggested})
+
+
+def race(context: Context, training: Training, space: Space, rounds: Sequence[Round], feed: Feed) -> list[Run]:
+    """All runs in their order; the last round's best comes last. Settings are judged on `feed`'s validation split.
+
+    Candidates are proposed by a tree-structured Parzen estimator (Bergstra 2011), the suggestions first.
+    """
+    study = _study(space, context.seed)
+    runs: list[Run] = []
+    alive: list[Setting] = []
+    for number, one in enumerate(rounds):
+        begun = len(runs)
+        for i in range(one.candidates):
+            trial = None if number else study.ask()
+            setting = alive[i] if trial is None else _setting(trial, space)
+            runs.append(_run(context, training, setting, number, one.samples, feed))
+            if trial is not None:
+                study.tell(trial, *_told(runs[-1]))
+        scores = [run.score for run in runs[begun:]]
+        following = rounds[number + 1].candidates if number + 1 < len(rounds) else 1
+        alive = [runs[begun + i].setting for i in survivors(scores, following)]
+    return runs
+
+
+def winner(runs: Sequence[Run]) -> Setting:
+    """The best of the last round."""
+    last = [run for run in runs if run.round == runs[-1].round]
+    return max(last, key=lambda run: run.score).setting
+
+
+def _study(space: Space, seed: int) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    for name, batch_size in space.suggested:
+        optimizer, size = space.optimizers.index(name), space.batch_sizes.index(batch_size)
+        for factor in FIRST_FACTORS if space.free_lr else FIRST_FACTORS[:1]:
+            study.enqueue_trial({"optimizer": optimizer, "batch_size": size, "factor": factor})
+    return study
+
+
+def _setting(trial: optuna.Trial, space: Space) -> Setting:
+    optimizer = space.optimizers[trial.suggest_categorical("optimizer", range(len(space.optimizers)))]
+    size = space.batch_sizes[trial.suggest_categorical("batch_size", range(len(space.batch_sizes)))]
+    if not space.free_lr:
+        return Setting(optimizer, space.suggested[optimizer, size], size)
+    factor = trial.suggest_float("factor", 1 / BELOW, ABOVE, log=True)
+    return Setting(optimizer, space.suggested[optimizer, size] * factor, size)
+
+
+def _told(run: Run) -> tuple[float | None, optuna.trial.TrialState]:
+    if run.metric is None or not math.isfinite(run.metric):
+        return None, optuna.trial.TrialState.FAIL
+    return run.metric, optuna.trial.TrialState.COMPLETE
+
+
+def _run(context: Context, training: Training, setting: Setting, number: int, samples: int, feed: Feed) -> Run:
+    """Trains a copy with a whole schedule of `samples` samples, and judges it."""
+    trial = rehearsal(context, feed)
+    steps = max(1, -(-samples // setting.batch_size))
+    short = brief(setting.on(training), steps)
+    sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
+    try:
+        summary = train(trial, short)
+        metric, _ = feed.score(_forward(trial), "validation")
+    except TrainingDiverged:
+        return Run(setting, number, steps * setting.batch_size, None, None)
+    return Run(setting, number, steps * setting.batch_size, sign * metric, summary.last_epoch_loss)
+
+
+def _forward(trial: Context) -> Forward:
+    module = trial.model.module
+    return lambda inputs: module(*(tensor.to(trial.device) for tensor in inputs))

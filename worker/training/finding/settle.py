@@ -1,0 +1,128 @@
+"""From a training with "auto" in it to one whose every setting is known, and what the report says of the way there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.contract.optimizing import Optimizer
+from app.contract.training import Settled, Training
+from worker.context import Context
+from worker.data.feed import Feed
+from worker.techniques.base import Details
+from worker.training.finding import race as racing
+from worker.training.finding.halving import rounds
+from worker.training.finding.judging import judged
+from worker.training.finding.race import Run, Setting, Space
+from worker.training.finding.range_test import Curve, range_test
+from worker.training.finding.throughput import Load, fastest, loads
+
+# One with momentum and one with a rate for each weight: between the two lies most of what optimizers differ in.
+RACED: tuple[Optimizer, ...] = ("adamw", "sgd")
+# Beside the fastest batch size; smaller batches take more steps on the same samples.
+BATCH_FACTORS = (1, 2, 4)
+DEFAULT_LR = 1e-3  # where the rate is given for no batch size in particular
+REFERENCE_BATCH = 64  # the contract's default, which a given rate is taken to be meant for
+# Beginners of a race, by how many settings are sought.
+CANDIDATES = {1: 6, 2: 12, 3: 18}
+LEAST_STEPS = 32  # of a run with the smallest batches: below, a rate says nothing of itself
+
+
+@dataclass
+class Search:
+    """What was found on the way."""
+
+    curves: list[Curve]
+    loads: list[Load]
+    runs: list[Run]
+    chosen: Setting
+
+    def details(self) -> Details:
+        """For the step's report."""
+        found: Details = {
+            "found_optimizer": self.chosen.optimizer,
+            "found_lr": self.chosen.lr,
+            "found_batch_size": self.chosen.batch_size,
+            "search_samples": sum(run.samples for run in self.runs)
+            + sum(len(curve.rates) * curve.batch_size for curve in self.curves),
+        }
+        for curve in self.curves:
+            found[f"lr_range_test_{curve.optimizer}"] = curve.rows()
+        if self.loads:
+            found["batch_sizes"] = [load.row() for load in self.loads]
+        if self.runs:
+            found["race"] = [run.row() for run in self.runs]
+        return found
+
+
+def settle(context: Context, training: Training) -> tuple[Settled, Details]:
+    """Finds what is "auto": batch size by throughput and memory, rates by range tests, and all of them by a race.
+
+    Where an earlier attempt at the job has found it, and got on to its training, that stands: speeds are never measured
+    the same twice. Nothing is done to the model. A given rate is rescaled with a batch size that was found: in
+    proportion for sgd (Goyal 2017), by the square root for optimizers that normalize their steps (Malladi 2022).
+    """
+    if not training.automatic:
+        return training.settled(), {}
+    remembered = None if context.checkpoints is None else context.checkpoints.remembered()
+    details = remembered or _search(context, training, judged(context)).details()
+    if context.checkpoints is not None:
+        context.checkpoints.remember(details)
+    names = ("optimizer", "lr", "batch_size")
+    return training.settled(**{name: details[f"found_{name}"] for name in names}), details
+
+
+def _search(context: Context, training: Training, feed: Feed) -> Search:
+    samples = feed.size("train")
+    optimizers = RACED if training.optimizer == "auto" else (training.optimizer,)
+    measured: list[Load] = []
+    if training.batch_size == "auto":
+        measured = loads(context, training.settled(optimizer=optimizers[0], lr=DEFAULT_LR, batch_size=1), samples)
+        sizes = _sizes(measured)
+    else:
+        sizes = [training.batch_size]
+    curves = []
+    if training.lr == "auto":
+        curves = [
+            range_test(context, training.settled(optimizer=name, lr=DEFAULT_LR, batch_size=sizes[0]))
+            for name in optimizers
+        ]
+    space = _space(training, optimizers, sizes, curves)
+    chosen = Setting(optimizers[0], space.suggested[optimizers[0], sizes[0]], sizes[0])
+    plan = rounds(
+        int(training.search.budget * _samples(training, samples, sizes[0])),
+        CANDIDATES[len(training.automatic)],
+        LEAST_STEPS * min(sizes),
+        _samples(training, samples, sizes[0]),
+    )
+    runs = racing.race(context, training, space, plan, feed) if plan and len(space) > 1 else []
+    return Search(curves, measured, runs, racing.winner(runs) if runs else chosen)
+
+
+def _sizes(measured: list[Load]) -> list[int]:
+    """The fastest batch size first, then smaller ones that were measured too."""
+    size = fastest(measured).batch_size
+    known = {load.batch_size for load in measured}
+    return [size // factor for factor in BATCH_FACTORS if size // factor in known]
+
+
+def _samples(training: Training, train: int, batch_size: int) -> int:
+    """How many samples the training itself will see."""
+    return training.steps * batch_size if training.steps else (training.epochs or 1) * train
+
+
+def _space(training: Training, optimizers: tuple[Optimizer, ...], sizes: list[int], curves: list[Curve]) -> Space:
+    suggested = {}
+    for name in optimizers:
+        for size in sizes:
+            if training.lr == "auto":
+                curve = next(one for one in curves if one.optimizer == name)
+                suggested[name, size] = rescaled(curve.suggested, name, curve.batch_size, size)
+            else:
+                suggested[name, size] = rescaled(training.lr, name, REFERENCE_BATCH, size)
+    return Space(suggested, free_lr=training.lr == "auto")
+
+
+def rescaled(lr: float, optimizer: Optimizer, given: int, size: int) -> float:
+    """A rate that suits `given` samples a step, for `size` samples a step."""
+    ratio = size / given
+    return lr * (ratio if optimizer == "sgd" else ratio**0.5)
