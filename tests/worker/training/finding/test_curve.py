@@ -20,13 +20,13 @@ def test_smoothing_is_a_weighted_mean_of_all_so_far() -> None:
         assert found == pytest.approx(float(np.average(losses[:count], weights=weights)))
 
 
-def test_the_suggestion_lies_where_the_loss_falls_fastest() -> None:
-    """A logistic fall around 1e-3, and a rise beyond 1."""
-    rates = geometric(1e-6, 10.0, 141)
+def test_the_suggestion_lies_between_the_steepest_point_and_a_tenth_of_the_lowest() -> None:
+    """A logistic fall around 1e-3, at its lowest before a rise from 1 on."""
+    rates = geometric(1e-6, 10.0, 701)
     losses = [2.3 - 2 / (1 + np.exp(-3 * np.log10(rate / 1e-3))) + max(0.0, np.log10(rate)) * 5 for rate in rates]
     found = suggestion(rates, losses)
     assert found is not None
-    assert abs(np.log10(found / 1e-3)) < 0.1
+    assert found == pytest.approx(np.sqrt(1e-3 * 1.0 / 10), rel=0.05)
 
 
 def test_nothing_is_suggested_where_the_loss_never_falls() -> None:

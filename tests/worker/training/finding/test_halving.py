@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -20,8 +21,8 @@ def test_a_race_keeps_to_its_budget_and_gives_each_enough(candidates: int, budge
     plan = rounds(budget, candidates, 40, 10**9)
     assert sum(one.candidates * one.samples for one in plan) <= budget
     assert all(one.samples >= 40 for one in plan)
-    assert all(b.candidates == math.ceil(a.candidates / 3) for a, b in zip(plan, plan[1:], strict=False))
-    assert all(b.samples > a.samples for a, b in zip(plan, plan[1:], strict=False))
+    assert all(b.candidates == math.ceil(a.candidates / 3) for a, b in pairwise(plan))
+    assert all(b.samples > a.samples for a, b in pairwise(plan))
 
 
 def test_fewer_begin_where_the_budget_is_short() -> None:
