@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,10 +118,11 @@ def winner(runs: Sequence[Run]) -> Setting:
 def _study(space: Space, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    for name, batch_size in space.suggested:
-        optimizer, size = space.optimizers.index(name), space.batch_sizes.index(batch_size)
-        for factor in FIRST_FACTORS if space.free_lr else FIRST_FACTORS[:1]:
-            study.enqueue_trial({"optimizer": optimizer, "batch_size": size, "factor": factor})
+    first = FIRST_FACTORS if space.free_lr else FIRST_FACTORS[:1]
+    # Smaller batches first, each optimizer in turn: where the budget is short, the rest is left out.
+    for batch_size, factor, name in itertools.product(space.batch_sizes, first, space.optimizers):
+        place = {"optimizer": space.optimizers.index(name), "batch_size": space.batch_sizes.index(batch_size)}
+        study.enqueue_trial(place | {"factor": factor})
     return study
 
 

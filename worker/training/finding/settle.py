@@ -18,13 +18,13 @@ from worker.training.finding.throughput import Load, fastest, loads
 
 # One with momentum and one with a rate for each weight: between the two lies most of what optimizers differ in.
 RACED: tuple[Optimizer, ...] = ("adamw", "sgd")
-# Beside the fastest batch size; smaller batches take more steps on the same samples.
-BATCH_FACTORS = (1, 2, 4)
+# The fastest batch size, and one that takes four times the steps on the same samples.
+BATCH_FACTORS = (1, 4)
 DEFAULT_LR = 1e-3  # where the rate is given for no batch size in particular
 REFERENCE_BATCH = 64  # the contract's default, which a given rate is taken to be meant for
 # Beginners of a race, by how many settings are sought.
 CANDIDATES = {1: 6, 2: 12, 3: 18}
-LEAST_STEPS = 32  # of a run with the smallest batches: below, a rate says nothing of itself
+LEAST_STEPS = 24  # of a run with the smallest batches: below, a rate says nothing of itself
 
 
 @dataclass
@@ -82,10 +82,9 @@ def _search(context: Context, training: Training, feed: Feed) -> Search:
         sizes = [training.batch_size]
     curves = []
     if training.lr == "auto":
-        curves = [
-            range_test(context, training.settled(optimizer=name, lr=DEFAULT_LR, batch_size=sizes[0]))
-            for name in optimizers
-        ]
+        # At the smallest batches: a test takes as many steps of any size.
+        known = {"lr": DEFAULT_LR, "batch_size": sizes[-1]}
+        curves = [range_test(context, training.settled(optimizer=name, **known)) for name in optimizers]
     space = _space(training, optimizers, sizes, curves)
     chosen = Setting(optimizers[0], space.suggested[optimizers[0], sizes[0]], sizes[0])
     plan = rounds(
@@ -99,7 +98,7 @@ def _search(context: Context, training: Training, feed: Feed) -> Search:
 
 
 def _sizes(measured: list[Load]) -> list[int]:
-    """The fastest batch size first, then smaller ones that were measured too."""
+    """The fastest batch size first, then a smaller one that was measured too."""
     size = fastest(measured).batch_size
     known = {load.batch_size for load in measured}
     return [size // factor for factor in BATCH_FACTORS if size // factor in known]

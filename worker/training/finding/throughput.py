@@ -17,7 +17,7 @@ from worker.training.loop import train
 
 SMALLEST = 8
 # An epoch of fewer steps than this learns too little from its samples.
-LEAST_STEPS = 8
+LEAST_STEPS = 16
 WARM_UP, TIMED = 1, 3  # steps
 GAIN = 1.05  # of samples a second, for which a batch is worth doubling
 # Of the memory that the job may take: what it needs later, to export and to measure, is not trained then.
