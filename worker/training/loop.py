@@ -76,7 +76,7 @@ class _Run:
     ) -> None:
         self.scheduled, self.on_loss = rate or self._scheduled, on_loss
         self.context, self.training, self.on_step = context, training, on_step
-        self.feed = _fed(context.feed)
+        self.feed = fed(context.feed)
         self.module = context.model.module.to(context.device)
         self.per_epoch = _steps_per_epoch(self.feed.size("train"), training.batch_size, _drops_single(self.module))
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
@@ -204,7 +204,8 @@ class _Run:
         )
 
 
-def _fed(feed: Feed | None) -> Feed:
+def fed(feed: Feed | None) -> Feed:
+    """The feed of a training; raises DatasetMismatch where there is nothing to train on."""
     if feed is None or "train" not in feed.data.splits or feed.size("train") == 0:
         raise DatasetMismatch("Training needs a `train` split with at least one sample.", pointer="/dataset")
     return feed

@@ -10,26 +10,27 @@ from app.contract.tasks import TASKS
 from worker.context import Context
 from worker.data.base import Data, Split
 from worker.data.feed import Feed
-from worker.data.splits import Part, divide
+from worker.data.splits import MIN_SAMPLES, Part, divide
 
 HELD_OUT = 0.1  # of the training samples, where there is no validation split
 MOST = 2000  # samples: settings differ by more than what more of them would tell
 
 
-def judged(context: Context) -> Feed:
-    """A feed with the splits `train` and `validation`, labelled both; `validation` has at most 2,000 samples.
+def judged(context: Context) -> Feed | None:
+    """A feed with the splits `train` and `validation`; the latter is labelled and has at most 2,000 samples.
 
     Without a labelled validation split, a tenth of the training samples is held out: their training is not the real
-    one, which sees all of them.
+    one, which sees all of them. None where these have no labels either: a student may learn from its teacher alone, but
+    not be judged by it.
     """
     assert context.feed is not None
     data = context.feed.data
+    labelled = TASKS[context.model.facts.task].labelled
     train = data.splits["train"]
     validation = data.splits.get("validation")
-    labelled = validation is not None and TASKS[context.model.facts.task].labelled(
-        data.facts.splits["validation"].targets
-    )
-    if validation is None or not labelled or len(validation) == 0:
+    if validation is None or len(validation) == 0 or not labelled(data.facts.splits["validation"].targets):
+        if not labelled(data.facts.splits["train"].targets) or len(train) < MIN_SAMPLES:
+            return None
         rows = divide(len(train), train.classes(), HELD_OUT, 0, context.seed)
         validation, train = Part(train, rows["validation"]), Part(train, rows["train"])
     return _fed(context, data, {"train": train, "validation": _some(validation, context.seed)})

@@ -20,7 +20,7 @@ from worker.training.finding.halving import Round, survivors
 from worker.training.finding.rehearsal import brief, rehearsal
 from worker.training.loop import train
 
-# Around the rate that the range test suggests: its steepest point is cautious with SGD, and early with Adam.
+# Around the rate that the range test suggests, which is rather too low than too high.
 BELOW, ABOVE = 4.0, 12.0
 FIRST_FACTORS = (1.0, 3.0)
 LOST = -math.inf  # the score of what diverged
@@ -73,10 +73,6 @@ class Space:
 
     suggested: dict[tuple[Optimizer, int], float]
     free_lr: bool
-
-    def __len__(self) -> int:
-        """Different settings; a free rate counts as two at least."""
-        return len(self.suggested) * (2 if self.free_lr else 1)
 
     @property
     def optimizers(self) -> list[Optimizer]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from app.contract.optimizing import Optimizer
 from app.contract.training import Settled, Training
 from worker.context import Context
-from worker.data.feed import Feed
 from worker.techniques.base import Details
 from worker.training.finding import race as racing
 from worker.training.finding.halving import rounds
@@ -15,6 +14,7 @@ from worker.training.finding.judging import judged
 from worker.training.finding.race import Run, Setting, Space
 from worker.training.finding.range_test import Curve, range_test
 from worker.training.finding.throughput import Load, fastest, loads
+from worker.training.loop import fed
 
 # One with momentum and one with a rate for each weight: between the two lies most of what optimizers differ in.
 RACED: tuple[Optimizer, ...] = ("adamw", "sgd")
@@ -64,15 +64,15 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
     if not training.automatic:
         return training.settled(), {}
     remembered = None if context.checkpoints is None else context.checkpoints.remembered()
-    details = remembered or _search(context, training, judged(context)).details()
+    details = remembered or _search(context, training).details()
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
     names = ("optimizer", "lr", "batch_size")
     return training.settled(**{name: details[f"found_{name}"] for name in names}), details
 
 
-def _search(context: Context, training: Training, feed: Feed) -> Search:
-    samples = feed.size("train")
+def _search(context: Context, training: Training) -> Search:
+    samples = fed(context.feed).size("train")
     optimizers = RACED if training.optimizer == "auto" else (training.optimizer,)
     measured: list[Load] = []
     if training.batch_size == "auto":
@@ -87,13 +87,11 @@ def _search(context: Context, training: Training, feed: Feed) -> Search:
         curves = [range_test(context, training.settled(optimizer=name, **known)) for name in optimizers]
     space = _space(training, optimizers, sizes, curves)
     chosen = Setting(optimizers[0], space.suggested[optimizers[0], sizes[0]], sizes[0])
-    plan = rounds(
-        int(training.search.budget * _samples(training, samples, sizes[0])),
-        CANDIDATES[len(training.automatic)],
-        LEAST_STEPS * min(sizes),
-        _samples(training, samples, sizes[0]),
-    )
-    runs = racing.race(context, training, space, plan, feed) if plan and len(space) > 1 else []
+    whole = _samples(training, samples, sizes[0])
+    beginners = CANDIDATES[len(training.automatic)] if space.free_lr else len(space.suggested)
+    plan = rounds(int(training.search.budget * whole), beginners, LEAST_STEPS * min(sizes), whole)
+    feed = judged(context)
+    runs = racing.race(context, training, space, plan, feed) if plan and feed is not None else []
     return Search(curves, measured, runs, racing.winner(runs) if runs else chosen)
 
 
@@ -117,7 +115,8 @@ def _space(training: Training, optimizers: tuple[Optimizer, ...], sizes: list[in
                 curve = next(one for one in curves if one.optimizer == name)
                 suggested[name, size] = rescaled(curve.suggested, name, curve.batch_size, size)
             else:
-                suggested[name, size] = rescaled(training.lr, name, REFERENCE_BATCH, size)
+                given = REFERENCE_BATCH if training.batch_size == "auto" else size
+                suggested[name, size] = rescaled(training.lr, name, given, size)
     return Space(suggested, free_lr=training.lr == "auto")
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.contract.distillation import Distill
+from app.contract.spec import Prune
 from app.contract.training import Search, Training
-from tests.worker.helpers import context_for, digits_data, mlp, tiny_model
+from tests.worker.helpers import MemorySplit, context_for, digits_data, memory_data, mlp, tiny_model
 from worker.checkpoints.points import Checkpoints
 from worker.constraints import masks
 from worker.context import Context
@@ -115,8 +117,6 @@ def test_what_an_earlier_attempt_found_stands(digits: Data, tmp_path: Path) -> N
 
 
 def test_masks_hold_in_the_copies_too(digits: Data, tmp_path: Path) -> None:
-    from app.contract.spec import Prune
-
     context = context_of(digits, tmp_path)
     asked = Training(epochs=1, lr="auto", optimizer="adamw", search=Search(budget=0))
     details = PruneTechnique().apply(Prune(sparsity=0.8, training=asked), context)
@@ -129,12 +129,14 @@ def test_masks_hold_in_the_copies_too(digits: Data, tmp_path: Path) -> None:
 def test_settings_are_judged_on_what_their_training_does_not_see(digits: Data, tmp_path: Path) -> None:
     alone = dataclasses.replace(digits, splits={"train": digits.splits["train"]})
     feed = judged(context_of(alone, tmp_path))
+    assert feed is not None
     train_part, held = feed.data.splits["train"], feed.data.splits["validation"]
     assert isinstance(train_part, Part)
     assert isinstance(held, Part)
     assert len(held) == 100
     assert sorted([*train_part.rows, *held.rows]) == list(range(1000))
     given = judged(context_of(digits, tmp_path))
+    assert given is not None
     assert (given.size("train"), given.size("validation")) == (1000, 250)
 
 
@@ -156,3 +158,22 @@ def test_the_smallest_of_nearly_the_fastest_is_taken() -> None:
 @pytest.mark.parametrize(("optimizer", "expected"), [("sgd", 0.4), ("adamw", 0.2)])
 def test_rates_grow_with_the_batch(optimizer: Any, expected: float) -> None:
     assert rescaled(0.1, optimizer, 64, 256) == pytest.approx(expected)
+
+
+def test_settings_that_are_given_are_raced_once_each(digits: Data, tmp_path: Path) -> None:
+    asked = Training(epochs=3, optimizer="auto", lr=0.01, batch_size=32)
+    _, details = settle(context_of(digits, tmp_path), asked)
+    race = details["race"]
+    assert isinstance(race, list)
+    begun = [(row["optimizer"], row["lr"], row["batch_size"]) for row in race if row["round"] == 1]
+    assert begun == [("adamw", 0.01, 32), ("sgd", 0.01, 32)]
+
+
+def test_without_labels_the_suggestion_is_taken(digits: Data, tmp_path: Path) -> None:
+    split = digits.splits["train"]
+    assert isinstance(split, MemorySplit)
+    context = context_of(memory_data({"train": (split.inputs, None)}), tmp_path, mlp(seed=1))
+    context.teacher = mlp(seed=2).eval()
+    found, details = settle(context, Training(epochs=2, lr="auto", optimizer="adamw", distill=Distill()))
+    assert "race" not in details
+    assert train(context, found).teacher_alone
