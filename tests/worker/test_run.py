@@ -275,3 +275,17 @@ def test_calibration_draws_from_all_of_a_sorted_split(tmp_path: Path) -> None:
         drawn += batch["input"][:, 0].tolist()
     assert len(drawn) == 64
     assert set(drawn) == set(range(10))
+
+
+def test_a_job_finds_its_own_settings_and_reports_the_way(few_digits: Data, tmp_path: Path) -> None:
+    training = Training.model_validate({"epochs": 3} | dict.fromkeys(("optimizer", "lr", "batch_size"), "auto"))
+    step = Finetune(training=training)
+    request = job(tmp_path / "job", lenet(), LENET_LAYERS, SHAPE, few_digits, (step,), export=("native",))
+    report = Report.model_validate_json(run_job(request, Recorder()).report.model_dump_json())
+    details = report.steps[0].details
+    assert {"race", "lr_range_test_adamw", "lr_range_test_sgd", "batch_sizes"} <= set(details)
+    assert details["found_optimizer"] in ("adamw", "sgd")
+    delivered = artifact(report, "native").measurement.metric
+    assert delivered is not None
+    assert report.uploaded.metric is not None
+    assert delivered.value > report.uploaded.metric.value + 0.3  # the upload has random weights
