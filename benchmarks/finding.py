@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.contract.errors import TrainingDiverged
 from app.contract.training import Training
-from benchmarks.distillation import Case, accuracy, context_of, data_of, fashion, model_of, spoken
+from benchmarks.distillation import Case, accuracy, context_of, data_of, fashion, model_of, network, spoken
 from benchmarks.harness import seconds, table, where
 from worker.data.base import Data
 from worker.model import Model
@@ -36,8 +36,9 @@ def cases() -> list[tuple[Case, int]]:
     large = fashion()
     inputs, targets = large.splits["train"]
     splits = {**large.splits, "train": (inputs[:FEW], targets[:FEW])}
-    few = replace(large, name=f"Fashion-MNIST, {FEW:,} samples", splits=splits)
-    return [(few, 5), (spoken(), 5)]
+    layers = network((16, 32, 32), 9, 64)
+    few = replace(large, name=f"Fashion-MNIST, {FEW:,} samples", splits=splits, layers=layers)
+    return [(few, 5), (replace(spoken(), layers=network((16, 32, 32), 64, 32)), 8)]
 
 
 def trained(model: Model, data: Data, seed: int, training: Training) -> float:
