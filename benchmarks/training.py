@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts
@@ -44,6 +46,10 @@ class InMemory:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def classes(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.targets.numpy()
+        return found
 
     def read(self, indices: Sequence[int]) -> RawBatch:
         chosen = torch.tensor(indices)
