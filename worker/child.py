@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from app.contract.errors import JobFailed, OutOfMemory, ServiceUnavailable, TersorError
+from app.contract.errors import JobFailed, OutOfMemory, Problem, ServiceUnavailable, TersorError
 from worker.forkserver import scrub_environment
 from worker.limits import Limits, apply_in_child
 from worker.messages import CheckpointWritten, Failed, Message, Progress, Result, Started
@@ -35,6 +35,9 @@ class Report(Protocol):
     def checkpoint(self, kind: Literal["step", "training"], name: str) -> None:
         """Says that a checkpoint of this name lies in the folder to write to."""
 
+    def problem(self, error: Exception) -> Problem:
+        """What an error of the work means for a client."""
+
 
 def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limits, policy: Policy | None) -> None:
     """Runs `entry` ("module:function", called with the request and a `Report`) and sends what comes of it.
@@ -47,7 +50,7 @@ def main(pipe: Connection, entry: str, request: Any, attempt: Path, limits: Limi
     scrub_environment()
     _settle(attempt / WORK)
     apply_in_child(limits)
-    voice = _Voice(pipe)
+    voice = _Voice(pipe, limits)
     try:
         work = _imported(entry)
         if policy is not None:
@@ -84,8 +87,8 @@ def _imported(entry: str) -> Callable[[Any, Report], Result]:
 class _Voice:
     """Sends messages from any thread of the child."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, limits: Limits) -> None:
+        self._pipe, self._limits = pipe, limits
         self._lock = threading.Lock()
 
     def say(self, message: Message) -> None:
@@ -99,6 +102,10 @@ class _Voice:
         """As in Report."""
         self.say(CheckpointWritten(of=kind, name=name))
 
+    def problem(self, error: Exception) -> Problem:
+        """As in Report."""
+        return error.problem() if isinstance(error, TersorError) else _error(error, self._limits).problem()
+
 
 def _watch_lifeline(pipe: Connection) -> None:
     """The supervisor never sends: what can be read is the end of its process, and with it this group ends at once."""
@@ -111,9 +118,9 @@ def _result_of(work: Callable[[Any, Report], Result], request: Any, voice: _Voic
         _set_threads(limits.threads)
         return work(request, voice)
     except TersorError as error:
-        return Failed(problem=error.problem())
+        return Failed(problem=voice.problem(error))
     except Exception as error:
-        return Failed(problem=_problem(error, limits).problem(), fault=traceback.format_exc())
+        return Failed(problem=voice.problem(error), fault=traceback.format_exc())
 
 
 def _set_threads(threads: int) -> None:
@@ -122,7 +129,7 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _problem(error: Exception, limits: Limits) -> TersorError:
+def _error(error: Exception, limits: Limits) -> TersorError:
     text = str(error)
     if ran_out_of_memory(error):
         return OutOfMemory()

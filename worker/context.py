@@ -13,6 +13,7 @@ from app.contract.spec import Quantize
 from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
+from worker.ranks.ranks import Ranks
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Context:
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
     leaves for the exporter, since int8 lives in the artifact and not in the module. `checkpoints` are the job's; a
     training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where a student has
-    taken its place. `memory_bytes` is what the job may take; None: nobody set a limit.
+    taken its place. `memory_bytes` is what the job may take; None: nobody set a limit. `ranks` are the processes that
+    run the job: this one alone, or one of several that take the same steps.
     """
 
     model: Model
@@ -38,6 +40,7 @@ class Context:
     memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)
     replaced: Model | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def uploaded(self) -> Model:

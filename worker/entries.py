@@ -9,6 +9,7 @@ from typing import Any
 from app.contract.records import UploadKind
 from worker.child import Report
 from worker.messages import Inspected, JobDone, Output
+from worker.ranks.ranks import Ranks
 from worker.request import RunRequest
 
 
@@ -25,9 +26,14 @@ class InspectRequest:
 
 def job(request: RunRequest, progress: Report) -> JobDone:
     """Optimizes a model."""
-    from worker.run import run_job
+    from worker.ranks.crew import crew
+    from worker.run import follow, run_job
 
-    result = run_job(request, progress, progress.checkpoint)
+    def others(ranks: Ranks) -> None:
+        follow(request, ranks)
+
+    with crew(request.spec.processes, request.scratch, others, progress.problem) as ranks:
+        result = run_job(request, progress, progress.checkpoint, ranks)
     outputs = tuple(
         Output(path=str(file.path), name=file.name, format=file.format, media_type=file.media_type)
         for file in result.artifacts

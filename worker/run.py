@@ -18,7 +18,7 @@ from torch import nn
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.report import Report, StepReport
-from app.contract.spec import ResolvedSpec
+from app.contract.spec import ResolvedSpec, processes_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -32,6 +32,7 @@ from worker.evaluation.warnings import warnings
 from worker.export.onnx import check_size
 from worker.export.registry import EXPORTERS
 from worker.loading import load_model
+from worker.ranks.ranks import Ranks
 from worker.request import OutputFile, RunRequest, RunResult
 from worker.techniques.registry import TECHNIQUES
 from worker.training.states import Unusable
@@ -45,13 +46,15 @@ Progress = Callable[[float, str], None]
 STEPS_FROM, EXPORT_FROM, VERIFY_FROM, MEASURE_FROM = 0.02, 0.75, 0.87, 0.9
 
 
-def run_job(request: RunRequest, progress: Progress, announce: Announce | None = None) -> RunResult:
+def run_job(
+    request: RunRequest, progress: Progress, announce: Announce | None = None, ranks: Ranks | None = None
+) -> RunResult:
     """Runs one attempt and leaves its artifacts in `request.output`. Raises the errors of app.contract.errors.
 
-    `announce` is told of checkpoints.
+    `announce` is told of checkpoints. `ranks` are the processes that share the attempt, of which this is the first.
     """
     clock = Clock()
-    context, steps = optimize(request, progress, announce, clock)
+    context, steps = optimize(request, progress, announce, clock, ranks)
     progress(EXPORT_FROM, "export")
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
@@ -89,28 +92,35 @@ def run_job(request: RunRequest, progress: Progress, announce: Announce | None =
     )
 
 
+def follow(request: RunRequest, ranks: Ranks) -> None:
+    """The part of the other processes in a job: its steps, up to the last training of several."""
+    last = max(index for index, step in enumerate(request.spec.steps) if processes_of(step) > 1)
+    spec = request.spec.model_copy(update={"steps": request.spec.steps[: last + 1]})
+    optimize(replace(request, spec=spec), lambda share, name: None, None, Clock(), ranks)
+
+
 def optimize(
-    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock
+    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock, ranks: Ranks | None = None
 ) -> tuple[Context, tuple[StepReport, ...]]:
     """Loads everything and takes the steps, from a checkpoint on where there is one that is any good."""
     progress(0.0, "load")
     try:
-        return _optimize(request, progress, announce, clock)
+        return _optimize(request, progress, announce, clock, ranks or Ranks())
     except Unusable as reason:
         log.warning("The checkpoint of an earlier attempt is of no use, and the job starts afresh: %s.", reason)
-        return _optimize(replace(request, checkpoints={}), progress, announce, clock)
+        return _optimize(replace(request, checkpoints={}), progress, announce, clock, ranks or Ranks())
 
 
 def _optimize(
-    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock
+    request: RunRequest, progress: Progress, announce: Announce | None, clock: Clock, ranks: Ranks
 ) -> tuple[Context, tuple[StepReport, ...]]:
     _settle(request)
     with clock("load"):
-        context = _load(request)
+        context = replace(_load(request), ranks=ranks)
         _check(request.spec, context)
     with clock("steps"):
         saved, seconds = request.checkpoints, request.checkpoint_seconds
-        context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved)
+        context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.first)
         return context, _run_steps(request.spec, context, progress, context.checkpoints)
 
 

@@ -22,8 +22,10 @@ from app.contract.errors import (
     LeaseLost,
     ModelRejected,
     Problem,
+    RankLost,
     ServiceUnavailable,
     TersorError,
+    Unsupported,
     WorkerLost,
 )
 from app.contract.facts import DatasetFacts, ModelFacts
@@ -41,7 +43,7 @@ from worker.messages import CheckpointWritten, Failed, Inspected, JobDone, Progr
 from worker.process import Child, Died, Stopped, Task
 from worker.publish import publish, withdraw, withdraw_earlier
 from worker.request import NamedModel, RunRequest
-from worker.sandbox.policy import policy_for
+from worker.sandbox.policy import has_accelerator, policy_for
 from worker.scratch import WORK, printed, scratch_folder
 
 log = logging.getLogger("tersor.supervise")
@@ -148,8 +150,15 @@ class Supervisor:
         self._copy(keeper, "earlier outputs could not be removed", lambda: withdraw_earlier(self._blobs, claim))
         task = self._job_task(claim, keeper, scratch)
         with CheckpointKeeper(self._blobs, claim, scratch, self._settings.checkpoint_seconds) as checkpoints:
-            result = self._supervised(task, keeper, checkpoints)
+            try:
+                result = self._supervised(task, keeper, checkpoints)
+            except Died as death:
+                if task.request.spec.processes == 1:
+                    raise
+                raise Trouble(death.error.problem()) from death  # as of any of its other processes
         if isinstance(result, Failed):
+            if result.problem.code == RankLost.code:
+                raise Trouble(result.problem)
             return result.problem
         if not isinstance(result, JobDone):
             raise JobFailed("The job's process answered with something unreadable.")
@@ -189,7 +198,10 @@ class Supervisor:
                 NamedModel(one.id, self._fetch(keeper, one, scratch / one.id), one.filename, one.spec) for one in named
             ),
         )
-        return Task(self._entries.job, request, scratch, granted, policy_for(self._settings, scratch, work, True))
+        ranks = job.resolved.processes
+        _check_ranks(ranks, granted.threads)
+        policy = policy_for(self._settings, scratch, work, shared_memory=True, ranks=ranks > 1)
+        return Task(self._entries.job, request, scratch, granted, policy)
 
     def _finish_job(self, claim: Claim, keeper: LeaseKeeper, done: JobDone, scratch: Path) -> None:
         try:
@@ -316,6 +328,17 @@ class Supervisor:
                     raise LeaseLost() from error
                 log.warning("the database does not take the verdict; trying again: %s", error)
                 time.sleep(RETRY_SECONDS)
+
+
+def _check_ranks(ranks: int, threads: int) -> None:
+    """Raises Unsupported for more processes than this worker can do good with."""
+    if ranks > 1 and has_accelerator():
+        raise Unsupported("Trainings in several processes run on CPUs, and this worker has an accelerator. Use one.")
+    if ranks > threads:
+        raise Unsupported(
+            f"The job asks for {ranks} processes, and this worker gives a job {threads} compute thread"
+            f"{'s' if threads > 1 else ''}: processes can be {threads} at most."
+        )
 
 
 def _not_inspected(upload: UploadRecord, detail: str) -> Problem:

@@ -258,6 +258,14 @@ class WorkerLost(JobFailed):
     retryable = True
 
 
+class RankLost(JobFailed):
+    """A process of a training in several processes was lost, as often as the service retries. Submit it again."""
+
+    code = "rank_lost"
+    title = "Process of a training lost"
+    retryable = True
+
+
 class TrainingDiverged(JobFailed):
     """The training loss became infinite or not a number. Use a lower learning rate."""
 

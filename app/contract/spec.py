@@ -99,6 +99,12 @@ class Quantize(Strict):
 Step = Annotated[Prune | Finetune | DistillStep | Quantize, Field(discriminator="technique")]
 
 
+def processes_of(step: Step) -> int:
+    """The processes of a step's training; 1 where it has none."""
+    training = getattr(step, "training", None)
+    return training.processes if isinstance(training, Training) else 1
+
+
 class JobSpec(Strict):
     """A job as a client submits it: `recipe` or `steps`, not both."""
 
@@ -130,6 +136,11 @@ class ResolvedSpec(Strict):
     steps: tuple[Step, ...]
     export: tuple[ExportFormat, ...]
     seed: int
+
+    @property
+    def processes(self) -> int:
+        """How many take part in the job: as many as in its trainings, all others being for one."""
+        return max(map(processes_of, self.steps))
 
     def named_models(self) -> dict[str, str]:
         """The models that the steps name besides the job's own, by id, with the pointer of the first place."""

@@ -47,6 +47,9 @@ class Training(Optimizing, Scheduling):
         int | None,
         Field(ge=1, le=65_536, description="Samples in memory at once: a step adds up the gradients of such parts."),
     ] = None
+    processes: Annotated[
+        int, Field(ge=1, le=64, description="Processes that train together, each on its share of every batch.")
+    ] = 1
     early_stopping: EarlyStopping | None = None
     checkpoint_steps: Annotated[
         int, Field(ge=1, le=1_000_000, description="Steps between the points that a training can go on from.")
@@ -86,6 +89,8 @@ class Training(Optimizing, Scheduling):
         known = self.batch_size if self.batch_size != "auto" else None
         if known is not None and self.micro_batch_size is not None and self.micro_batch_size > known:
             raise ValueError(f"micro_batch_size is a part of batch_size, which is {self.batch_size}")
+        if known is not None and known < self.processes:
+            raise ValueError(f"{self.processes} processes need a batch_size of {self.processes} or more; it is {known}")
         if self.early_stopping is not None and self.averaging is not None and self.averaging.kind == "swa":
             raise ValueError("averaging swa needs the end of the training, which early_stopping cuts off: give one")
         return self

@@ -32,6 +32,7 @@ class Checkpoints:
     """Writes checkpoints to `folder` and offers them to `announce`, `seconds` apart at least.
 
     `saved` are those of an earlier attempt. Where nobody is to be told, they serve for coming back within this attempt.
+    Of several processes of a job one `writes`; what it wrote, all read.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Checkpoints:
         announce: Announce | None = None,
         seconds: float = 0.0,
         saved: Mapping[str, Path] | None = None,
+        writes: bool = True,
     ) -> None:
         self._folder, self._announce, self._seconds = folder, announce, seconds
+        self._writes = writes
         self._saved = {kind: file.read(path) for kind, path in (saved or {}).items()}
         self._index = 0
         self._found: State | None = None
@@ -103,6 +106,8 @@ class Checkpoints:
 
     def save(self, parts: Parts) -> None:
         """Writes the state inside the step's training."""
+        if not self._writes:
+            return
         file.write(self._path("training"), parts | {"job": {"index": self._index, "found": self._found}})
         if self._announce is not None and self._portable:
             self._unannounced = [kind for kind in self._unannounced if kind == "step"] + ["training"]
@@ -114,6 +119,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """The step's training is over, and nothing comes back to it any more."""
+        if not self._writes:
+            return
         self._path("training").unlink(missing_ok=True)
         self._unannounced = [kind for kind in self._unannounced if kind == "step"]
 
@@ -136,12 +143,12 @@ class Checkpoints:
         return self._folder / f"{kind}.checkpoint"
 
 
-def load_state(module: nn.Module, parts: Parts, device: torch.device) -> None:
-    """Masks, weights and random numbers out of a checkpoint. Raises Unusable."""
+def load_state(module: nn.Module, parts: Parts, device: torch.device, random: str = "random") -> None:
+    """Masks, weights and random numbers out of a checkpoint; `random` names the part with these. Raises Unusable."""
     try:
         load_masks(module, parts["masks"])
         load_module(module, parts["module"])
-        load_random(parts["random"], device)
+        load_random(parts[random], device)
     except KeyError as error:
         raise Unusable(f"it lacks {error}") from error
 

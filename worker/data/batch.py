@@ -17,20 +17,46 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class Share:
+    """What the process `rank` of `size` takes of a batch: nearly as many samples as the others, and none of theirs."""
+
+    rank: int
+    size: int
+
+    def of(self, samples: int) -> range:
+        """The rows of a batch of so many."""
+        return range(samples * self.rank // self.size, samples * (self.rank + 1) // self.size)
+
+    def most(self, samples: int) -> int:
+        """How many the process with most of them takes of so many, at least one."""
+        return max(1, -(-samples // self.size))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Inputs of the model, and targets on its scale: int64 classes [batch] or [batch, steps], or float32 values.
 
     Positions whose target is IGNORED do not count. `references` are the transcripts of speech, for its error rate.
     `indices` are the places of the samples in their split; who changes inputs at random sets them to None.
+
+    A process's share of a batch says how many samples the `whole` has. Where there are too few for all, it holds one
+    that is another's, a `stand_in`, which does not count.
     """
 
     inputs: Inputs
     targets: Tensor | None
     references: list[str] | None = None
     indices: tuple[int, ...] | None = None
+    whole: int | None = None
+    stand_in: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def share(self, share: Share) -> Batch:
+        """The samples that one process takes of it."""
+        rows = share.of(len(self))
+        return replace(self.part(rows or [0]), whole=len(self), stand_in=not rows)
 
     def part(self, rows: Sequence[int]) -> Batch:
         """These samples of it."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from app.contract.compatibility import label_map
 from app.contract.tasks import TASKS
-from worker.data.base import Data, RawBatch, RawTargets
-from worker.data.batch import IGNORED, Batch
+from worker.data.base import Data, RawBatch, RawTargets, Split
+from worker.data.batch import IGNORED, Batch, Share
 from worker.model import Model
 from worker.objectives.base import Forward
 from worker.objectives.speech import transcripts
@@ -40,10 +40,11 @@ class Feed:
         shuffle: torch.Generator | None = None,
         limit: int | None = None,
         skip: int = 0,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         """Every sample of a split once (the last batch may be short), or the first `limit` of the order.
 
-        The first `skip` batches are left out, and not read.
+        The first `skip` batches are left out, and not read; nor is what is not the `share` of a batch.
         """
         source = self.data.splits[split]
         count = len(source)
@@ -51,7 +52,12 @@ class Feed:
         order = order[:limit]
         for start in range(skip * batch_size, len(order), batch_size):
             indices = order[start : start + batch_size].tolist()
-            yield replace(self._batch(source.read(indices)), indices=tuple(indices))
+            if share is None:
+                yield self._read(source, indices)
+                continue
+            rows = share.of(len(indices))
+            own = indices[rows.start : rows.stop] or indices[:1]
+            yield replace(self._read(source, own), whole=len(indices), stand_in=not rows)
 
     def score(self, forward: Forward, split: str) -> tuple[float, int]:
         """The task's metric on a split, and on how many samples; draws no random numbers of the process.
@@ -61,6 +67,9 @@ class Feed:
         """
         with torch.inference_mode():
             return self.task.score(forward, self.batches(split, self.task.evaluation_batch))
+
+    def _read(self, source: Split, indices: list[int]) -> Batch:
+        return replace(self._batch(source.read(indices)), indices=tuple(indices))
 
     def _batch(self, raw: RawBatch) -> Batch:
         raw = replace(raw, targets=self._mapped(raw.targets))

@@ -59,6 +59,11 @@ class Plain:
         return len(batch)
 
 
+def prepares(task: Task) -> bool:
+    """Whether a batch is changed before the model sees it, at random: no sample is then the same twice."""
+    return getattr(type(task), "prepare", None) is not Plain.prepare
+
+
 def counting(targets: Tensor | None) -> int:
     """How many targets count."""
     return 0 if targets is None else int((targets != IGNORED).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from worker.sandbox import landlock, privileges, seccomp, tensors
+from worker.sandbox import landlock, network, privileges, seccomp, tensors
 from worker.sandbox.offer import offer
 from worker.sandbox.policy import OWN_THREADS, Policy
 
@@ -32,9 +32,10 @@ def enter(policy: Policy) -> None:
             # Kept open: a rule on a folder of /proc holds as long as the kernel remembers the folder.
             os.open(OWN_THREADS, os.O_PATH)
         if have.landlock:
-            landlock.restrict(policy.grants(), have.landlock)
+            landlock.restrict(policy.grants(), have.landlock, policy.ranks)
         if have.seccomp:
-            seccomp.install(seccomp.rules(have.landlock, policy.accelerator, os.getpid()))
+            seccomp.install(seccomp.rules(have.landlock, policy.accelerator, os.getpid(), policy.ranks))
+            network.left_open = policy.ranks
     except OSError as error:
         raise SandboxFailed(f"the kernel refused a wall: {error}") from error
     tensors.share_by_value()

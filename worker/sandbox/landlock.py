@@ -63,12 +63,13 @@ def abi() -> int:
         return 0
 
 
-def restrict(grants: Iterable[tuple[Path, Access]], version: int) -> None:
+def restrict(grants: Iterable[tuple[Path, Access]], version: int, network: bool = False) -> None:
     """From here on, of all files only the granted ones, at and below each path; no TCP; no signals to the outside.
 
-    A path that does not exist grants nothing. Binds the calling thread and what it starts, for ever. Raises OSError.
+    A path that does not exist grants nothing. With `network`, TCP is left to others. Binds the calling thread and what
+    it starts, for ever. Raises OSError.
     """
-    attributes = ruleset_attributes(version)
+    attributes = ruleset_attributes(version, network)
     ruleset = syscall(CREATE_RULESET, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0)
     try:
         for path, access in grants:
@@ -87,11 +88,11 @@ def handled(version: int) -> Access:
     return access
 
 
-def ruleset_attributes(version: int) -> bytes:
+def ruleset_attributes(version: int, network: bool = False) -> bytes:
     """`struct landlock_ruleset_attr`, as long as the ABI knows it."""
     attributes = struct.pack("=Q", handled(version))
     if version >= 4:
-        attributes += struct.pack("=Q", BIND_TCP | CONNECT_TCP)
+        attributes += struct.pack("=Q", 0 if network else BIND_TCP | CONNECT_TCP)
     if version >= 6:
         attributes += struct.pack("=Q", SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL)
     return attributes

@@ -61,11 +61,13 @@ OWN_CODE = (Path(inspect.getfile(Settings)).parent, Path(__file__).parents[1])  
 
 @dataclass(frozen=True)
 class Policy:
-    """What one child may touch. There is no network in it: jobs of several processes would get what they need here.
+    """What one child may touch. There is no network in it.
 
     `inputs` are read and never executed or changed; `scratch` is the one folder to write to. `shared_memory` opens
     /dev/shm, for pools of processes. `accelerator` leaves CUDA what it does not start without. A kernel that lacks
     Landlock or filters does what it can, or refuses where `required`. `newest_landlock` imitates an older kernel.
+    `ranks` is for a job of several processes: the network stays open until they are connected to each other, which is
+    before any of them touches an upload, and closes then (`network.close`).
     """
 
     inputs: Path
@@ -76,6 +78,7 @@ class Policy:
     accelerator: bool = False
     required: bool = False
     newest_landlock: int = NEWEST
+    ranks: bool = False
 
     def grants(self) -> Iterator[tuple[Path, Access]]:
         """Every path with what may be done at and below it."""
@@ -96,7 +99,9 @@ class Policy:
             yield OWN_THREADS, Access.WRITE_FILE | Access.TRUNCATE
 
 
-def policy_for(settings: Settings, attempt: Path, scratch: Path, shared_memory: bool) -> Policy | None:
+def policy_for(
+    settings: Settings, attempt: Path, scratch: Path, shared_memory: bool, ranks: bool = False
+) -> Policy | None:
     """The policy of a child whose inputs lie in `attempt` and which writes to `scratch`; None where it is off."""
     if settings.sandbox == "off":
         return None
@@ -108,6 +113,7 @@ def policy_for(settings: Settings, attempt: Path, scratch: Path, shared_memory: 
         shared_memory=shared_memory,
         accelerator=has_accelerator(),
         required=settings.sandbox == "require",
+        ranks=ranks,
     )
 
 

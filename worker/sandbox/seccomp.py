@@ -22,6 +22,7 @@ SECCOMP = {"x86_64": 317, "aarch64": 277}
 SET_MODE_FILTER, GET_ACTION_AVAIL = 1, 2
 # Without it, kernels before 5.16 switch off speculation past stores, which costs every computation some speed.
 FLAG_SPEC_ALLOW = 4
+FLAG_TSYNC = 1  # for every thread of the process, not for the calling one alone
 
 NEWEST_SYSCALL = 462  # mseal, Linux 6.10
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, …CGROUP, …UTS, …IPC, …USER, …PID, …NET
@@ -31,8 +32,9 @@ SOCKET_TYPE = 0xF  # the rest of the argument are flags
 TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
 F_SETOWN, F_SETOWN_EX = 8, 15
 IOPRIO_WHO_PROCESS = 1
+MSG_FASTOPEN = 0x20000000
 
-ALWAYS = (
+NETWORK = (
     # Sockets between processes of the job are legal (CUDA opens one), but none may reach out: `connect` cannot be
     # granted by name here, and the worker's host may listen on any (the broker, docker, the fork server).
     Rule(
@@ -44,6 +46,18 @@ ALWAYS = (
         ),
     ),
     Rule(("connect",), errno.EACCES),
+)
+
+# For who has connections of TCP already: they stay as they are. One that was shut down could be turned to another
+# address by a send that connects.
+CONNECTED = (
+    *NETWORK,
+    Rule(("bind", "listen", "accept", "accept4"), errno.EACCES),
+    Rule(("sendto", "sendmmsg"), errno.EACCES, when=(Argument(3, (MSG_FASTOPEN,), MSG_FASTOPEN),)),
+    Rule(("sendmsg",), errno.EACCES, when=(Argument(2, (MSG_FASTOPEN,), MSG_FASTOPEN),)),
+)
+
+ALWAYS = (
     # Every process of the job stays in its group, by which it is counted and ended. Libraries that start helpers in
     # a session of their own do not need it: they are told that it worked.
     Rule(("setsid", "setpgid"), 0),
@@ -104,9 +118,9 @@ def signals(pid: int) -> tuple[Rule, ...]:
     )
 
 
-def rules(landlock: int, accelerator: bool, pid: int) -> tuple[Rule, ...]:
-    """Every rule, for a kernel whose Landlock has this ABI (0: none)."""
-    chosen: tuple[Rule, ...] = ALWAYS
+def rules(landlock: int, accelerator: bool, pid: int, network: bool = False) -> tuple[Rule, ...]:
+    """Every rule, for a kernel whose Landlock has this ABI (0: none). With `network`, those on sockets come later."""
+    chosen: tuple[Rule, ...] = ALWAYS if network else NETWORK + ALWAYS
     if landlock < 3:
         chosen += TRUNCATION
     if landlock < 6:
@@ -126,11 +140,13 @@ def offered() -> bool:
     return True
 
 
-def install(chosen: tuple[Rule, ...]) -> None:
+def install(chosen: tuple[Rule, ...], flags: int = 0) -> None:
     """Binds the calling thread and whatever it starts, for ever. Raises OSError."""
     machine = platform.machine()
     program = assemble(ARCHITECTURES[machine], chosen, NEWEST_SYSCALL, errno.ENOSYS)
     instructions = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions, padding, and where they are.
     filter_ = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
-    syscall(SECCOMP[machine], SET_MODE_FILTER, FLAG_SPEC_ALLOW, filter_)
+    astray = syscall(SECCOMP[machine], SET_MODE_FILTER, FLAG_SPEC_ALLOW | flags, filter_)
+    if astray:
+        raise OSError(errno.ESRCH, f"thread {astray} has walls of its own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,11 @@ from app.contract.errors import DatasetMismatch
 from app.contract.tasks import TASKS
 from app.contract.training import Settled, Training
 from worker.context import Context
-from worker.data.batch import Batch
+from worker.data.batch import Batch, Share
 from worker.data.feed import Feed
+from worker.objectives.base import prepares
+from worker.ranks.ranks import Ranks
+from worker.ranks.state import same_module, threads_shared
 from worker.training import averaging, schedules
 from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
@@ -51,6 +55,9 @@ def train(
     goes on from there, and ends with the bits of a training that was never interrupted. A training that diverges goes
     back to its last checkpoint and on with a lower rate, `divergence_retries` times.
 
+    In a job of several processes all of them call this, and hold equal modules afterwards. They train together, each on
+    its share of every batch, or, where the training is for one process, the first trains and the others wait.
+
     `rate` stands in place of the schedule: the learning rate by step. `on_loss` is told the loss of every step, and may
     raise to end it all.
 
@@ -59,8 +66,22 @@ def train(
     Unsupported without trainable weights, or for a precision that the device lacks; Unusable for a checkpoint of
     something else.
     """
-    with seeded(context.seed, context.device):
-        return _Run(context, training.settled(), on_step, rate, on_loss).train()
+    ranks = context.ranks
+    settled = training.settled()
+
+    def run(within: Ranks) -> TrainingSummary:
+        with seeded((context.seed + SEEDS_APART * within.rank) % SEEDS, context.device):
+            return _Run(replace(context, ranks=within), settled, on_step, rate, on_loss).train()
+
+    same_module(context.model.module, ranks)
+    with threads_shared(ranks if settled.processes > 1 else Ranks()):
+        summary = run(ranks) if settled.processes > 1 else ranks.told(lambda: run(Ranks()))
+    same_module(context.model.module, ranks)
+    return summary
+
+
+SEEDS = 1 << 32  # there are so many
+SEEDS_APART = 0x9E3779B1  # between the processes of a training: far, and no two alike
 
 
 class _Run:
@@ -83,7 +104,8 @@ class _Run:
         schedules.warmup(training, self.total)
         seen = self.total * training.batch_size
         self.loss = objective(context, self.feed.task, training.distill, samples=seen)
-        self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device)
+        self.ranks = context.ranks
+        self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device, self.ranks)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
         self.averaged = averaging.averaged(self.module, training, self.total, self.per_epoch)
@@ -92,6 +114,9 @@ class _Run:
         self.guard = Guard(training.divergence_retries)
         self.at = Place()
         self.lr = training.lr
+        self._share = Share(self.ranks.rank, self.ranks.size) if self.ranks.size > 1 else None
+        # Numbers that are drawn for a batch are drawn for all of it, to be the same in one process and in several.
+        self._read = None if prepares(self.feed.task) else self._share
         parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
         parts |= {"stopper": self.stopper, "averaged": self.averaged}
         parts["objective"] = self.loss if self.loss.learns else None
@@ -120,7 +145,7 @@ class _Run:
         if self.at.order is None:
             self.at.order = self.order.get_state()
         self.order.set_state(self.at.order)
-        batches = self._batches(self.order, skip=self.at.batch)
+        batches = self._batches(self.order, self.at.batch, self._read)
         while self.at.step < self.total:
             self.recovery.mark()
             if (batch := next(batches, None)) is None:
@@ -131,16 +156,16 @@ class _Run:
         self.at.batch, self.at.loss, self.at.order = 0, 0.0, None
         return self._judged()
 
-    def _batches(self, shuffle: torch.Generator | None, skip: int = 0) -> Iterator[Batch]:
-        """An epoch's batches, without a single left-over sample where BatchNorm could not take it.
+    def _batches(self, shuffle: torch.Generator | None, skip: int = 0, share: Share | None = None) -> Iterator[Batch]:
+        """An epoch's batches, or the share of them, without a single left-over sample where BatchNorm could not take it.
 
         Leaving it out rather than merging it keeps every batch within the size that was asked for; the order is drawn
         anew every epoch, so it is another sample each time.
         """
         size = self.training.batch_size
         left_over = self.per_epoch * size < self.feed.size("train")
-        for batch in self.feed.batches("train", size, shuffle=shuffle, skip=skip):
-            if not (left_over and len(batch) == 1):
+        for batch in self.feed.batches("train", size, shuffle=shuffle, skip=skip, share=share):
+            if not (left_over and (batch.whole or len(batch)) == 1):
                 yield batch
 
     def _one_step(self, batch: Batch) -> None:
@@ -149,7 +174,10 @@ class _Run:
             at.final = self.on_step(at.step, self.total)
         at.taught = teacher_alone(self.feed.task, batch)
         self.lr = self._rate()
-        loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self.lr)
+        prepared = self.feed.task.prepare(batch, self.noise)
+        if self._share is not None and self._read is None:
+            prepared = prepared.share(self._share)
+        loss = self.stepper.step(prepared, self.lr)
         if self.on_loss is not None:
             self.on_loss(loss)
         self.guard.watch(loss, at.final)
@@ -170,7 +198,7 @@ class _Run:
             return False
         self.module.eval()
         with self.averaged.shown() if self.averaged is not None else nullcontext():
-            metric = self.sign * self.feed.score(self._forward, "validation")[0]
+            metric = self.sign * self.ranks.told(lambda: self.feed.score(self._forward, "validation")[0])
             stop = self.stopper is not None and self.stopper.judge(metric, len(self.at.means))
         if self.training.schedule == "plateau":
             self.plateau.judge(metric)
@@ -183,7 +211,7 @@ class _Run:
         """Leaves the weights that are delivered in the module."""
         if self.stopper is not None and self.stopper.best_epoch is not None:
             self.stopper.restore()
-        elif self.averaged is not None:
+        elif self.averaged is not None and self.ranks.first:
             self.averaged.finish(batch.to(self.context.device).inputs for batch in self._batches(None))
 
     def _summary(self) -> TrainingSummary:

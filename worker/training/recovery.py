@@ -42,9 +42,9 @@ class Recovery:
         self._training, self._guard, self._at, self._noise = training, guard, place, noise
         self._with_state: dict[str, HasState] = {"guard": guard, "place": place}
         self._with_state |= {name: part for name, part in parts.items() if part is not None}
-        self._points = context.checkpoints
+        self._points, self._ranks = context.checkpoints, context.ranks
         if self._points is None and training.divergence_retries:
-            self._points = Checkpoints(context.scratch)
+            self._points = Checkpoints(context.scratch, writes=context.ranks.first)
         self._marked: int | None = None
         self.resumed_at: int | None = None
 
@@ -96,22 +96,27 @@ class Recovery:
         parts: Parts = {
             "module": module_state(self._module),
             "masks": mask_state(self._module),
-            "random": random_state(self._device),
             "noise": {"noise": self._noise.get_state()},
             "training": self._training.model_dump(mode="json"),
         }
+        parts |= {_random(rank): state for rank, state in enumerate(self._ranks.listed(random_state(self._device)))}
         return parts | {name: part.state() for name, part in self._with_state.items()}
 
     def _load(self, parts: Parts) -> None:
         if parts.get("training") != self._training.model_dump(mode="json"):
             raise Unusable("it is of a training with other options")
         try:
-            load_state(self._module, parts, self._device)
+            load_state(self._module, parts, self._device, _random(self._ranks.rank))
             self._noise.set_state(parts["noise"]["noise"])
             for name, part in self._with_state.items():
                 part.load(parts[name])
         except (KeyError, TypeError, RuntimeError) as error:
             raise Unusable(f"it is of another training ({type(error).__name__}: {error})") from error
+
+
+def _random(rank: int) -> str:
+    """The name of the part with the random numbers of a process."""
+    return f"random-{rank}" if rank else "random"
 
 
 def check_weights(module: nn.Module) -> None:

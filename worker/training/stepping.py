@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.contract.training import Settled
-from worker.data.batch import Batch
+from worker.data.batch import Batch, Share
 from worker.objectives.base import Task
+from worker.ranks.ranks import Ranks
 from worker.training import optimizers, precision
 from worker.training.divergence import Diverged
 from worker.training.objective import Objective
+from worker.training.sharing import Lesson
 from worker.training.states import State, Unusable
 
 
@@ -22,10 +26,19 @@ class Stepper:
     """Takes steps. `norm` of the gradients is clipped, parts of a batch are added up, passes are cast."""
 
     def __init__(
-        self, module: nn.Module, task: Task, objective: Objective, training: Settled, device: torch.device
+        self,
+        module: nn.Module,
+        task: Task,
+        objective: Objective,
+        training: Settled,
+        device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
+        self._share = Share(self._ranks.rank, self._ranks.size)
+        self._lesson = Lesson(module, objective, self._ranks)
         self.optimizer = optimizers.build(module, training, objective.parameters())
-        self._task, self._objective, self._training, self._device = task, objective, training, device
+        self._task, self._training, self._device = task, training, device
         self._dtype = precision.dtype_of(training.precision, device)
         self._scaler = precision.scaler(self._dtype, device)
         # The batch's own dimension shrinks, and BatchNorm takes no batch of one.
@@ -36,16 +49,19 @@ class Stepper:
 
         Cut into parts, the gradient is that of the whole batch but for rounding, since each part counts by its share
         of what the task's loss is a mean over: samples, or targets that count. It is not where samples of a batch have
-        to do with each other (BatchNorm, losses that compare samples), and dropout draws other numbers.
+        to do with each other (BatchNorm, losses that compare samples), and dropout draws other numbers. So it is with
+        the shares of several processes: each gives its own, and all get the loss of the whole batch.
         """
         self.optimizer.zero_grad()
         optimizers.set_rate(self.optimizer, lr)
         value = 0.0
-        for part, share in self._parts(batch):
-            with precision.autocast(self._dtype, self._device):
-                loss = self._objective(part) * share if share != 1 else self._objective(part)
-            self._scaler.scale(loss).backward()
+        for part, share, last in self._parts(batch):
+            with nullcontext() if last else self._lesson.unsummed():
+                with precision.autocast(self._dtype, self._device):
+                    loss = self._lesson(part, share)
+                self._scaler.scale(loss).backward()
             value += loss.item()
+        value = self._lesson.whole(value)
         if not math.isfinite(value):
             raise Diverged(f"The training loss became {value}")
         self._move()
@@ -86,15 +102,24 @@ class Stepper:
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """Nearly equal parts of at most `micro_batch_size` samples, on the device, with their shares of the loss."""
-        most = self._training.micro_batch_size or len(batch)
-        count = max(1, min(math.ceil(len(batch) / most), len(batch) // self._smallest))
-        if count == 1:
-            yield batch.to(self._device), 1.0
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float, bool]]:
+        """Nearly equal parts of at most `micro_batch_size` samples, on the device, with their shares of the loss.
+
+        As many in every process; the last one is marked.
+        """
+        alone = self._ranks.size == 1
+        samples = len(batch) if alone else self._share.most(batch.whole or len(batch))
+        most = self._training.micro_batch_size or samples
+        count = max(1, min(math.ceil(samples / most), samples // self._smallest))
+        if count == 1 and alone:
+            yield batch.to(self._device), 1.0, True
             return
-        parts = [batch.part(rows.tolist()) for rows in torch.arange(len(batch)).tensor_split(count)]
-        terms = [self._task.terms(part) for part in parts]
-        for part, own in zip(parts, terms, strict=True):
-            if own:  # what nothing is said of has no gradient
-                yield part.to(self._device), own / sum(terms)
+        rows = [own.tolist() for own in torch.arange(len(batch)).tensor_split(count)]
+        parts = [replace(batch.part(own or [0]), stand_in=batch.stand_in or not own) for own in rows]
+        terms = [0 if part.stand_in else self._task.terms(part) for part in parts]
+        total = self._ranks.total(torch.tensor(float(sum(terms)), dtype=torch.float64)).item()
+        chosen = [(part, own / total if own else 0.0) for part, own in zip(parts, terms, strict=True)]
+        if alone:
+            chosen = [(part, share) for part, share in chosen if share]  # what nothing is said of has no gradient
+        for number, (part, share) in enumerate(chosen, 1):
+            yield part.to(self._device), share, number == len(chosen)

@@ -21,7 +21,7 @@ from torch import Tensor
 from app.contract.distillation import Cache
 from worker.context import Context
 from worker.data.batch import Batch, Inputs
-from worker.objectives.base import Plain, Task
+from worker.objectives.base import Task, prepares
 from worker.techniques.base import Details
 from worker.training.distilling.recording import Tap
 from worker.training.distilling.teachers import Teacher
@@ -216,7 +216,7 @@ def _unfit(task: Task, teacher: Teacher, cache: Cache, fixed: bool, open_length:
     """Why answers cannot be kept, None where they can. `tokens` says that the inputs are ids with an attention mask."""
     if cache.max_bytes == 0:
         return "the cache is off"
-    if not fixed or getattr(type(task), "prepare", None) is not Plain.prepare:
+    if not fixed or prepares(task):
         return "the inputs change at random"
     if open_length and (not tokens or any(tap.side == "attention" for tap in teacher.taps)):
         return "the inputs have no fixed length"

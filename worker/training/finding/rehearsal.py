@@ -8,6 +8,7 @@ from dataclasses import replace
 from app.contract.training import Settled
 from worker.context import Context
 from worker.data.feed import Feed
+from worker.ranks.ranks import Ranks
 
 
 def rehearsal(context: Context, feed: Feed | None = None) -> Context:
@@ -22,6 +23,7 @@ def rehearsal(context: Context, feed: Feed | None = None) -> Context:
         feed=feed or context.feed,
         progress=lambda share: None,
         checkpoints=None,
+        ranks=Ranks(),
     )
 
 

@@ -64,7 +64,8 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
     if not training.automatic:
         return training.settled(), {}
     remembered = None if context.checkpoints is None else context.checkpoints.remembered()
-    details = remembered or _search(context, training).details()
+    # One process searches: what is fast and what is best is to be the same for all.
+    details = remembered or context.ranks.told(lambda: _search(context, training).details())
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
     names = ("optimizer", "lr", "batch_size")

@@ -1,0 +1,166 @@
+"""The processes of a job: forked from its own, connected, watched to their end.
+
+This happens before the job reads a byte of an upload, which is when the network closes for all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from app.contract.errors import Problem, RankLost, ServiceUnavailable, TersorError
+from worker.limits import PR_SET_PDEATHSIG
+from worker.ranks.ranks import Group, Ranks
+from worker.sandbox import descriptors, network
+
+log = logging.getLogger("tersor.job")
+
+# From the first sign that one is gone (its connections close) until the system tells how it ended.
+SETTLE_SECONDS = 2.0
+POLL_SECONDS = 0.01
+MAX_WORDS = 1 << 20  # what is read of a process's last words
+
+Work = Callable[[Ranks], None]
+
+
+class RankFailed(TersorError):
+    """A process of the job failed by itself; its problem is the job's."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self._problem = problem
+
+    def problem(self) -> Problem:
+        """What that process had to say."""
+        return self._problem
+
+
+@dataclass
+class Follower:
+    """A forked process, and the pipe by which it says what went wrong. `status` as from waitpid, None while it runs."""
+
+    rank: int
+    pid: int
+    words: int
+    status: int | None = None
+
+    def poll(self) -> int | None:
+        """How it ended, if it did."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if pid else None
+        return self.status
+
+    def error(self) -> TersorError | None:
+        """What its end means for the job; None where it runs, or ended well."""
+        if not self.poll():
+            return None
+        said = os.read(self.words, MAX_WORDS)
+        if said:
+            return RankFailed(Problem.model_validate_json(said))
+        assert self.status is not None
+        code = os.waitstatus_to_exitcode(self.status)
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return RankLost(f"Process {self.rank} of the training ended {how} without a word.")
+
+
+@contextmanager
+def crew(size: int, folder: Path, follow: Work, problem_of: Callable[[Exception], Problem]) -> Iterator[Ranks]:
+    """The first of `size` connected processes, in the calling one; each of the others runs `follow` and ends.
+
+    They meet in `folder`. On the way out of an error, what another process died of stands in its place, as RankLost or
+    RankFailed: here it is only a connection that broke. `problem_of` says what an error means for a client. Raises
+    ServiceUnavailable where they do not get connected.
+    """
+    if size == 1:
+        yield Ranks()
+        return
+    followers = [_fork(rank, size, folder, follow, problem_of) for rank in range(1, size)]
+    try:
+        yield _connected(0, size, folder)
+    except Exception as error:
+        raise _cause(followers, time.monotonic() + SETTLE_SECONDS) or error from error
+    finally:
+        _end(followers)
+
+
+def _connected(rank: int, size: int, folder: Path) -> Ranks:
+    try:
+        made = Group(rank, size, folder)
+    except RuntimeError as error:
+        raise ServiceUnavailable(
+            f"The {size} processes of the training could not be connected: {str(error).splitlines()[0]}"
+        ) from error
+    network.close()
+    return made
+
+
+def _cause(followers: list[Follower], deadline: float) -> TersorError | None:
+    """What the first follower to fail died of; None where all are well, and the trouble is our own."""
+    while True:
+        errors = [error for follower in followers if (error := follower.error()) is not None]
+        if errors or time.monotonic() > deadline:
+            return next((error for error in errors if isinstance(error, RankLost)), errors[0] if errors else None)
+        time.sleep(POLL_SECONDS)
+
+
+def _end(followers: list[Follower]) -> None:
+    """None is left behind: their part was over with the last training, or the job fails."""
+    for follower in followers:
+        if follower.poll() is None:
+            os.kill(follower.pid, signal.SIGKILL)
+            _, follower.status = os.waitpid(follower.pid, 0)
+        os.close(follower.words)
+
+
+def _fork(rank: int, size: int, folder: Path, follow: Work, problem_of: Callable[[Exception], Problem]) -> Follower:
+    parent = os.getpid()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return Follower(rank, pid, reading)
+    _be(rank, size, folder, follow, problem_of, writing, parent)
+
+
+def _be(
+    rank: int,
+    size: int,
+    folder: Path,
+    follow: Work,
+    problem_of: Callable[[Exception], Problem],
+    words: int,
+    parent: int,
+) -> NoReturn:
+    """The life of a follower. It never returns to what the first process was doing."""
+    code = 1
+    try:
+        _die_with(parent)
+        descriptors.keep_only(words)
+        follow(_connected(rank, size, folder))
+        code = 0
+    except Exception as error:
+        log.warning("Process %d of the training failed: %s", rank, "".join(traceback.format_exception(error)))
+        os.write(words, problem_of(error).model_dump_json().encode()[:MAX_WORDS])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """The kernel ends this process when the first one ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before that
+        os._exit(1)

@@ -1,0 +1,34 @@
+"""What the ranks of a job have in common between their trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from worker.ranks.ranks import Ranks
+from worker.training.states import load_masks, mask_state, trained
+
+
+def same_module(module: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank the masks, weights and statistics of the first: what each computes alone may differ in a bit.
+
+    Raises Unusable where they do not have the same network.
+    """
+    if ranks.size == 1:
+        return
+    load_masks(module, ranks.told(lambda: mask_state(module)))
+    ranks.alike(tensor for _, tensor in trained(module))
+
+
+@contextmanager
+def threads_shared(ranks: Ranks) -> Iterator[None]:
+    """Within it, each rank computes with its share of the threads that the job has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // ranks.size))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

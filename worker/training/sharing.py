@@ -1,0 +1,58 @@
+"""The loss of a process's share of a batch, and the gradients of the whole batch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from worker.data.batch import Batch
+from worker.ranks.batch_norm import Synchronized
+from worker.ranks.ranks import Ranks
+from worker.training.objective import Objective
+
+
+class Lesson:
+    """What a step lowers, in one process or in one of several."""
+
+    def __init__(self, module: nn.Module, objective: Objective, ranks: Ranks) -> None:
+        self._objective, self._ranks = objective, ranks
+        self._statistics = Synchronized(module, ranks)
+        self._together = ranks.replicated(_Together(module, objective, self._statistics)) if ranks.size > 1 else None
+
+    def __call__(self, part: Batch, share: float) -> Tensor:
+        """The loss of a part, times its share of the whole batch, times the processes: they take the mean."""
+        if self._together is None:
+            return self._objective(part) * share if share != 1 else self._objective(part)
+        with self._statistics.installed():
+            loss: Tensor = self._together(part, share * self._ranks.size)
+        return loss
+
+    def unsummed(self) -> AbstractContextManager[None]:
+        """Around the passes of a part that others follow: gradients are summed over processes with the last one's."""
+        return self._ranks.unsummed(self._together) if self._together is not None else nullcontext()
+
+    def whole(self, value: float) -> float:
+        """The loss of the whole batch, out of what this process has of it."""
+        if self._together is None:
+            return value
+        return self._ranks.total(torch.tensor(value, dtype=torch.float64)).item() / self._ranks.size
+
+
+class _Together(nn.Module):
+    """All that learns, in one module whose forward is the loss: what DistributedDataParallel wraps."""
+
+    def __init__(self, module: nn.Module, objective: Objective, statistics: Synchronized) -> None:
+        super().__init__()
+        self.module, self.learned = module, objective.modules
+        self._objective, self._statistics = objective, statistics
+        # DistributedDataParallel looks for weights that a batch does not reach, and complains where it finds none.
+        self.unreached = nn.Parameter(torch.zeros(()))
+
+    def forward(self, part: Batch, share: float) -> Tensor:
+        if share == 0 and not self._statistics.layers:
+            # Its gradient is zero. The loss itself may be none: a mean over nothing.
+            return torch.stack([(weight * 0).sum() for weight in self.parameters() if weight.requires_grad]).sum()
+        self._statistics.counts = not part.stand_in
+        return self._objective(part) * share
