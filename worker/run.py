@@ -18,7 +18,7 @@ from torch import nn
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.report import Report, StepReport
-from app.contract.spec import ResolvedSpec, processes_of
+from app.contract.spec import ResolvedSpec
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -93,8 +93,8 @@ def run_job(
 
 
 def follow(request: RunRequest, ranks: Ranks) -> None:
-    """The part of the other processes in a job: its steps, up to the last training of several."""
-    last = max(index for index, step in enumerate(request.spec.steps) if processes_of(step) > 1)
+    """The part of the other processes in a job: its steps, up to the last that trains."""
+    last = max(index for index, step in enumerate(request.spec.steps) if getattr(step, "training", None) is not None)
     spec = request.spec.model_copy(update={"steps": request.spec.steps[: last + 1]})
     optimize(replace(request, spec=spec), lambda share, name: None, None, Clock(), ranks)
 

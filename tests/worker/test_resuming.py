@@ -184,8 +184,8 @@ LONG = Training(epochs=160, lr=0.003, checkpoint_steps=23, early_stopping=EarlyS
 KILLED_STEPS: tuple[Step, ...] = (Prune(sparsity=0.5, training=TRAINING), Finetune(training=LONG))
 
 
-def bench_in(folder: Path) -> Bench:
-    return Bench(folder, lease_seconds=1.0, checkpoint_seconds=0.0, worker_threads=1)
+def bench_in(folder: Path, threads: int = 1) -> Bench:
+    return Bench(folder, lease_seconds=1.0, checkpoint_seconds=0.0, worker_threads=threads)
 
 
 def supervisor(bench: Bench) -> Supervisor:
@@ -201,7 +201,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.store.close()
 
 
-def submit(bench: Bench) -> JobRecord:
+def submit(bench: Bench, steps: tuple[Step, ...] = KILLED_STEPS) -> JobRecord:
     spec = {"task": "image-classification", "architecture": {"layers": LAYERS}}
     spec["input"] = {"shape": [64], "dtype": "float32"}
     model = bench.upload(save(mlp(norm=True, dropout=0.2).state_dict()), filename="m.safetensors", spec=spec)
@@ -215,7 +215,7 @@ def submit(bench: Bench) -> JobRecord:
     data = bench.upload(arrays.read_bytes(), "dataset", "arrays.npz")
     facts = DatasetFacts(kind="arrays", splits={"train": SplitFacts(samples=300, inputs=(), targets="classes")})
     bench.store.finish_inspection(bench.claim(data.id), facts)
-    asked = JobSpec(model=model.id, dataset=data.id, steps=KILLED_STEPS, export=("native",))
+    asked = JobSpec(model=model.id, dataset=data.id, steps=steps, export=("native",))
     return bench.store.add_job(ACCOUNT, asked, resolve(asked), None, None)[0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from worker.ranks.ranks import Ranks
@@ -39,7 +39,7 @@ class Synchronized:
             yield
             return
         for layer in self.layers:
-            layer.forward = _Forward(layer, self)  # type: ignore[method-assign]
+            layer.forward = _Forward(layer, self)  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
@@ -106,9 +106,9 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks, counts: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, variance, count = _combined(inputs, ranks, counts)
-        ctx.ranks, ctx.eps = ranks, eps
+        ctx.ranks, ctx.eps, ctx.counts = ranks, eps, counts
         ctx.save_for_backward(inputs, weight, mean, variance, count)
-        outputs = F.batch_norm(inputs, mean, variance, weight, bias, training=False, eps=eps)
+        outputs = functional.batch_norm(inputs, mean, variance, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return outputs, mean, variance, count
 
@@ -124,6 +124,7 @@ class _Normalize(torch.autograd.Function):
         of_bias, of_weight = own.clone()
         sums, products = ctx.ranks.total(own) / count
         through = above - sums.view(shape) - unit * products.view(shape)
+        through *= ctx.counts  # the statistics do not hang on what does not count
         factor = scale if weight is None else scale * weight
         of_inputs = (through * factor.view(shape)).to(inputs.dtype)
         if weight is None:

@@ -67,15 +67,15 @@ class Group(Ranks):
     def __init__(self, rank: int, size: int, folder: Path) -> None:
         """Returns once all are connected; they find each other by a file in `folder`. Raises RuntimeError."""
         self.rank, self.size = rank, size
-        options = ProcessGroupGloo._Options()
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [ProcessGroupGloo.create_device(hostname=LOOPBACK, lazy_init=False)]
         options._timeout = datetime.timedelta(seconds=CONNECT_SECONDS)
-        store = dist.FileStore(str(folder / "ranks"), size)
+        store = dist.FileStore(str(folder / "ranks"), size)  # type: ignore[attr-defined]
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=options._timeout, pg_options=options
         )
         dist.barrier()
-        dist.distributed_c10d._set_pg_timeout(WAIT)  # type: ignore[attr-defined]
+        dist.distributed_c10d._set_pg_timeout(WAIT)
 
     def total(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)

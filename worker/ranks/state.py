@@ -1,4 +1,4 @@
-"""What the ranks of a job have in common between their trainings."""
+"""What the ranks of a job have in common."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def same_module(module: nn.Module, ranks: Ranks) -> None:
         return
     load_masks(module, ranks.told(lambda: mask_state(module)))
     ranks.alike(tensor for _, tensor in trained(module))
+
+
+def check_same(module: nn.Module, ranks: Ranks) -> None:
+    """Raises RuntimeError where the ranks of a training hold different weights: they would teach each other nonsense.
+
+    Compares sums: equal steps on equal gradients leave the same bits.
+    """
+    if ranks.size == 1:
+        return
+    sums = torch.stack([weight.detach().double().sum() for weight in module.parameters()])
+    found = ranks.gathered(sums)
+    if not bool(((found == found[0]) | found.isnan()).all()):
+        raise RuntimeError("the processes of the training have come to hold different weights")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from worker.data.batch import Batch, Share
 from worker.data.feed import Feed
 from worker.objectives.base import prepares
 from worker.ranks.ranks import Ranks
-from worker.ranks.state import same_module, threads_shared
+from worker.ranks.state import check_same, same_module, threads_shared
 from worker.training import averaging, schedules
 from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
@@ -152,12 +152,13 @@ class _Run:
                 break
             self._one_step(batch)
         check_weights(self.module)
+        check_same(self.module, self.ranks)
         self.at.means.append(self.at.loss / self.at.batch)
         self.at.batch, self.at.loss, self.at.order = 0, 0.0, None
         return self._judged()
 
     def _batches(self, shuffle: torch.Generator | None, skip: int = 0, share: Share | None = None) -> Iterator[Batch]:
-        """An epoch's batches, or the share of them, without a single left-over sample where BatchNorm could not take it.
+        """An epoch's batches, or a share of each, without a single left-over sample where BatchNorm could not take it.
 
         Leaving it out rather than merging it keeps every batch within the size that was asked for; the order is drawn
         anew every epoch, so it is another sample each time.

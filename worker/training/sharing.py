@@ -18,24 +18,36 @@ class Lesson:
 
     def __init__(self, module: nn.Module, objective: Objective, ranks: Ranks) -> None:
         self._objective, self._ranks = objective, ranks
+        self._module = module
         self._statistics = Synchronized(module, ranks)
-        self._together = ranks.replicated(_Together(module, objective, self._statistics)) if ranks.size > 1 else None
+        self._all: nn.Module | None = None
+        self._names: list[str] = []
 
     def __call__(self, part: Batch, share: float) -> Tensor:
         """The loss of a part, times its share of the whole batch, times the processes: they take the mean."""
-        if self._together is None:
+        if self._ranks.size == 1:
             return self._objective(part) * share if share != 1 else self._objective(part)
         with self._statistics.installed():
-            loss: Tensor = self._together(part, share * self._ranks.size)
+            loss: Tensor = self._together()(part, share * self._ranks.size)
         return loss
 
     def unsummed(self) -> AbstractContextManager[None]:
         """Around the passes of a part that others follow: gradients are summed over processes with the last one's."""
-        return self._ranks.unsummed(self._together) if self._together is not None else nullcontext()
+        return nullcontext() if self._ranks.size == 1 else self._ranks.unsummed(self._together())
+
+    def _together(self) -> nn.Module:
+        """Made anew where a weight has come under a constraint: it is told no more of the gradients of such."""
+        names = [name for name, _ in self._module.named_parameters()]
+        if self._all is None or names != self._names:
+            self._all, self._names = (
+                self._ranks.replicated(_Together(self._module, self._objective, self._statistics)),
+                names,
+            )
+        return self._all
 
     def whole(self, value: float) -> float:
         """The loss of the whole batch, out of what this process has of it."""
-        if self._together is None:
+        if self._ranks.size == 1:
             return value
         return self._ranks.total(torch.tensor(value, dtype=torch.float64)).item() / self._ranks.size
 

@@ -2,34 +2,149 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from app.contract.spec import Step
 from app.contract.training import Training
 from tests.worker.helpers import context_for, convnet, digits_data, mlp, part_of, tiny_model
+from worker.constraints import baked, impose_mask
+from worker.data.batch import Batch
+from worker.objectives.classification import Classification
+from worker.ranks.batch_norm import normalized
 from worker.ranks.ranks import Ranks
+from worker.ranks.state import check_same
+from worker.techniques.base import Details
+from worker.techniques.registry import TECHNIQUES
 from worker.training.loop import train
 
-NETS = {
-    "mlp": (lambda: mlp(), (64,)),
-    "mlp with BatchNorm": (lambda: mlp(norm=True), (64,)),
-    "convnet": (lambda: convnet(), (1, 8, 8)),
+SPLITS = {"train": 333, "validation": 101}
+
+
+class PartlyUsed(nn.Module):
+    """Some of its weights never see a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = mlp(), nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.used(inputs)
+        return outputs
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "mlp with BatchNorm": lambda: mlp(norm=True),
+    "convnet": convnet,
+    "partly used": PartlyUsed,
 }
 
 
-def training(
-    ranks: Ranks, net: str, scratch: Path, fields: dict[str, Any]
-) -> tuple[list[float], dict[str, Tensor], Any]:
-    """The loss of every step, the state that comes out, and the summary."""
-    make, shape = NETS[net]
-    data = part_of(digits_data(shape), {"train": 333, "validation": 101})
-    own = scratch / f"scratch-{ranks.size}"
-    own.mkdir(parents=True, exist_ok=True)
-    context = context_for(tiny_model(make(), shape=shape), data, own)
+class Noisy(Classification):
+    """Changes its inputs at random."""
+
+    def prepare(self, batch: Batch, random: torch.Generator) -> Batch:
+        noise = torch.randn(batch.inputs[0].shape, generator=random)
+        return replace(batch, inputs=(batch.inputs[0] + 0.1 * noise,), indices=None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training. `mask_at`: the step before which half of the first layer's weights go."""
+
+    net: str
+    fields: dict[str, Any]
+    mask_at: int | None = None
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The loss of every step, the state that comes out, and the report."""
+
+    losses: list[float]
+    state: dict[str, Tensor]
+    details: Details
+
+
+def trainings(ranks: Ranks, scratch: Path, cases: dict[str, Case]) -> dict[str, Outcome]:
+    return {name: training(ranks, scratch / name, case) for name, case in cases.items()}
+
+
+def training(ranks: Ranks, scratch: Path, case: Case) -> Outcome:
+    scratch.mkdir(parents=True, exist_ok=True)
+    shape = (1, 8, 8) if case.net == "convnet" else (64,)
+    model = tiny_model(NETS[case.net](), shape=shape)
+    if case.noisy:
+        model = replace(model, task=Noisy())
+    context = context_for(model, part_of(digits_data(shape), SPLITS), scratch)
     context.ranks = ranks
+    module = context.model.module
+
+    def on_step(step: int, total: int) -> bool:
+        if step == case.mask_at:
+            name, weight = next(iter(module.named_parameters()))
+            impose_mask(module, name, torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0)
+        return True
+
     losses: list[float] = []
-    summary = train(context, Training(processes=ranks.size, **fields), on_loss=losses.append)
-    return losses, context.model.module.state_dict(), summary
+    summary = train(context, Training(processes=ranks.size, **case.fields), on_step, on_loss=losses.append)
+    return Outcome(losses, baked(module).state_dict(), summary.details())
+
+
+def technique(ranks: Ranks, scratch: Path, step: Step) -> tuple[Details, dict[str, Tensor]]:
+    """What a technique reports, and the state that comes out of it."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    context = context_for(tiny_model(mlp(norm=True)), part_of(digits_data(), {"train": 300, "validation": 60}), scratch)
+    context.ranks = ranks
+    return TECHNIQUES[step.technique].apply(step, context), baked(context.model.module).state_dict()
+
+
+def batch_norm(ranks: Ranks, inputs: Tensor, above: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Outputs, statistics and gradients of this rank's rows; a rank without any has a stand-in."""
+    start = sum(sizes[: ranks.rank])
+    rows = slice(start, start + sizes[ranks.rank])
+    counts = sizes[ranks.rank] > 0
+    own = (inputs[rows] if counts else inputs[:1]).clone().requires_grad_()
+    weight, bias = (torch.linspace(*ends, inputs.shape[1]).requires_grad_() for ends in ((0.5, 2.0), (-1.0, 1.0)))
+    outputs, mean, variance, count = normalized(own, weight, bias, 1e-5, ranks, counts)
+    outputs.backward(above[rows] if counts else torch.zeros_like(outputs))
+    assert own.grad is not None
+    assert counts or not own.grad.any()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    gradients = ranks.total(weight.grad), ranks.total(bias.grad)
+    return (outputs.detach()[: len(above[rows])], own.grad[: len(above[rows])], mean, variance, count, *gradients)
+
+
+def collectives(ranks: Ranks) -> dict[str, Any]:
+    mine = torch.tensor([float(ranks.rank), 1.0])
+    other = mine.clone()
+    ranks.alike([other])
+    return {
+        "total": ranks.total(mine.clone()),
+        "gathered": ranks.gathered(mine),
+        "listed": ranks.listed({"rank": ranks.rank}),
+        "told": ranks.told(lambda: f"by {ranks.rank}"),
+        "alike": other,
+        "first": ranks.first,
+    }
+
+
+def astray(ranks: Ranks, by: float) -> str:
+    """What is said of processes of which the last has a weight that is `by` off."""
+    module = nn.Linear(3, 2)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        module.bias.fill_(by if ranks.rank == ranks.size - 1 else 0.0)
+    try:
+        check_same(module, ranks)
+    except RuntimeError as error:
+        return str(error)
+    return "the same"

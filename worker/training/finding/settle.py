@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from app.contract.optimizing import Optimizer
 from app.contract.training import Settled, Training
@@ -65,11 +66,13 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
         return training.settled(), {}
     remembered = None if context.checkpoints is None else context.checkpoints.remembered()
     # One process searches: what is fast and what is best is to be the same for all.
-    details = remembered or context.ranks.told(lambda: _search(context, training).details())
+    alone = training.model_copy(update={"processes": 1})
+    details = remembered or context.ranks.told(lambda: _search(context, alone).details())
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
-    names = ("optimizer", "lr", "batch_size")
-    return training.settled(**{name: details[f"found_{name}"] for name in names}), details
+    found: dict[str, Any] = {name: details[f"found_{name}"] for name in ("optimizer", "lr", "batch_size")}
+    found["batch_size"] = max(found["batch_size"], training.processes)  # one for each
+    return training.settled(**found), details
 
 
 def _search(context: Context, training: Training) -> Search:
