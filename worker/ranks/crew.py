@@ -5,6 +5,7 @@ This happens before the job reads a byte of an upload, which is when the network
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -115,11 +116,15 @@ def _cause(followers: list[Follower], deadline: float) -> TersorError | None:
 
 
 def _end(followers: list[Follower]) -> None:
-    """None is left behind: their part was over with the last training, or the job fails."""
+    """None is left behind: their part was over with the last training, or the job fails.
+
+    Where the walls let nobody be signalled, on old kernels, they end with this process.
+    """
     for follower in followers:
         if follower.poll() is None:
-            os.kill(follower.pid, signal.SIGKILL)
-            _, follower.status = os.waitpid(follower.pid, 0)
+            with contextlib.suppress(PermissionError):
+                os.kill(follower.pid, signal.SIGKILL)
+                _, follower.status = os.waitpid(follower.pid, 0)
         os.close(follower.words)
 
 

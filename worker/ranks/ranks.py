@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,12 +13,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroupGloo
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface
 CONNECT_SECONDS = 60.0
 # One rank measures and searches for as long as it likes while the others wait; the job's own time limit ends them all.
 WAIT = datetime.timedelta(days=365)
@@ -67,13 +68,10 @@ class Group(Ranks):
     def __init__(self, rank: int, size: int, folder: Path) -> None:
         """Returns once all are connected; they find each other by a file in `folder`. Raises RuntimeError."""
         self.rank, self.size = rank, size
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [ProcessGroupGloo.create_device(hostname=LOOPBACK, lazy_init=False)]
-        options._timeout = datetime.timedelta(seconds=CONNECT_SECONDS)
+        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
         store = dist.FileStore(str(folder / "ranks"), size)  # type: ignore[attr-defined]
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=size, timeout=options._timeout, pg_options=options
-        )
+        wait = datetime.timedelta(seconds=CONNECT_SECONDS)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=wait)
         dist.barrier()
         dist.distributed_c10d._set_pg_timeout(WAIT)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from app.contract.errors import InvalidSpec, JobFailed, Problem, TersorError
 from app.contract.spec import Step
 from app.contract.training import Training
 from tests.worker.helpers import context_for, convnet, digits_data, mlp, part_of, tiny_model
@@ -17,6 +21,7 @@ from worker.constraints import baked, impose_mask
 from worker.data.batch import Batch
 from worker.objectives.classification import Classification
 from worker.ranks.batch_norm import normalized
+from worker.ranks.crew import crew
 from worker.ranks.ranks import Ranks
 from worker.ranks.state import check_same
 from worker.techniques.base import Details
@@ -148,3 +153,39 @@ def astray(ranks: Ranks, by: float) -> str:
     except RuntimeError as error:
         return str(error)
     return "the same"
+
+
+def crewed(_: Ranks, folder: Path, what: str) -> str:
+    """What comes of a job of three processes, of which the last does something."""
+
+    def follow(ranks: Ranks) -> None:
+        if ranks.rank == 2:
+            _do(what)
+        ranks.total(torch.ones(1))
+
+    def problem_of(error: Exception) -> Problem:
+        return (error if isinstance(error, TersorError) else JobFailed(str(error))).problem()
+
+    pids: list[psutil.Process] = []
+    try:
+        with crew(3, folder, follow, problem_of) as ranks:
+            pids = psutil.Process().children()
+            total = ranks.total(torch.ones(1)).item()
+            if what == "first fails":
+                raise InvalidSpec("no good", pointer="/steps/0")
+    except TersorError as error:
+        problem = error.problem()
+        return f"{problem.code} {problem.pointer}: {problem.detail}; {sum(pid.is_running() for pid in pids)} left"
+    return f"{total:g}; {sum(pid.is_running() for pid in pids)} left"
+
+
+def _do(what: str) -> None:
+    match what:
+        case "ends":
+            os._exit(3)
+        case "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "refuses":
+            raise InvalidSpec("a bad spec", pointer="/steps/1")
+        case "fails":
+            raise ValueError("an error of ours")

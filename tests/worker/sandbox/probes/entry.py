@@ -6,13 +6,13 @@ import errno
 from types import ModuleType
 
 from tests.worker import children
-from tests.worker.sandbox.probes import excess, files, jobs, kernel, network, processes
+from tests.worker.sandbox.probes import excess, files, jobs, kernel, network, processes, ranks
 from tests.worker.sandbox.probes.request import ProbeRequest
 from worker.child import Report as Progress
 from worker.messages import Inspected
 
 MODULES: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module for module in (excess, files, jobs, kernel, network, processes)
+    module.__name__.rpartition(".")[2]: module for module in (excess, files, jobs, kernel, network, processes, ranks)
 }
 
 

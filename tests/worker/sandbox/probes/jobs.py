@@ -46,7 +46,10 @@ def pool(request: ProbeRequest) -> str:
     import multiprocessing
 
     with multiprocessing.get_context("fork").Pool(2) as workers:
-        return str(workers.map(abs, [-1, -2, -3]))
+        found = workers.map(abs, [-1, -2, -3])
+        workers.close()
+        workers.join()  # an old kernel's walls let nobody be ended by a signal
+        return str(found)
 
 
 def program(request: ProbeRequest) -> str:
