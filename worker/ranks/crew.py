@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from pydantic import BaseModel
+
 from app.contract.errors import Problem, RankLost, ServiceUnavailable, TersorError
 from worker.limits import PR_SET_PDEATHSIG
 from worker.ranks.ranks import Group, Ranks
@@ -29,21 +31,29 @@ log = logging.getLogger("tersor.job")
 # From the first sign that one is gone (its connections close) until the system tells how it ended.
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.01
-MAX_WORDS = 1 << 20  # what is read of a process's last words
+MAX_WORDS = 1 << 16  # what a pipe holds while nobody reads
+MAX_DETAIL = 1 << 13  # characters, of at most six bytes in JSON
 
 Work = Callable[[Ranks], None]
 
 
 class RankFailed(TersorError):
-    """A process of the job failed by itself; its problem is the job's."""
+    """A process of the job failed by itself, `at` a time of the monotonic clock; its problem is the job's."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, at: float) -> None:
         super().__init__(problem.detail)
-        self._problem = problem
+        self._problem, self.at = problem, at
 
     def problem(self) -> Problem:
         """What that process had to say."""
         return self._problem
+
+
+class LastWords(BaseModel):
+    """What a follower says when it fails."""
+
+    problem: Problem
+    at: float
 
 
 @dataclass
@@ -68,7 +78,8 @@ class Follower:
             return None
         said = os.read(self.words, MAX_WORDS)
         if said:
-            return RankFailed(Problem.model_validate_json(said))
+            words = LastWords.model_validate_json(said)
+            return RankFailed(words.problem, words.at)
         assert self.status is not None
         code = os.waitstatus_to_exitcode(self.status)
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -90,7 +101,9 @@ def crew(size: int, folder: Path, follow: Work, problem_of: Callable[[Exception]
     try:
         yield _connected(0, size, folder)
     except Exception as error:
-        raise _cause(followers, time.monotonic() + SETTLE_SECONDS) or error from error
+        # An error with a meaning is the job's own, unless another process failed before.
+        patience = 0.0 if isinstance(error, TersorError) else SETTLE_SECONDS
+        raise _cause(followers, time.monotonic() + patience) or error from error
     finally:
         _end(followers)
 
@@ -107,11 +120,16 @@ def _connected(rank: int, size: int, folder: Path) -> Ranks:
 
 
 def _cause(followers: list[Follower], deadline: float) -> TersorError | None:
-    """What the first follower to fail died of; None where all are well, and the trouble is our own."""
+    """What the first follower to fail died of; None where all are well, and the trouble is our own.
+
+    Those that fail after it only lost their connections. One that could not say anything comes before them.
+    """
     while True:
         errors = [error for follower in followers if (error := follower.error()) is not None]
-        if errors or time.monotonic() > deadline:
-            return next((error for error in errors if isinstance(error, RankLost)), errors[0] if errors else None)
+        if errors:
+            return min(errors, key=lambda error: error.at if isinstance(error, RankFailed) else 0.0)
+        if time.monotonic() >= deadline:
+            return None
         time.sleep(POLL_SECONDS)
 
 
@@ -156,7 +174,9 @@ def _be(
         code = 0
     except Exception as error:
         log.warning("Process %d of the training failed: %s", rank, "".join(traceback.format_exception(error)))
-        os.write(words, problem_of(error).model_dump_json().encode()[:MAX_WORDS])
+        problem = problem_of(error)
+        problem = problem.model_copy(update={"detail": problem.detail[:MAX_DETAIL]})
+        os.write(words, LastWords(problem=problem, at=time.monotonic()).model_dump_json().encode())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
