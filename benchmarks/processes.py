@@ -1,0 +1,147 @@
+"""Training in two processes against one
+
+The same steps on the same batches, in turns within one run: a loop written by hand on one and on two threads, Tersor's
+in one process on one and on two threads, and in two processes of one thread each, which sum their gradients. Tersor's
+check of its masks, losses and weights is in all of its figures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from app.contract.errors import JobFailed, Problem
+from app.contract.training import Training
+from benchmarks.harness import ratio, seconds, table, where
+from benchmarks.training import context
+from worker.context import Context
+from worker.demo.train_lenet import lenet, mnist
+from worker.ranks.crew import crew
+from worker.ranks.ranks import Ranks
+from worker.training.loop import train
+
+ROUNDS = 7
+ONE = "Tersor, 1 process, 1 thread"
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them (He 2015)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        same = stride == 1 and before == after
+        self.around = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[batch, before, height, width] -> [batch, after, height / stride, width / stride]."""
+        return nn.functional.relu(self.body(inputs) + self.around(inputs))
+
+
+def resnet() -> nn.Module:
+    """ResNet-20's widths and depths on one channel: 0.27 million parameters."""
+    blocks = [Block(16, 16, 1) for _ in range(3)]
+    blocks += [
+        Block(16, 32, 2),
+        Block(32, 32, 1),
+        Block(32, 32, 1),
+        Block(32, 64, 2),
+        Block(64, 64, 1),
+        Block(64, 64, 1),
+    ]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks, *head)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "LeNet-5, batches of 64": (lenet, 64, 40),
+    "LeNet-5, batches of 512": (lenet, 512, 8),
+    "ResNet-20, batches of 64": (resnet, 64, 12),
+    "ResNet-20, batches of 256": (resnet, 256, 4),
+}
+
+
+def by_hand(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, size: int, steps: int) -> None:
+    """The loop of a tutorial."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    module.train()
+    for chosen in torch.randperm(len(inputs)).split(size)[:steps]:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(inputs[chosen]), targets[chosen])
+        loss.backward()
+        optimizer.step()
+
+
+def measured(ranks: Ranks) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each way by network, in the first process; the other one helps."""
+    arrays = mnist()
+    inputs, targets = torch.from_numpy(arrays["train_inputs"]), torch.from_numpy(arrays["train_targets"])
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, (make, size, steps) in CASES.items():
+        torch.manual_seed(0)
+        own, plain = context(make(), inputs, targets), make()
+        for number in range(ROUNDS + 1):  # the first round pays for allocations
+            for way, taken in _round(ranks, own, plain, inputs, targets, size, steps).items():
+                if number:
+                    found.setdefault(name, {}).setdefault(way, []).append(taken)
+    return found
+
+
+def _round(
+    ranks: Ranks, own: Context, plain: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, size: int, steps: int
+) -> dict[str, float]:
+    training = Training(steps=steps, batch_size=size, divergence_retries=0)
+
+    def alone(threads: int, work: Callable[[], object]) -> float:
+        torch.set_num_threads(threads)
+        return seconds(work)
+
+    def tersor() -> None:
+        own.ranks = Ranks()
+        train(own, training)
+
+    taken = {}
+    for threads in (1, 2):
+        hand, ours = (
+            f"by hand, {threads} thread{'s' * (threads > 1)}",
+            f"{ONE[:-9]}, {threads} thread{'s' * (threads > 1)}",
+        )
+        taken[hand] = ranks.told(lambda: alone(threads, lambda: by_hand(plain, inputs, targets, size, steps)))  # noqa: B023
+        taken[ours] = ranks.told(lambda: alone(threads, tersor))  # noqa: B023
+    torch.set_num_threads(2)  # of which each of two processes takes one
+    own.ranks = ranks
+    taken["Tersor, 2 processes, 1 thread each"] = seconds(
+        lambda: train(own, training.model_copy(update={"processes": 2}))
+    )
+    return taken
+
+
+def main() -> None:
+    """Prints the table."""
+
+    def follow(ranks: Ranks) -> None:
+        measured(ranks)
+
+    def problem_of(error: Exception) -> Problem:
+        return JobFailed(str(error)).problem()
+
+    with tempfile.TemporaryDirectory() as folder, crew(2, Path(folder), follow, problem_of) as ranks:
+        found = measured(ranks)
+    rows = [
+        [name, way, f"{size * steps / statistics.median(taken):,.0f}", f"{ratio(ways[ONE], taken):.2f}"]
+        for (name, ways), (_, size, steps) in zip(found.items(), CASES.values(), strict=True)
+        for way, taken in ways.items()
+    ]
+    table(["network", "way", "samples/s, median", f"ratio to {ONE}"], rows)
+    where("torch", "mlxtend")
