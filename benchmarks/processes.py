@@ -26,7 +26,8 @@ from worker.ranks.ranks import Ranks
 from worker.training.loop import train
 
 ROUNDS = 7
-ONE = "Tersor, 1 process, 1 thread"
+THREADS = {1: "1 thread", 2: "2 threads"}
+ONE = f"Tersor, {THREADS[1]}"
 
 
 class Block(nn.Module):
@@ -52,14 +53,8 @@ class Block(nn.Module):
 def resnet() -> nn.Module:
     """ResNet-20's widths and depths on one channel: 0.27 million parameters."""
     blocks = [Block(16, 16, 1) for _ in range(3)]
-    blocks += [
-        Block(16, 32, 2),
-        Block(32, 32, 1),
-        Block(32, 32, 1),
-        Block(32, 64, 2),
-        Block(64, 64, 1),
-        Block(64, 64, 1),
-    ]
+    for before, after in ((16, 32), (32, 64)):
+        blocks += [Block(before, after, 2), Block(after, after, 1), Block(after, after, 1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
     return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks, *head)
 
@@ -107,18 +102,17 @@ def _round(
         torch.set_num_threads(threads)
         return seconds(work)
 
+    def hand() -> None:
+        by_hand(plain, inputs, targets, size, steps)
+
     def tersor() -> None:
         own.ranks = Ranks()
         train(own, training)
 
     taken = {}
-    for threads in (1, 2):
-        hand, ours = (
-            f"by hand, {threads} thread{'s' * (threads > 1)}",
-            f"{ONE[:-9]}, {threads} thread{'s' * (threads > 1)}",
-        )
-        taken[hand] = ranks.told(lambda: alone(threads, lambda: by_hand(plain, inputs, targets, size, steps)))  # noqa: B023
-        taken[ours] = ranks.told(lambda: alone(threads, tersor))  # noqa: B023
+    for threads, label in THREADS.items():
+        taken[f"by hand, {label}"] = ranks.told(lambda: alone(threads, hand))  # noqa: B023
+        taken[f"Tersor, {label}"] = ranks.told(lambda: alone(threads, tersor))  # noqa: B023
     torch.set_num_threads(2)  # of which each of two processes takes one
     own.ranks = ranks
     taken["Tersor, 2 processes, 1 thread each"] = seconds(
