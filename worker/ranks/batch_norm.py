@@ -89,9 +89,9 @@ def normalized(
 
 def _combined(inputs: Tensor, ranks: Ranks, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance a channel over all ranks, float32, and the number of values a channel."""
-    values = inputs.detach().float().transpose(0, 1).flatten(1)
-    variance, mean = torch.var_mean(values, dim=1, correction=0)
-    own = torch.full_like(mean, values.shape[1] if counts else 0)
+    values = inputs.detach()
+    mean, variance = (found.float() for found in torch.batch_norm_update_stats(values, None, None, 0.0))
+    own = torch.full_like(mean, values.numel() // values.shape[1] if counts else 0)
     n, means, variances = ranks.gathered(torch.stack((own, mean, variance))).unbind(1)
     count = n.sum(0)
     if bool((count <= 1).any()):
@@ -114,19 +114,23 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """As if the statistics were constants, and what they add to that: both are linear in the inputs."""
         inputs, weight, mean, variance, count = ctx.saved_tensors
-        shape = (1, -1, *[1] * (inputs.ndim - 2))
-        scale = (variance + ctx.eps).rsqrt()
-        unit = (inputs.float() - mean.view(shape)) * scale.view(shape)
-        above = grad.float()
-        dims = [dim for dim in range(inputs.ndim) if dim != 1]
-        own = torch.stack((above.sum(dims), (above * unit).sum(dims)))
-        of_bias, of_weight = own.clone()
-        sums, products = ctx.ranks.total(own) / count
-        through = above - sums.view(shape) - unit * products.view(shape)
-        through *= ctx.counts  # the statistics do not hang on what does not count
-        factor = scale if weight is None else scale * weight
-        of_inputs = (through * factor.view(shape)).to(inputs.dtype)
+        of_inputs, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, inputs, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        if ctx.counts:  # the statistics do not hang on what does not count
+            of_unit, of_sum = ctx.ranks.total(torch.stack((of_weight, of_bias)).float()) / count
+            scale = (variance + ctx.eps).rsqrt()
+            factor = scale if weight is None else scale * weight
+            slope = factor * scale * of_unit
+            shift = factor * of_sum - slope * mean
+            shape = (1, -1, *[1] * (inputs.ndim - 2))
+            slope, shift = (each.to(inputs.dtype).view(shape) for each in (slope, shift))
+            of_inputs = torch.addcmul(of_inputs - shift, inputs, slope, value=-1)
+        else:
+            ctx.ranks.total(torch.stack((of_weight, of_bias)).float())
+            of_inputs = torch.zeros_like(inputs)
         if weight is None:
             return of_inputs, None, None, None, None, None
-        return of_inputs, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None
+        return of_inputs, of_weight, of_bias, None, None, None

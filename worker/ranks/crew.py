@@ -10,10 +10,11 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from app.contract.errors import Problem, RankLost, ServiceUnavailable, TersorError
 from worker.limits import PR_SET_PDEATHSIG
+from worker.ranks.lines import Lines, pairs
 from worker.ranks.ranks import Group, Ranks
 from worker.sandbox import descriptors, network
 
@@ -35,6 +37,8 @@ MAX_WORDS = 1 << 16  # what a pipe holds while nobody reads
 MAX_DETAIL = 1 << 13  # characters, of at most six bytes in JSON
 
 Work = Callable[[Ranks], None]
+Ends = dict[int, socket.socket]
+"""Of the lines of one process, by the rank of the other one."""
 
 
 class RankFailed(TersorError):
@@ -97,9 +101,11 @@ def crew(size: int, folder: Path, follow: Work, problem_of: Callable[[Exception]
     if size == 1:
         yield Ranks()
         return
-    followers = [_fork(rank, size, folder, follow, problem_of) for rank in range(1, size)]
+    ends = pairs(size)
+    followers = [_fork(rank, folder, ends, follow, problem_of) for rank in range(1, size)]
+    _close(end for own in ends[1:] for end in own.values())
     try:
-        yield _connected(0, size, folder)
+        yield _connected(0, folder, ends[0])
     except Exception as error:
         # An error with a meaning is the job's own, unless another process failed before.
         patience = 0.0 if isinstance(error, TersorError) else SETTLE_SECONDS
@@ -108,9 +114,15 @@ def crew(size: int, folder: Path, follow: Work, problem_of: Callable[[Exception]
         _end(followers)
 
 
-def _connected(rank: int, size: int, folder: Path) -> Ranks:
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
+
+
+def _connected(rank: int, folder: Path, lines: Ends) -> Ranks:
+    size = len(lines) + 1
     try:
-        made = Group(rank, size, folder)
+        made = Group(rank, size, folder, Lines(lines))
     except RuntimeError as error:
         raise ServiceUnavailable(
             f"The {size} processes of the training could not be connected: {str(error).splitlines()[0]}"
@@ -146,20 +158,22 @@ def _end(followers: list[Follower]) -> None:
         os.close(follower.words)
 
 
-def _fork(rank: int, size: int, folder: Path, follow: Work, problem_of: Callable[[Exception], Problem]) -> Follower:
+def _fork(
+    rank: int, folder: Path, ends: list[Ends], follow: Work, problem_of: Callable[[Exception], Problem]
+) -> Follower:
     parent = os.getpid()
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
         os.close(writing)
         return Follower(rank, pid, reading)
-    _be(rank, size, folder, follow, problem_of, writing, parent)
+    _be(rank, folder, ends[rank], follow, problem_of, writing, parent)
 
 
 def _be(
     rank: int,
-    size: int,
     folder: Path,
+    lines: Ends,
     follow: Work,
     problem_of: Callable[[Exception], Problem],
     words: int,
@@ -169,8 +183,8 @@ def _be(
     code = 1
     try:
         _die_with(parent)
-        descriptors.keep_only(words)
-        follow(_connected(rank, size, folder))
+        descriptors.keep_only(words, *(line.fileno() for line in lines.values()))
+        follow(_connected(rank, folder, lines))
         code = 0
     except Exception as error:
         log.warning("Process %d of the training failed: %s", rank, "".join(traceback.format_exception(error)))

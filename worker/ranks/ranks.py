@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from worker.ranks.lines import Lines
+
 T = TypeVar("T")
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface
+SMALL_BYTES = 1 << 19  # beyond, gloo's ring is as fast
+PACK_BYTES = 1 << 24
 CONNECT_SECONDS = 60.0
 # One rank measures and searches for as long as it likes while the others wait; the job's own time limit ends them all.
 WAIT = datetime.timedelta(days=365)
@@ -35,7 +39,7 @@ class Ranks:
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, to the last bit the same in each; `values` may be overwritten."""
+        """The sum over all ranks, to the last bit the same in each; for a few values."""
         return values
 
     def gathered(self, values: Tensor) -> Tensor:
@@ -62,12 +66,39 @@ class Ranks:
         return nullcontext()
 
 
-class Group(Ranks):
-    """One of several processes, connected to the others by gloo, over loopback."""
+def _mean(ranks: Ranks, bucket: Any) -> torch.futures.Future[Tensor]:
+    """DistributedDataParallel's mean of a bucket of gradients; a large one travels while the backward goes on."""
+    mine: Tensor = bucket.buffer()
+    if mine.nbytes > SMALL_BYTES:
+        ring = dist.all_reduce(mine.div_(ranks.size), async_op=True)
+        return ring.get_future().then(lambda done: done.value()[0])
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(ranks.gathered(mine).mean(0))
+    return done
 
-    def __init__(self, rank: int, size: int, folder: Path) -> None:
+
+def _bytes(values: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _packed(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype together, up to some size: a message each would take longer."""
+    packed: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        own = packed.setdefault(tensor.dtype, [])
+        own.append(tensor)
+        if sum(one.nbytes for one in own) > PACK_BYTES:
+            yield packed.pop(tensor.dtype)
+    yield from packed.values()
+
+
+class Group(Ranks):
+    """One of several processes, connected to the others by gloo, over loopback; by `lines` too, for what is small."""
+
+    def __init__(self, rank: int, size: int, folder: Path, lines: Lines | None = None) -> None:
         """Returns once all are connected; they find each other by a file in `folder`. Raises RuntimeError."""
-        self.rank, self.size = rank, size
+        self.rank, self.size, self._lines = rank, size, lines
         os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
         store = dist.FileStore(str(folder / "ranks"), size)  # type: ignore[attr-defined]
         wait = datetime.timedelta(seconds=CONNECT_SECONDS)
@@ -76,12 +107,17 @@ class Group(Ranks):
         dist.distributed_c10d._set_pg_timeout(WAIT)
 
     def total(self, values: Tensor) -> Tensor:
-        dist.all_reduce(values)
-        return values
+        return self.gathered(values).sum(0)  # sooner than by gloo's all_reduce, which takes several turns
 
     def gathered(self, values: Tensor) -> Tensor:
         found = values.new_empty((self.size, *values.shape))
-        dist.all_gather(list(found.unbind()), values.contiguous())
+        values = values.contiguous()
+        if self._lines is None or values.nbytes > SMALL_BYTES:
+            dist.all_gather(list(found.unbind()), values)
+            return found
+        found[self.rank] = values
+        for rank, said in self._lines.exchanged(_bytes(values)).items():
+            _bytes(found[rank])[:] = said
         return found
 
     def listed(self, value: T) -> list[T]:
@@ -96,13 +132,19 @@ class Group(Ranks):
         return result
 
     def alike(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            with torch.no_grad():
-                dist.broadcast(tensor, src=0)
+        with torch.no_grad():
+            for packed in _packed(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in packed])
+                dist.broadcast(flat, src=0)
+                if not self.first:
+                    for tensor, found in zip(packed, flat.split([one.numel() for one in packed]), strict=True):
+                        tensor.copy_(found.view_as(tensor))
 
     def replicated(self, module: nn.Module) -> nn.Module:
         # Networks may have weights that a batch does not reach. Statistics are looked after by `batch_norm`.
-        return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True)
+        made = DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True)
+        made.register_comm_hook(self, lambda ranks, bucket: _mean(ranks, bucket))  # reads no postponed annotations
+        return made
 
     def unsummed(self, module: nn.Module) -> AbstractContextManager[None]:
         assert isinstance(module, DistributedDataParallel)

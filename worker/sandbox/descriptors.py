@@ -11,8 +11,8 @@ from pathlib import Path
 STANDARD = (0, 1, 2)
 
 
-def keep_only(kept: int) -> None:
-    """Closes all but the standard streams and this descriptor.
+def keep_only(*kept: int) -> None:
+    """Closes all but the standard streams and these descriptors.
 
     A child of the fork server holds the server's lifeline, a word on which ends the server and every job, and a pipe
     to the worker's resource tracker, which believes whatever it reads. Processes that the job starts get a tracker of
@@ -23,7 +23,7 @@ def keep_only(kept: int) -> None:
     forkserver._forkserver._forkserver_address = None  # type: ignore[attr-defined]
     for name in os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"):
         descriptor = int(name)
-        if descriptor not in STANDARD and descriptor != kept:
+        if descriptor not in STANDARD and descriptor not in kept:
             with contextlib.suppress(OSError):  # the one that listed them is closed already
                 os.close(descriptor)
 

@@ -21,6 +21,7 @@ class Lesson:
         self._module = module
         self._statistics = Synchronized(module, ranks)
         self._all: nn.Module | None = None
+        self._heard = nn.Parameter(torch.zeros(()))
         self._names: list[str] = []
 
     def __call__(self, part: Batch, share: float) -> Tensor:
@@ -39,17 +40,21 @@ class Lesson:
         """Made anew where a weight has come under a constraint: it is told no more of the gradients of such."""
         names = [name for name, _ in self._module.named_parameters()]
         if self._all is None or names != self._names:
-            self._all, self._names = (
-                self._ranks.replicated(_Together(self._module, self._objective, self._statistics)),
-                names,
-            )
+            together = _Together(self._module, self._objective, self._statistics)
+            self._all, self._heard, self._names = self._ranks.replicated(together), together.heard, names
         return self._all
 
-    def whole(self, value: float) -> float:
-        """The loss of the whole batch, out of what this process has of it."""
+    def begin(self) -> None:
+        """A step begins: the gradient of the one before is gone."""
+        if self._all is not None:
+            self._heard.grad = None
+
+    def whole(self, value: float, scale: float) -> float:
+        """The loss of the whole batch, out of what this process has of it; `scale` is what losses were times."""
         if self._ranks.size == 1:
             return value
-        return self._ranks.total(torch.tensor(value, dtype=torch.float64)).item() / self._ranks.size
+        assert self._heard.grad is not None
+        return self._heard.grad.item() / scale
 
 
 class _Together(nn.Module):
@@ -59,6 +64,8 @@ class _Together(nn.Module):
         super().__init__()
         self.module, self.learned = module, objective.modules
         self._objective, self._statistics = objective, statistics
+        # Its gradient is the loss, which so comes along with the gradients of all processes.
+        self.heard = nn.Parameter(torch.zeros(()))
         # DistributedDataParallel looks for weights that a batch does not reach, and complains where it finds none.
         self.unreached = nn.Parameter(torch.zeros(()))
 
@@ -67,4 +74,5 @@ class _Together(nn.Module):
             # Its gradient is zero. The loss itself may be none: a mean over nothing.
             return torch.stack([(weight * 0).sum() for weight in self.parameters() if weight.requires_grad]).sum()
         self._statistics.counts = not part.stand_in
-        return self._objective(part) * share
+        loss = self._objective(part) * share
+        return loss + self.heard * loss.detach()

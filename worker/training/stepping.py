@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.contract.training import Settled
 from worker.data.batch import Batch, Share
-from worker.objectives.base import Task
+from worker.objectives.base import Plain, Task
 from worker.ranks.ranks import Ranks
 from worker.training import optimizers, precision
 from worker.training.divergence import Diverged
@@ -53,6 +53,7 @@ class Stepper:
         the shares of several processes: each gives its own, and all get the loss of the whole batch.
         """
         self.optimizer.zero_grad()
+        self._lesson.begin()
         optimizers.set_rate(self.optimizer, lr)
         value = 0.0
         for part, share, last in self._parts(batch):
@@ -61,7 +62,7 @@ class Stepper:
                     loss = self._lesson(part, share)
                 self._scaler.scale(loss).backward()
             value += loss.item()
-        value = self._lesson.whole(value)
+        value = self._lesson.whole(value, self._scaler.get_scale())
         if not math.isfinite(value):
             raise Diverged(f"The training loss became {value}")
         self._move()
@@ -117,9 +118,17 @@ class Stepper:
         rows = [own.tolist() for own in torch.arange(len(batch)).tensor_split(count)]
         parts = [replace(batch.part(own or [0]), stand_in=batch.stand_in or not own) for own in rows]
         terms = [0 if part.stand_in else self._task.terms(part) for part in parts]
-        total = self._ranks.total(torch.tensor(float(sum(terms)), dtype=torch.float64)).item()
+        total = self._terms_of_all(batch, sum(terms))
         chosen = [(part, own / total if own else 0.0) for part, own in zip(parts, terms, strict=True)]
         if alone:
             chosen = [(part, share) for part, share in chosen if share]  # what nothing is said of has no gradient
         for number, (part, share) in enumerate(chosen, 1):
             yield part.to(self._device), share, number == len(chosen)
+
+    def _terms_of_all(self, batch: Batch, own: int) -> float:
+        """The terms of the whole batch, asked of the other processes where its number of samples does not say it."""
+        if self._ranks.size == 1:
+            return own
+        if batch.whole is not None and getattr(type(self._task), "terms", None) is Plain.terms:
+            return batch.whole
+        return self._ranks.total(torch.tensor(float(own), dtype=torch.float64)).item()
