@@ -56,6 +56,9 @@ class Measurement(Part):
     nonzero_parameters: int
     macs: int = Field(description="Multiply-accumulates of one sample, batch 1.")
     metric: Metric | None = Field(description="Null where the dataset has no labelled test or validation split.")
+    other_metrics: tuple[Metric, ...] = Field(
+        (), description="What else is usual for the task, on the same samples; without what the data does not define."
+    )
     latency: Latency
     peak_memory_bytes: int = Field(
         description="Peak resident memory of a fresh process above that of the bare runtime."

@@ -46,6 +46,22 @@ TASKS: dict[Task, TaskKind] = {
     "multi-label": TaskKind("values", "f1", higher_is_better=True),
 }
 
+HIGHER_IS_BETTER = {kind.metric: kind.higher_is_better for kind in TASKS.values()} | {
+    "balanced_accuracy": True,
+    "macro_f1": True,
+    "top_5_accuracy": True,
+    "token_accuracy": True,
+    "mean_average_precision": True,
+    "exact_match": True,
+    "r2": True,
+    "log_loss": False,
+    "calibration_error": False,
+    "character_error_rate": False,
+    "root_mean_squared_error": False,
+    "mean_absolute_error": False,
+}
+"""Every metric of a report by its name."""
+
 
 def evaluation_split(dataset: DatasetFacts | None, task: Task) -> str | None:
     """The split that metrics are measured on: test, else validation, where it is labelled; else none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from app.contract.facts import DatasetFacts, LayerFacts, ModelFacts, SplitFacts, TensorFacts
 from worker.context import Context
 from worker.data.base import Data, RawBatch, Split
-from worker.data.batch import Inputs
+from worker.data.batch import Batch, Inputs
 from worker.data.feed import Feed
 from worker.model import Model
+from worker.objectives.base import Forward, Task, scores
 from worker.objectives.classification import Classification
 
 CLASSES = 10
@@ -144,6 +145,12 @@ def context_for(
         scratch=scratch,
         progress=lambda share: None,
     )
+
+
+def score(task: Task, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
+    """What the task is judged by, and on how many samples."""
+    found = scores(task, forward, batches)
+    return found.value, found.samples
 
 
 def _encode(raw: RawBatch) -> Inputs:

@@ -12,9 +12,11 @@ from app.contract.compatibility import label_map
 from app.contract.tasks import TASKS
 from worker.data.base import Data, RawBatch, RawTargets, Split
 from worker.data.batch import IGNORED, Batch, Share
+from worker.metrics.tally import Scores
 from worker.model import Model
-from worker.objectives.base import Forward
+from worker.objectives.base import Forward, scores
 from worker.objectives.speech import transcripts
+from worker.ranks.ranks import Ranks
 
 
 class Feed:
@@ -41,16 +43,20 @@ class Feed:
         limit: int | None = None,
         skip: int = 0,
         share: Share | None = None,
+        turns: Share | None = None,
     ) -> Iterator[Batch]:
         """Every sample of a split once (the last batch may be short), or the first `limit` of the order.
 
-        The first `skip` batches are left out, and not read; nor is what is not the `share` of a batch.
+        The first `skip` batches are left out, and not read; nor is what is not the `share` of a batch. Processes that
+        take `turns` get each batch in one of them.
         """
         source = self.data.splits[split]
         count = len(source)
         order = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
         order = order[:limit]
         for start in range(skip * batch_size, len(order), batch_size):
+            if turns is not None and start // batch_size % turns.size != turns.rank:
+                continue
             indices = order[start : start + batch_size].tolist()
             if share is None:
                 yield self._read(source, indices)
@@ -65,8 +71,14 @@ class Feed:
         A module behind `forward` must be in eval mode and take inputs that lie on the CPU. Raises DatasetMismatch where
         the split holds no sample or no targets.
         """
+        found = self.scores(forward, split)
+        return found.value, found.samples
+
+    def scores(self, forward: Forward, split: str, ranks: Ranks | None = None) -> Scores:
+        """The same, and the task's other metrics. Several processes take turns, and all get what comes of it."""
+        turns = Share(ranks.rank, ranks.size) if ranks is not None else None
         with torch.inference_mode():
-            return self.task.score(forward, self.batches(split, self.task.evaluation_batch))
+            return scores(self.task, forward, self.batches(split, self.task.evaluation_batch, turns=turns), ranks)
 
     def _read(self, source: Split, indices: list[int]) -> Batch:
         return replace(self._batch(source.read(indices)), indices=tuple(indices))

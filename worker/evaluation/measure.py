@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.contract.facts import Task
 from app.contract.report import Latency, Measurement, Metric
-from app.contract.tasks import TASKS, evaluation_split
+from app.contract.tasks import HIGHER_IS_BETTER, TASKS, evaluation_split
 from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.evaluation.artifact import Reloaded
@@ -48,24 +48,28 @@ def memories(files: Mapping[str, Reloaded], bench: Bench) -> dict[str, int]:
 def measure(file: Reloaded, latency: Latency, peak_memory: int, bench: Bench) -> Measurement:
     """One file's figures; `latency` was taken in turns with its rivals, `peak_memory` in a fresh process."""
     parameters, nonzero = file.parameters()
+    first, *others = metrics(file, bench.feed, bench.task) or (None,)
     return Measurement(
         runtime=file.runtime,
         size_bytes=file.path.stat().st_size,
         parameters=parameters,
         nonzero_parameters=nonzero,
         macs=file.macs(bench.sample),
-        metric=metric(file, bench.feed, bench.task),
+        metric=first,
+        other_metrics=tuple(one for one in others if one is not None),
         latency=latency,
         peak_memory_bytes=peak_memory,
         layers=file.layers(),
     )
 
 
-def metric(file: Reloaded, feed: Feed | None, task: Task) -> Metric | None:
-    """The task's metric on the labelled test split, else on validation, else None."""
+def metrics(file: Reloaded, feed: Feed | None, task: Task) -> tuple[Metric, ...]:
+    """The task's metrics on the labelled test split, else on validation, its own first; none where neither is there."""
     split = evaluation_split(feed.data.facts, task) if feed is not None else None
     if feed is None or split is None:
-        return None
-    value, samples = feed.score(file, split)
-    kind = TASKS[task]
-    return Metric(name=kind.metric, value=value, higher_is_better=kind.higher_is_better, split=split, samples=samples)
+        return ()
+    found = feed.scores(file, split)
+    return tuple(
+        Metric(name=name, value=value, higher_is_better=HIGHER_IS_BETTER[name], split=split, samples=found.samples)
+        for name, value in ((TASKS[task].metric, found.value), *found.others.items())
+    )

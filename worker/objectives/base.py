@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from app.contract.errors import DatasetMismatch
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
+from worker.metrics.tally import Make, Scores, Tally
+from worker.ranks.ranks import Ranks
 
 Forward: TypeAlias = Callable[[Inputs], Any]
 """Takes inputs and returns the output as a tensor or an array: a module in eval mode, or another runtime's session."""
@@ -39,8 +41,11 @@ class Task(Protocol):
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         """How far a student's outputs are from its teacher's; scalar, 0 where they are equal."""
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """The task's metric over batches, and how many samples those were."""
+    def tally(self) -> Tally:
+        """Its metrics, of no batch yet."""
+
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """Takes in what a model makes of a batch. Raises DatasetMismatch for a batch without targets."""
 
 
 class Plain:
@@ -48,6 +53,10 @@ class Plain:
 
     evaluation_batch = 256
     supervised = True
+    metrics: ClassVar[Make]
+
+    def tally(self) -> Tally:
+        return Tally(type(self).metrics)
 
     def targets(self, raw: RawBatch, inputs: Inputs) -> Tensor | None:
         return raw.targets if isinstance(raw.targets, Tensor) else None
@@ -81,8 +90,12 @@ def run(forward: Forward, batch: Batch) -> Tensor:
     return torch.as_tensor(forward(batch.inputs)).cpu()
 
 
-def counted(samples: int) -> int:
-    """The number of samples; raises DatasetMismatch for none, which have no metric."""
-    if samples == 0:
-        raise DatasetMismatch("The split is empty: a metric needs samples.", pointer="/dataset")
-    return samples
+def scores(task: Task, forward: Forward, batches: Iterable[Batch], ranks: Ranks | None = None) -> Scores:
+    """The metrics of a task over batches, those of all processes; each gives its own, and any number of them.
+
+    Raises DatasetMismatch where they hold no targets.
+    """
+    tally = task.tally()
+    for batch in batches:
+        task.judge(tally, forward, batch)
+    return tally.scores(ranks)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+import torch
 from torch import Tensor
 
 from worker.data.batch import Batch
-from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.metrics.kinds import MANY, of_classes
+from worker.metrics.tally import Tally
+from worker.objectives.base import Forward, Plain, required, run
 from worker.training import losses
 
 
 class Classification(Plain):
     """Logits [batch, classes] against classes int64 [batch]."""
+
+    metrics = of_classes
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return losses.cross_entropy(outputs, required(batch))
@@ -20,13 +23,20 @@ class Classification(Plain):
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         return losses.soft_targets(student, teacher, temperature)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Accuracy: the share of samples whose largest logit is the target's. A row with a NaN counts as wrong."""
-        correct = total = 0
-        for batch in batches:
-            targets = required(batch)
-            logits = run(forward, batch)
-            hits = (logits.argmax(-1) == targets.cpu()) & ~logits.isnan().any(-1)
-            correct += int(hits.sum())
-            total += len(batch)
-        return correct / counted(total), total
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """A sample is right where its largest logit is the target's. A row with a NaN is wrong."""
+        targets, logits = required(batch).cpu(), run(forward, batch).double()
+        broken = logits.isnan().any(-1)
+        said = logits.argmax(-1)
+        said = torch.where(broken, (targets + 1) % logits.shape[-1], said)
+        likelihoods = logits.log_softmax(-1)
+        own = likelihoods.gather(-1, targets[:, None])
+        values = {
+            "accuracy": ((said == targets) & ~broken,),
+            "balanced_accuracy": (said, targets),
+            "macro_f1": (said, targets),
+            "top_5_accuracy": (((likelihoods > own).sum(-1) < MANY) & ~broken,),
+            "log_loss": (-own,),
+            "calibration_error": (likelihoods.exp().nan_to_num(), targets),
+        }
+        tally.update(len(batch), len(batch), logits.shape[-1], values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -12,7 +11,9 @@ from torch.nn import functional
 
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, counting, required, run
+from worker.metrics.kinds import of_tokens
+from worker.metrics.tally import Tally
+from worker.objectives.base import Forward, Plain, counting, required, run
 from worker.training import losses
 
 # BERT's (Devlin, Chang, Lee & Toutanova 2018): of the chosen tokens 80 % are hidden, 10 % replaced, 10 % kept.
@@ -25,6 +26,7 @@ MASK_SEED = 0  # of an evaluation: every artifact is asked for the same hidden t
 class CausalLm(Plain):
     """Logits [batch, tokens, vocabulary]; position i is judged by token i + 1."""
 
+    metrics = of_tokens
     evaluation_batch = 4
 
     def targets(self, raw: RawBatch, inputs: Inputs) -> Tensor | None:
@@ -41,14 +43,15 @@ class CausalLm(Plain):
         counts = required(batch)[:, 1:] != IGNORED
         return losses.soft_targets(student[:, :-1], teacher[:, :-1], temperature, counts)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Perplexity a token: exp of the mean negative log-likelihood of every token after the first of its text."""
-        return _perplexity((run(forward, batch)[:, :-1], required(batch)[:, 1:]) for batch in batches)
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """Every token after the first of its text."""
+        _judge(tally, run(forward, batch)[:, :-1], required(batch)[:, 1:].cpu())
 
 
 class MaskedLm(Plain):
     """Logits [batch, tokens, vocabulary]; judged at the tokens that were hidden."""
 
+    metrics = of_tokens
     evaluation_batch = 8
 
     def __init__(self, mask: int, special: Iterable[int], vocabulary: int) -> None:
@@ -86,11 +89,11 @@ class MaskedLm(Plain):
         counts = batch.inputs[1].bool() if len(batch.inputs) > 1 else None
         return losses.soft_targets(student, teacher, temperature, counts)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Pseudo-perplexity: exp of the mean negative log-likelihood of the hidden tokens, which a fixed seed chose."""
-        random = torch.Generator().manual_seed(MASK_SEED)
-        prepared = (self.prepare(batch, random) for batch in batches)
-        return _perplexity((run(forward, batch), required(batch)) for batch in prepared)
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """The hidden tokens, which a seed chose: the batch's own, so that it hides the same in every evaluation."""
+        place = batch.indices[0] if batch.indices else 0
+        prepared = self.prepare(batch, torch.Generator().manual_seed(MASK_SEED + place))
+        _judge(tally, run(forward, prepared), required(prepared).cpu())
 
 
 def _visible(inputs: Inputs) -> Tensor:
@@ -99,17 +102,10 @@ def _visible(inputs: Inputs) -> Tensor:
     return torch.where(inputs[1].bool(), ids, IGNORED) if len(inputs) > 1 else ids
 
 
-def _perplexity(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-    """exp of the mean cross-entropy over the targets that count, and how many samples there were."""
-    loss, tokens, samples = 0.0, 0, 0
-    for logits, targets in pairs:
-        flat = targets.cpu().flatten()
-        each = functional.cross_entropy(logits.flatten(0, -2).float(), flat, ignore_index=IGNORED, reduction="sum")
-        loss += float(each)
-        tokens += int((flat != IGNORED).sum())
-        samples += len(targets)
-    counted(tokens)
-    try:
-        return math.exp(loss / tokens), samples
-    except OverflowError:  # a broken artifact can be as bad as that, and a report is JSON
-        return float(torch.finfo(torch.float64).max), samples
+def _judge(tally: Tally, logits: Tensor, targets: Tensor) -> None:
+    """logits [batch, tokens, vocabulary] at the targets int64 [batch, tokens] that count."""
+    counts = targets != IGNORED
+    chosen, wanted = logits[counts].float(), targets[counts]
+    loss = functional.cross_entropy(chosen, wanted, reduction="none").double()
+    values = {"perplexity": (loss,), "log_loss": (loss,), "token_accuracy": (chosen.argmax(-1) == wanted,)}
+    tally.update(len(targets), len(wanted), 0, values if len(wanted) else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,13 +13,16 @@ from torch.nn import functional
 from app.contract.errors import DatasetMismatch
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, counting, required, run
+from worker.metrics.kinds import of_speech
+from worker.metrics.tally import Tally
+from worker.objectives.base import Forward, Plain, counting, required, run
 from worker.training import losses
 
 Spell = Callable[[list[str]], list[list[int]]]
 """Transcripts to token ids."""
 Read = Callable[[Tensor], list[str]]
 """Token ids [batch, tokens] to text; for CTC the ids are a frame's best and still repeat."""
+WORDLESS = "Every transcript of the split is empty: there is no word to be wrong."
 Frames = Callable[[Inputs, int], Tensor]
 """How many of the output's frames [batch] are no padding, from the inputs and the number of output frames."""
 
@@ -51,18 +54,16 @@ class Ctc(Plain):
         counts = torch.arange(student.shape[1], device=student.device) < frames[:, None]
         return losses.soft_targets(student, teacher, temperature, counts)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Word error rate of the best path: each frame's best symbol, repeats merged, blanks dropped."""
-        said: list[str] = []
-        meant: list[str] = []
-        for batch in batches:
-            outputs = run(forward, batch)
-            frames = self._frames(batch.inputs, outputs.shape[1]).cpu()
-            best = outputs.argmax(-1)
-            best[torch.arange(best.shape[1]) >= frames[:, None]] = self._blank
-            said += self._read(best)
-            meant += references(batch)
-        return word_error_rate(said, meant)
+    def tally(self) -> Tally:
+        return Tally(of_speech, WORDLESS)
+
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """The best path: each frame's best symbol, repeats merged, blanks dropped."""
+        outputs = run(forward, batch)
+        frames = self._frames(batch.inputs, outputs.shape[1]).cpu()
+        best = outputs.argmax(-1)
+        best[torch.arange(best.shape[1]) >= frames[:, None]] = self._blank
+        judge_words(tally, self._read(best), references(batch))
 
     def imitated(self, forward: Forward, batch: Batch) -> Batch:
         """The batch with the best path of `forward` as targets: repeats merged, blanks dropped."""
@@ -113,14 +114,12 @@ class Transcription(Plain):
         counts = None if batch.targets is None else batch.targets != IGNORED
         return losses.soft_targets(student, teacher, temperature, counts)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Word error rate of what the model writes on its own, the likeliest token each time."""
-        said: list[str] = []
-        meant: list[str] = []
-        for batch in batches:
-            said += self._read(self._write(forward, batch.inputs[:-1]))
-            meant += references(batch)
-        return word_error_rate(said, meant)
+    def tally(self) -> Tally:
+        return Tally(of_speech, WORDLESS)
+
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """What the model writes on its own, the likeliest token each time."""
+        judge_words(tally, self._read(self._write(forward, batch.inputs[:-1])), references(batch))
 
     def imitated(self, forward: Forward, batch: Batch) -> Batch:
         """The batch with what `forward` writes on its own as the transcript."""
@@ -170,18 +169,11 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(filled, dtype=torch.int64).reshape(len(rows), width)
 
 
-def word_error_rate(said: list[str], meant: list[str]) -> tuple[float, int]:
-    """Edits a word of what was meant, after `spoken`; and how many samples there were."""
-    # Only here, since it takes seconds to import.
-    from torchmetrics.functional.text import word_error_rate as rate
-
-    counted(len(meant))
+def judge_words(tally: Tally, said: list[str], meant: list[str]) -> None:
+    """Edits of what was meant, after `spoken`."""
     words = [spoken(text) for text in meant]
-    if not any(words):
-        raise DatasetMismatch(
-            "Every transcript of the split is empty: there is no word to be wrong.", pointer="/dataset"
-        )
-    return float(rate([spoken(text) for text in said], words)), len(meant)
+    both = ([spoken(text) for text in said], words)
+    tally.update(len(meant), sum(map(bool, words)), 0, {"word_error_rate": both, "character_error_rate": both})
 
 
 def spoken(text: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.base import Forward, Plain, counted, counting, required, run
+from worker.metrics.kinds import of_tags
+from worker.metrics.tally import Tally
+from worker.objectives.base import Forward, Plain, counting, required, run
 from worker.training import losses
 
 Words = Callable[[RawBatch], list[list[int | None]]]
@@ -22,6 +25,7 @@ class TokenClassification(Plain):
     A word is judged by its first token. Without `words` (arrays of ids) the targets come aligned.
     """
 
+    metrics = of_tags
     evaluation_batch = 32
 
     def __init__(self, words: Words | None = None) -> None:
@@ -42,17 +46,15 @@ class TokenClassification(Plain):
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         return losses.soft_targets(student, teacher, temperature, _counts(batch))
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Accuracy over words."""
-        correct = words = samples = 0
-        for batch in batches:
-            targets = required(batch).cpu()
-            counts = targets != IGNORED
-            correct += int(((run(forward, batch).argmax(-1) == targets) & counts).sum())
-            words += int(counts.sum())
-            samples += len(batch)
-        counted(words)
-        return correct / words, samples
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """Of the words."""
+        targets, logits = required(batch).cpu(), run(forward, batch)
+        counts = targets != IGNORED
+        chosen, wanted = logits[counts].double(), targets[counts]
+        said = chosen.argmax(-1)
+        loss = functional.cross_entropy(chosen, wanted, reduction="none")
+        values = {"accuracy": (said == wanted,), "macro_f1": (said, wanted), "log_loss": (loss,)}
+        tally.update(len(batch), len(wanted), logits.shape[-1], values if len(wanted) else None)
 
 
 def _aligned(words: list[int | None], tags: Tensor | str) -> list[int]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 from torch.nn import functional
 
 from app.contract.errors import DatasetMismatch
 from worker.data.batch import Batch
-from worker.objectives.base import Forward, Plain, counted, required, run
+from worker.metrics.kinds import of_labels, of_values
+from worker.metrics.tally import Tally
+from worker.objectives.base import Forward, Plain, required, run
 
 
 class Regression(Plain):
     """Values [batch, ...] of any shape; stands in for outputs that no other task has, such as detection maps."""
+
+    metrics = of_values
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return functional.mse_loss(outputs, _like(required(batch), outputs))
@@ -21,20 +23,24 @@ class Regression(Plain):
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         return functional.mse_loss(student, teacher)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """The mean squared error over all values."""
-        total = squares = values = 0.0
-        for batch in batches:
-            outputs = run(forward, batch).double()
-            error = outputs - _like(required(batch).cpu(), outputs)
-            squares += float(error.square().sum())
-            values += error.numel()
-            total += len(batch)
-        return squares / max(values, 1), counted(int(total))
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """Every value counts, however many a sample has."""
+        outputs = run(forward, batch).double()
+        targets = _like(required(batch).cpu(), outputs)
+        error = outputs - targets
+        values = {
+            "mean_squared_error": (error.square(),),
+            "root_mean_squared_error": (error.square(),),
+            "mean_absolute_error": (error.abs(),),
+            "r2": (outputs.flatten(), targets.flatten()),
+        }
+        tally.update(len(batch), len(batch), 0, values)
 
 
 class MultiLabel(Plain):
     """Logits [batch, labels], each label on its own; targets are 0 or 1."""
+
+    metrics = of_labels
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs, _like(required(batch), outputs))
@@ -46,19 +52,18 @@ class MultiLabel(Plain):
         own = functional.binary_cross_entropy_with_logits(teacher / temperature, soft)
         return temperature**2 * (cross - own)
 
-    def score(self, forward: Forward, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Micro-averaged F1 at a probability of one half."""
-        right = said = true = total = 0
-        for batch in batches:
-            outputs = run(forward, batch)
-            targets = _like(required(batch).cpu(), outputs) > 0.5
-            labelled = outputs > 0
-            right += int((labelled & targets).sum())
-            said += int(labelled.sum())
-            true += int(targets.sum())
-            total += len(batch)
-        counted(total)
-        return (2 * right / (said + true) if said + true else 1.0), total
+    def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
+        """A label is said at a probability of one half and more."""
+        outputs = run(forward, batch).flatten(1)
+        targets = (_like(required(batch).cpu(), outputs) > 0.5).long()
+        said, likelihoods = (outputs > 0).long(), outputs.sigmoid().nan_to_num()
+        values = {
+            "f1": (said, targets),
+            "macro_f1": (said, targets),
+            "mean_average_precision": (likelihoods, targets),
+            "exact_match": (said, targets),
+        }
+        tally.update(len(batch), len(batch), outputs.shape[1], values)
 
 
 def _like(targets: Tensor, outputs: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class _Run:
             return False
         self.module.eval()
         with self.averaged.shown() if self.averaged is not None else nullcontext():
-            metric = self.sign * self.ranks.told(lambda: self.feed.score(self._forward, "validation")[0])
+            metric = self.sign * self.feed.scores(self._forward, "validation", self.ranks).value
             stop = self.stopper is not None and self.stopper.judge(metric, len(self.at.means))
         if self.training.schedule == "plateau":
             self.plateau.judge(metric)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.contract.errors import DatasetMismatch
-from tests.worker.helpers import MemorySplit, memory_data, tiny_model
+from tests.worker.helpers import MemorySplit, memory_data, score, tiny_model
 from worker.data.base import Data
 from worker.data.feed import Feed
 
@@ -23,7 +23,7 @@ def feed(targets: torch.Tensor | None = TARGETS) -> Feed:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_the_share_of_right_answers_whatever_the_batches(batch_size: int) -> None:
-    assert feed().task.score(lambda inputs: inputs[0], feed().batches("test", batch_size)) == (3 / 5, 5)
+    assert score(feed().task, lambda inputs: inputs[0], feed().batches("test", batch_size)) == (3 / 5, 5)
 
 
 def test_a_runtime_that_returns_arrays_counts_alike() -> None:

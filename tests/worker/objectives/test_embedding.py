@@ -9,8 +9,9 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from app.contract.errors import Unsupported
+from tests.worker.helpers import score
 from worker.data.batch import Batch
-from worker.objectives import embedding
+from worker.metrics import kinds
 from worker.objectives.embedding import SentenceEmbedding
 
 RANDOM = np.random.default_rng(3)
@@ -20,14 +21,14 @@ VECTORS = RANDOM.normal(size=(40, 6)) + 1.5 * np.eye(6)[CLASSES]
 
 @pytest.mark.parametrize(("batch", "block"), [(7, 512), (40, 16)])
 def test_neighbours_are_scikit_learns(batch: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "BLOCK", block)
+    monkeypatch.setattr(kinds, "BLOCK", block)
     neighbour = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
     wanted = cross_val_score(neighbour, VECTORS, CLASSES, cv=LeaveOneOut()).mean()
     parts = [
         Batch((torch.tensor(VECTORS[i : i + batch]),), torch.tensor(CLASSES[i : i + batch]))
         for i in range(0, 40, batch)
     ]
-    value, samples = SentenceEmbedding().score(lambda inputs: inputs[0], parts)
+    value, samples = score(SentenceEmbedding(), lambda inputs: inputs[0], parts)
     assert value == pytest.approx(wanted)
     assert 0.4 < value < 1
     assert samples == 40

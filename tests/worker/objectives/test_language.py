@@ -8,6 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
+from tests.worker.helpers import score
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch, Inputs
 from worker.objectives.language import CausalLm, MaskedLm
@@ -36,7 +37,7 @@ def bigram(inputs: Inputs) -> Tensor:
 def test_perplexity_is_that_of_the_next_tokens() -> None:
     losses = [-log_softmax(TABLE[IDS[row, at]])[IDS[row, at + 1]] for row in range(6) for at in range(LENGTHS[row] - 1)]
     whole = batch(CausalLm())
-    value, samples = CausalLm().score(bigram, [whole])
+    value, samples = score(CausalLm(), bigram, [whole])
     assert samples == 6
     assert value == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     assert CausalLm().loss(bigram(whole.inputs), whole).item() == pytest.approx(np.mean(losses))
@@ -80,9 +81,9 @@ def test_every_model_is_asked_for_the_same_hidden_tokens() -> None:
         seen.append(inputs[0])
         return bigram(inputs)
 
-    first = task.score(forward, [batch(task)])
+    first = score(task, forward, [batch(task)])
     torch.manual_seed(12345)
-    assert task.score(forward, [batch(task)]) == first
+    assert score(task, forward, [batch(task)]) == first
     assert torch.equal(*seen)
 
 
@@ -99,5 +100,5 @@ def test_a_broken_model_has_a_perplexity_that_json_can_hold() -> None:
     ids = torch.tensor([[0, 1]])
     wrong = torch.full((1, 2, VOCABULARY), 0.0)
     wrong[..., 0] = 1e6
-    value, _ = CausalLm().score(lambda inputs: wrong, [Batch((ids,), ids)])
+    value, _ = score(CausalLm(), lambda inputs: wrong, [Batch((ids,), ids)])
     assert np.isfinite(value)

@@ -11,9 +11,12 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from app.contract.errors import DatasetMismatch
+from tests.worker.helpers import score
 from worker.data.base import RawBatch, Sound
 from worker.data.batch import IGNORED, Batch, Inputs
-from worker.objectives.speech import Ctc, Transcription, padded, spoken, word_error_rate
+from worker.metrics.kinds import of_speech
+from worker.metrics.tally import Tally
+from worker.objectives.speech import WORDLESS, Ctc, Transcription, judge_words, padded, spoken
 
 SYMBOLS = "_ab "  # the blank first
 SOUND = Sound(torch.zeros(4), 4)
@@ -59,14 +62,29 @@ def test_the_best_path_is_read_without_repeats_blanks_and_padding() -> None:
     outputs = one_hot(["aa_a  bb", "b__bab a"])  # the second ends after four frames
     batch = batch_of(task, ["aa b", "b a"], (outputs,))
     # "aa b" is right; "bb" against "b a": one word changed, one missing. Four words were meant.
-    assert task.score(lambda inputs: outputs, [batch]) == (pytest.approx(2 / 4), 2)
+    assert score(task, lambda inputs: outputs, [batch]) == (pytest.approx(2 / 4), 2)
+
+
+def error_rates(*batches: tuple[list[str], list[str]]) -> tuple[float, int, float]:
+    """Of words, over how many samples, and of characters."""
+    tally = Tally(of_speech, WORDLESS)
+    for said, meant in batches:
+        judge_words(tally, said, meant)
+    found = tally.scores()
+    return found.value, found.samples, found.others["character_error_rate"]
 
 
 def test_error_rates_by_hand() -> None:
-    assert word_error_rate(["the cat sat"], ["The cat, sat!"]) == (0.0, 1)
-    assert word_error_rate(["a x c", ""], ["a b c d", "e"]) == (pytest.approx(3 / 5), 2)
-    with pytest.raises(DatasetMismatch, match="empty"):
-        word_error_rate(["a"], ["…"])
+    assert error_rates((["the cat sat"], ["The cat, sat!"])) == (0.0, 1, 0.0)
+    # Of five words one is wrong and two are missing; of eight characters, spaces too, one is wrong and three missing.
+    assert error_rates((["a x c", ""], ["a b c d", "e"])) == (pytest.approx(3 / 5), 2, pytest.approx(4 / 8))
+
+
+def test_what_is_said_where_nothing_was_counts_in_any_batch() -> None:
+    together = error_rates((["a b", "c"], ["a b", ""]))
+    assert together == error_rates((["a b"], ["a b"]), (["c"], [""])) == (0.5, 2, pytest.approx(1 / 3))
+    with pytest.raises(DatasetMismatch, match="no word to be wrong"):
+        error_rates((["a"], ["…"]))
 
 
 def test_what_is_spoken_has_no_case_and_no_commas() -> None:
@@ -110,7 +128,7 @@ def test_it_writes_until_it_says_so_or_has_no_room(longest: int, said: list[str]
     raw = RawBatch([SOUND, SOUND], said)
     task = transcription(longest)
     inputs = (torch.zeros(2, 3), task.decoder_inputs(raw))
-    assert task.score(forward, [Batch(inputs, task.targets(raw, inputs), said)]) == (0.0, 2)
+    assert score(task, forward, [Batch(inputs, task.targets(raw, inputs), said)]) == (0.0, 2)
 
 
 def test_rows_of_unequal_length() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.worker.helpers import score
 from worker.data.base import RawBatch
 from worker.data.batch import IGNORED, Batch
 from worker.objectives.tokens import TokenClassification
@@ -34,6 +35,6 @@ def test_arrays_come_aligned() -> None:
 def test_accuracy_counts_words() -> None:
     logits = torch.zeros(3, 7, 5)
     logits[..., 1] = 1.0  # says 1 everywhere: right for "is" and for "Llanfair", of five words
-    value, samples = TokenClassification().score(lambda inputs: logits, [Batch((logits,), torch.tensor(ALIGNED))])
+    value, samples = score(TokenClassification(), lambda inputs: logits, [Batch((logits,), torch.tensor(ALIGNED))])
     assert value == pytest.approx(2 / 5)
     assert samples == 3

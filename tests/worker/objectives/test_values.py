@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from sklearn.metrics import f1_score
 
 from app.contract.errors import DatasetMismatch
+from tests.worker.helpers import score
 from worker.data.batch import Batch
 from worker.objectives.values import MultiLabel, Regression
 
@@ -28,21 +29,21 @@ def batches(targets: np.ndarray, size: int) -> list[Batch]:
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_the_mean_squared_error_whatever_the_batches(size: int) -> None:
-    value, samples = Regression().score(lambda inputs: inputs[0], batches(TRUE, size))
+    value, samples = score(Regression(), lambda inputs: inputs[0], batches(TRUE, size))
     assert value == pytest.approx(np.mean((OUTPUTS - TRUE) ** 2))
     assert samples == 7
 
 
 def test_a_column_of_targets_is_not_broadcast() -> None:
     column = Batch((torch.zeros(4, 1),), torch.arange(4.0))
-    assert Regression().score(lambda inputs: inputs[0], [column]) == (pytest.approx((0 + 1 + 4 + 9) / 4), 4)
+    assert score(Regression(), lambda inputs: inputs[0], [column]) == (pytest.approx((0 + 1 + 4 + 9) / 4), 4)
     with pytest.raises(DatasetMismatch, match=r"\[4, 2\]"):
         Regression().loss(torch.zeros(4, 2), column)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_f1_is_scikit_learns(size: int) -> None:
-    value, samples = MultiLabel().score(lambda inputs: inputs[0], batches(LABELS, size))
+    value, samples = score(MultiLabel(), lambda inputs: inputs[0], batches(LABELS, size))
     assert value == pytest.approx(f1_score(LABELS, OUTPUTS > 0, average="micro"))
     assert samples == 7
 

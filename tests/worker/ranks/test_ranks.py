@@ -62,3 +62,16 @@ def test_batch_norm_is_that_of_the_whole_batch(shape: tuple[int, ...], sizes: li
         assert one[4].tolist() == [values] * shape[1]
         close(one[5], weight.grad)
         close(one[6], bias.grad)
+
+
+def test_processes_that_take_turns_come_to_the_metrics_of_one(tmp_path: Path) -> None:
+    """Of five batches, with three processes; all get all of it."""
+    (expected,) = together(1, tmp_path / "1", works.judged, "validation")
+    found = together(3, tmp_path / "3", works.judged, "validation")
+    assert found[0]["classes"].samples == 250
+    assert len(found[0]["classes"].others) == 5
+    for one in found:
+        for task, own in expected.items():
+            assert one[task].value == pytest.approx(own.value, rel=1e-12)
+            assert one[task].samples == own.samples
+            assert one[task].others == pytest.approx(own.others, abs=1e-6)

@@ -12,14 +12,18 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from app.contract.errors import InvalidSpec, JobFailed, Problem, TersorError
 from app.contract.spec import Step
 from app.contract.training import Training
-from tests.worker.helpers import context_for, convnet, digits_data, mlp, part_of, tiny_model
+from tests.worker.helpers import MemorySplit, context_for, convnet, digits_data, mlp, part_of, tiny_model
 from worker.constraints import baked, impose_mask
 from worker.data.batch import Batch
+from worker.data.feed import Feed
 from worker.objectives.classification import Classification
+from worker.objectives.embedding import SentenceEmbedding
+from worker.objectives.values import Regression
 from worker.ranks.batch_norm import normalized
 from worker.ranks.crew import crew
 from worker.ranks.ranks import Ranks
@@ -189,3 +193,23 @@ def _do(what: str) -> None:
             raise InvalidSpec("a bad spec", pointer="/steps/1")
         case "fails":
             raise ValueError("an error of ours")
+
+
+def judged(ranks: Ranks, split: str) -> dict[str, Any]:
+    """The metrics of an untrained network and of one for values, over all processes."""
+    found = {}
+    data = digits_data()
+    for name, task in {"classes": Classification(), "values": Regression(), "vectors": SentenceEmbedding()}.items():
+        model = replace(tiny_model(mlp()), task=task)
+        task.evaluation_batch = 60  # five batches of 250: not as many for each
+        if name == "values":
+            held = data.splits[split]
+            assert isinstance(held, MemorySplit)
+            labels = held.targets
+            assert labels is not None
+            values = functional.one_hot(labels, 10).float()
+            data = replace(data, splits={**data.splits, split: MemorySplit(held.inputs, values)})
+        feed = Feed(model, data)
+        found[name] = feed.scores(lambda inputs: model.module(*inputs).detach(), split, ranks)  # noqa: B023
+        data = digits_data()
+    return found
