@@ -13,6 +13,7 @@ from app.contract.optimizing import Optimizer, Precision
 from app.contract.recipes import RECIPES
 from app.contract.scheduling import Schedule
 from app.contract.spec import Finetune
+from app.contract.tasks import HIGHER_IS_BETTER, TASKS
 from app.contract.training import Training
 from app.settings import Settings
 
@@ -56,6 +57,14 @@ def test_the_page_of_training_lists_every_field_and_its_example_is_taken() -> No
     told = step.training.model_fields_set - {"epochs"}
     same = {name for name in told if getattr(step.training, name) == getattr(unset, name)}
     assert same == {"checkpoint_steps"}  # an example that says nothing new shows nothing
+
+
+def test_the_page_of_metrics_lists_every_metric_and_every_task() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert not [name for name in (*HIGHER_IS_BETTER, *TASKS) if f"`{name}`" not in page]
+    directions = re.findall(r"^\| (.+?) \| (higher|lower) \|", page, re.MULTILINE)
+    told = {name: way == "higher" for names, way in directions for name in re.findall(r"`(\w+)`", names)}
+    assert told == HIGHER_IS_BETTER
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -16,7 +16,9 @@ NOISE = 0.9
 # A file within 2 % of the upload's size differs by its header only.
 SAME_SIZE = 1.02
 # Metrics that are no shares of a whole.
-UNBOUNDED = ("perplexity", "mean_squared_error")
+UNBOUNDED = ("perplexity", "log_loss", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error", "r2")
+# By so much another metric has to get worse, and the task's own by less than half of it, to be worth a word.
+MARKED = 0.02
 
 
 def warnings(
@@ -29,7 +31,7 @@ def warnings(
 ) -> tuple[str, ...]:
     """Sentences, the worst first."""
     found: list[str] = []
-    for judge in (_slower, _less_accurate, _not_smaller):
+    for judge in (_slower, _less_accurate, _worse_elsewhere, _not_smaller):
         found.extend(sentence for artifact in artifacts for sentence in judge(artifact, uploaded, spec))
     if uploaded.metric is None:
         name = TASKS[facts.task].metric.replace("_", " ")
@@ -82,12 +84,34 @@ def _less_accurate(artifact: ArtifactReport, uploaded: Measurement, spec: Resolv
     metric = artifact.measurement.metric
     if metric is None or uploaded.metric is None:
         return
-    loss = uploaded.metric.value - metric.value if metric.higher_is_better else metric.value - uploaded.metric.value
-    if loss > 0:
+    if _lost(metric, uploaded.metric) > 0:
         yield (
             f"{artifact.name} is less accurate: {metric.name.replace('_', ' ')} {_shown(metric)} against "
             f"{_shown(uploaded.metric)} on {metric.samples} samples of {metric.split}."
         )
+
+
+def _worse_elsewhere(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
+    """What the task's own metric does not show: a class that is no longer found, confidence that means nothing."""
+    metric = artifact.measurement.metric
+    if metric is None or uploaded.metric is None or metric.name in UNBOUNDED:
+        return
+    before = {other.name: other for other in uploaded.other_metrics if other.name not in UNBOUNDED}
+    for other in artifact.measurement.other_metrics:
+        if other.name not in before:
+            continue
+        loss = _lost(other, before[other.name])
+        if loss >= MARKED and _lost(metric, uploaded.metric) < loss / 2:
+            yield (
+                f"{artifact.name} is worse than its {metric.name.replace('_', ' ')} tells: "
+                f"{other.name.replace('_', ' ')} {_shown(other)} against {_shown(before[other.name])} on "
+                f"{other.samples} samples of {other.split}."
+            )
+
+
+def _lost(metric: Metric, before: Metric) -> float:
+    """By how much it got worse."""
+    return before.value - metric.value if metric.higher_is_better else metric.value - before.value
 
 
 def _shown(metric: Metric) -> str:

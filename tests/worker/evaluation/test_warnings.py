@@ -155,3 +155,22 @@ def test_a_rate_that_was_lowered_is_said() -> None:
         for sentence in told:
             assert f"step 1 (finetune) diverged {words}" in sentence
             assert "first from 0.5. The training loss became nan." in sentence
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "accuracy", "told"),
+    [(0.9, 0.85, 0.9, True), (0.9, 0.85, 0.87, False), (0.9, 0.89, 0.9, False), (0.85, 0.9, 0.9, False)],
+    ids=["a class is lost", "the accuracy shows it", "hardly", "better"],
+)
+def test_what_the_tasks_own_metric_hides_is_said(before: float, after: float, accuracy: float, told: bool) -> None:
+    def with_f1(found: Measurement, value: float) -> Measurement:
+        other = Metric(name="macro_f1", value=value, higher_is_better=True, split="test", samples=500)
+        return found.model_copy(update={"other_metrics": (other,)})
+
+    uploaded = with_f1(measurement(accuracy=0.9), before)
+    one = artifact()
+    one = one.model_copy(update={"measurement": with_f1(measurement(accuracy=accuracy), after)})
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=STATIC, export=("onnx",), seed=0)
+    found = warnings(spec, FACTS, None, uploaded, [one])
+    sentence = "is worse than its accuracy tells: macro f1 85.00% against 90.00% on 500 samples of test."
+    assert any(sentence in said for said in found) is told
