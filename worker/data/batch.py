@@ -20,14 +20,18 @@ IGNORED = -100
 class Batch:
     """Inputs of the model, and targets on its scale: int64 classes [batch] or [batch, steps], or float32 values.
 
+    Where samples are mixed, targets of one class a sample are float32 shares [batch, classes].
+
     Positions whose target is IGNORED do not count. `references` are the transcripts of speech, for its error rate.
-    `indices` are the places of the samples in their split; who changes inputs at random sets them to None.
+    `indices` are the places of the samples in their split; who changes inputs at random sets them to None. `smoothing`
+    is the share of each target that a loss spreads evenly over all classes (Szegedy et al. 2015).
     """
 
     inputs: Inputs
     targets: Tensor | None
     references: list[str] | None = None
     indices: tuple[int, ...] | None = None
+    smoothing: float = 0.0
 
     def __len__(self) -> int:
         return len(self.inputs[0])

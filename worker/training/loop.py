@@ -16,6 +16,7 @@ from worker.context import Context
 from worker.data.batch import Batch
 from worker.data.feed import Feed
 from worker.training import averaging, schedules
+from worker.training.augmenting.augmenter import Augmenter
 from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
 from worker.training.early_stopping import EarlyStopper
@@ -82,7 +83,9 @@ class _Run:
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
         schedules.warmup(training, self.total)
         seen = self.total * training.batch_size
-        self.loss = objective(context, self.feed.task, training.distill, samples=seen)
+        self.augment = Augmenter(training, context.model.facts, context.device)
+        fixed = self.augment.fixed
+        self.loss = objective(context, self.feed.task, training.distill, samples=seen, fixed=fixed)
         self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
@@ -149,7 +152,8 @@ class _Run:
             at.final = self.on_step(at.step, self.total)
         at.taught = teacher_alone(self.feed.task, batch)
         self.lr = self._rate()
-        loss = self.stepper.step(self.feed.task.prepare(batch, self.noise), self.lr)
+        prepared = self.augment(self.feed.task.prepare(batch, self.noise), self.noise)
+        loss = self.stepper.step(prepared, self.lr)
         if self.on_loss is not None:
             self.on_loss(loss)
         self.guard.watch(loss, at.final)
@@ -200,7 +204,7 @@ class _Run:
             precision=self.stepper.precision,
             diverged=tuple(self.guard.incidents),
             resumed_at=self.recovery.resumed_at,
-            objective=self.loss.details(),
+            objective=self.augment.details() | self.loss.details(),
         )
 
 
