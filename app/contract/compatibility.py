@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from math import prod
 
+from app.contract.augmentable import check_augmentable
 from app.contract.catalogue import check_order
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
@@ -30,6 +31,8 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
         if isinstance(step, DistillStep) and step.student is not None:
             _check_student(step.student, model, f"{pointer}/student")
             replaced = True
+        if (training := getattr(step, "training", None)) is not None:  # a student has the task and the inputs
+            check_augmentable(training, model, dataset, f"{pointer}/training")
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
 

@@ -87,7 +87,7 @@ def _teacher_passes(
     assert model.cost is not None
     train = _samples(dataset, "train")
     samples = training.steps * _batch_size(training) if training.steps else (training.epochs or 1) * train
-    if distill.cache.max_bytes and model.task != "masked-lm":
+    if distill.cache.max_bytes and model.task != "masked-lm" and training.augmentation is None:
         samples = min(samples, train)
     own = model.cost.seconds or 1.0
     return samples * sum(costs[name].seconds / own if name in costs else 1.0 for name in distill.teachers)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from app.contract.augmentation import Augmentation
 from app.contract.distillation import Distill
 from app.contract.optimizing import Auto, Optimizer, Optimizing, Rate
 from app.contract.scheduling import Scheduling
@@ -55,6 +56,10 @@ class Training(Optimizing, Scheduling):
         int, Field(ge=1, le=1_000_000, description="Steps between the points that a training can go on from.")
     ] = 200
     distill: Distill | None = None
+    augmentation: Augmentation | None = None
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="Share of a target that is spread evenly over all classes (Szegedy 2015).")
+    ] = 0.0
     search: Search = Field(default_factory=Search)
 
     @property
@@ -73,6 +78,22 @@ class Training(Optimizing, Scheduling):
     def judges(self) -> bool:
         """Whether every epoch is judged on the validation split."""
         return self.early_stopping is not None or self.schedule == "plateau"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with others, and so have several labels."""
+        return self.augmentation is not None and bool({"mixup", "cutmix"} & {*self.augmentation.named})
+
+    @model_validator(mode="after")
+    def _labels_are_read(self) -> Training:
+        """Refuses what would be done to labels that nothing learns from, or that have no one right class any more."""
+        if self.distill is None:
+            return self
+        if self.label_smoothing and self.distill.alpha == 1:
+            raise ValueError("label_smoothing is for the task's own loss, which distill with alpha 1 leaves out")
+        if self.mixes and any(loss.kind == "decoupled" for loss in self.distill.losses):
+            raise ValueError("decoupled tells one right class from the others, and a mixed sample has two: give one")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:

@@ -36,8 +36,11 @@ class Share:
 class Batch:
     """Inputs of the model, and targets on its scale: int64 classes [batch] or [batch, steps], or float32 values.
 
+    Where samples are mixed, targets of one class a sample are float32 shares [batch, classes].
+
     Positions whose target is IGNORED do not count. `references` are the transcripts of speech, for its error rate.
-    `indices` are the places of the samples in their split; who changes inputs at random sets them to None.
+    `indices` are the places of the samples in their split; who changes inputs at random sets them to None. `smoothing`
+    is the share of each target that a loss spreads evenly over all classes (Szegedy et al. 2015).
 
     A process's share of a batch says how many samples the `whole` has. Where there are too few for all, it holds one
     that is another's, a `stand_in`, which does not count.
@@ -47,6 +50,7 @@ class Batch:
     targets: Tensor | None
     references: list[str] | None = None
     indices: tuple[int, ...] | None = None
+    smoothing: float = 0.0
     whole: int | None = None
     stand_in: bool = False
 

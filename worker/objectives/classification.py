@@ -13,12 +13,12 @@ from worker.training import losses
 
 
 class Classification(Plain):
-    """Logits [batch, classes] against classes int64 [batch]."""
+    """Logits [batch, classes] against classes int64 [batch], or shares of them where samples are mixed."""
 
     metrics = of_classes
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return losses.cross_entropy(outputs, required(batch))
+        return losses.cross_entropy(outputs, required(batch), batch.smoothing)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         return losses.soft_targets(student, teacher, temperature)

@@ -34,7 +34,7 @@ class CausalLm(Plain):
         return _visible(inputs)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return losses.cross_entropy(outputs[:, :-1], required(batch)[:, 1:])
+        return losses.cross_entropy(outputs[:, :-1], required(batch)[:, 1:], batch.smoothing)
 
     def terms(self, batch: Batch) -> int:
         return counting(required(batch)[:, 1:])
@@ -79,7 +79,9 @@ class MaskedLm(Plain):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Zero, with a gradient of zero, for the rare batch in which no token was chosen."""
         targets = required(batch)
-        return losses.cross_entropy(outputs, targets) if bool((targets != IGNORED).any()) else outputs.sum() * 0
+        if not bool((targets != IGNORED).any()):
+            return outputs.sum() * 0
+        return losses.cross_entropy(outputs, targets, batch.smoothing)
 
     def terms(self, batch: Batch) -> int:
         return counting(batch.targets)

@@ -105,7 +105,7 @@ class Transcription(Plain):
         return following
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return losses.cross_entropy(outputs, required(batch))
+        return losses.cross_entropy(outputs, required(batch), batch.smoothing)
 
     def terms(self, batch: Batch) -> int:
         return counting(batch.targets)

@@ -38,7 +38,7 @@ class TokenClassification(Plain):
         return torch.tensor(rows, dtype=torch.int64)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return losses.cross_entropy(outputs, required(batch))
+        return losses.cross_entropy(outputs, required(batch), batch.smoothing)
 
     def terms(self, batch: Batch) -> int:
         return counting(batch.targets)

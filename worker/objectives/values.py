@@ -38,12 +38,14 @@ class Regression(Plain):
 
 
 class MultiLabel(Plain):
-    """Logits [batch, labels], each label on its own; targets are 0 or 1."""
+    """Logits [batch, labels], each label on its own; targets are 0 or 1, or between where samples are mixed."""
 
     metrics = of_labels
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(outputs, _like(required(batch), outputs))
+        targets = _like(required(batch), outputs)
+        smoothed = (1 - batch.smoothing) * targets + batch.smoothing / 2  # yes and no are the classes of a label
+        return functional.binary_cross_entropy_with_logits(outputs, smoothed)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         """Cross-entropy of each label's softened probability, less the teacher's own entropy; times T^2."""

@@ -20,6 +20,7 @@ from worker.objectives.base import prepares
 from worker.ranks.ranks import Ranks
 from worker.ranks.state import check_same, same_module, threads_shared
 from worker.training import averaging, schedules
+from worker.training.augmenting.augmenter import Augmenter
 from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
 from worker.training.early_stopping import EarlyStopper
@@ -103,7 +104,9 @@ class _Run:
         self.total = training.steps or (training.epochs or 1) * self.per_epoch
         schedules.warmup(training, self.total)
         seen = self.total * training.batch_size
-        self.loss = objective(context, self.feed.task, training.distill, samples=seen)
+        self.augment = Augmenter(training, context.model.facts, context.device)
+        fixed = self.augment.fixed
+        self.loss = objective(context, self.feed.task, training.distill, samples=seen, fixed=fixed)
         self.ranks = context.ranks
         self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device, self.ranks)
         self.order = torch.Generator().manual_seed(context.seed)
@@ -116,7 +119,7 @@ class _Run:
         self.lr = training.lr
         self._share = Share(self.ranks.rank, self.ranks.size) if self.ranks.size > 1 else None
         # Numbers that are drawn for a batch are drawn for all of it, to be the same in one process and in several.
-        self._read = None if prepares(self.feed.task) else self._share
+        self._read = None if prepares(self.feed.task) or not self.augment.fixed else self._share
         parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
         parts |= {"stopper": self.stopper, "averaged": self.averaged}
         parts["objective"] = self.loss if self.loss.learns else None
@@ -175,7 +178,7 @@ class _Run:
             at.final = self.on_step(at.step, self.total)
         at.taught = teacher_alone(self.feed.task, batch)
         self.lr = self._rate()
-        prepared = self.feed.task.prepare(batch, self.noise)
+        prepared = self.augment(self.feed.task.prepare(batch, self.noise), self.noise)
         if self._share is not None and self._read is None:
             prepared = prepared.share(self._share)
         loss = self.stepper.step(prepared, self.lr)
@@ -229,7 +232,7 @@ class _Run:
             precision=self.stepper.precision,
             diverged=tuple(self.guard.incidents),
             resumed_at=self.recovery.resumed_at,
-            objective=self.loss.details(),
+            objective=self.augment.details() | self.loss.details(),
         )
 
 

@@ -8,9 +8,16 @@ from torch.nn import functional
 from worker.data.batch import IGNORED
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy of logits [..., classes] against classes int64 [...] over the targets that count."""
-    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy of logits [..., classes] against classes int64 [...] over the targets that count.
+
+    Targets may be shares float [..., classes] too, which all count. `smoothing` of each target is spread evenly over
+    all classes (Szegedy et al. 2015).
+    """
+    flat = logits.flatten(0, -2)
+    if targets.is_floating_point():
+        return functional.cross_entropy(flat, targets.flatten(0, -2), label_smoothing=smoothing)
+    return functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing)
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
