@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from app import errors as web_errors
+from app.contract.augmentation import Augmentation
 from app.contract.catalogue import TECHNIQUES
 from app.contract.errors import problem_classes
 from app.contract.optimizing import Optimizer, Precision
@@ -57,6 +60,20 @@ def test_the_page_of_training_lists_every_field_and_its_example_is_taken() -> No
     told = step.training.model_fields_set - {"epochs"}
     same = {name for name in told if getattr(step.training, name) == getattr(unset, name)}
     assert same == {"checkpoint_steps"}  # an example that says nothing new shows nothing
+
+
+@pytest.mark.parametrize("page", ["augmentation", "processes"])
+def test_examples_of_pages_are_taken(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for example in text.split("<!-- example -->")[1:]:
+        Finetune.model_validate_json(example.split("```json")[1].split("```")[0])
+
+
+def test_the_page_of_augmentation_lists_every_field() -> None:
+    text = (ROOT / "docs" / "augmentation.md").read_text()
+    for name, field in Augmentation.model_fields.items():
+        (row,) = re.findall(rf"^\| `{name}` .*$", text, re.MULTILINE)
+        assert not [one for one in get_args(field.annotation)[0].model_fields if f"`{one}`" not in row]
 
 
 def test_the_page_of_metrics_lists_every_metric_and_every_task() -> None:

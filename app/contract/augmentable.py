@@ -32,7 +32,7 @@ _MOST_CHANNELS = 4  # of a picture; more in the last dimension is a width
 
 
 def check_augmentable(training: Training, model: ModelFacts, dataset: DatasetFacts | None, pointer: str) -> None:
-    """Raises Unsupported, InvalidSpec or DatasetMismatch, each with its field's pointer; `pointer` is the training's."""
+    """Raises Unsupported, InvalidSpec or DatasetMismatch, each at its field; `pointer` is the training's."""
     if training.label_smoothing:
         _check_smoothing(model, dataset, f"{pointer}/label_smoothing")
     augmentation = training.augmentation

@@ -26,6 +26,14 @@ CASES = {
     "unused weights": Case("partly used", {"steps": 5}),
     "a mask on the way": Case("mlp", {"steps": 8, "lr": 0.01}, mask_at=3),
     "inputs at random": Case("mlp", {"epochs": 2}, noisy=True),
+    "augmented": Case(
+        "convnet",
+        {
+            "epochs": 2,
+            "augmentation": {"crop": {"padding": 1}, "erase": {}, "mixup": {"probability": 0.5}, "cutmix": {}},
+            "label_smoothing": 0.1,
+        },
+    ),
     "averaged, early": Case(
         "mlp with BatchNorm",
         {"epochs": 4, "lr": 0.03, "early_stopping": {"patience": 1}, "averaging": {"kind": "ema", "decay": 0.9}},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.contract.augmentation import Augmentation, Mixup
 from app.contract.distillation import Distill, HiddenStates, SoftTargets
 from app.contract.optimizing import Ema, Swa
 from app.contract.spec import Prune
@@ -111,6 +112,9 @@ WORKS: dict[str, Work] = {
     "diverging": finetune(lr=100.0, divergence_retries=6),
     "distilled": finetune(distill=Distill()),
     "distilled, with projections": finetune(distill=Distill(losses=(SoftTargets(), HiddenStates(projection="linear")))),
+    "smoothed labels": finetune(label_smoothing=0.2),
+    "mixed": finetune(augmentation=Augmentation(mixup=Mixup())),
+    "mixed, distilled": finetune(augmentation=Augmentation(mixup=Mixup()), distill=Distill()),
     "one-shot pruning": prune(sparsity=0.7, training=TRAINING),
     "by threshold": prune(threshold=0.05, training=TRAINING.model_copy(update={"optimizer": "sgd", "lr": 0.1})),
     "cubic pruning": prune(
