@@ -125,10 +125,11 @@ def spoken() -> Case:
 
 def model_of(case: Case, folder: Path) -> Model:
     """The teacher as an upload is loaded, with random weights."""
+    inputs = case.splits["train"][0]
     spec = {
-        "task": "image-classification",
+        "task": "image-classification" if inputs.is_floating_point() else "text-classification",
         "architecture": {"layers": case.layers},
-        "input": {"shape": list(case.splits["train"][0].shape[1:]), "dtype": "float32"},
+        "input": {"shape": list(inputs.shape[1:]), "dtype": _dtype(inputs)},
     }
     path = folder / "teacher.safetensors"
     torch.manual_seed(0)
@@ -139,8 +140,8 @@ def model_of(case: Case, folder: Path) -> Model:
 
 def data_of(case: Case) -> Data:
     """The splits in memory."""
-    shape = tuple(case.splits["train"][0].shape[1:])
-    tensor = TensorFacts(name="input", shape=shape, dtype="float32")
+    inputs = case.splits["train"][0]
+    tensor = TensorFacts.model_validate({"name": "input", "shape": inputs.shape[1:], "dtype": _dtype(inputs)})
     facts = {
         name: SplitFacts(samples=len(x), inputs=(tensor,), targets="classes") for name, (x, _) in case.splits.items()
     }
@@ -214,6 +215,10 @@ def main() -> None:
             rows += run(case, Path(name))
     table(["data", "teacher", "student's parameters", "start", "alone", "distilled"], rows)
     where("torch")
+
+
+def _dtype(inputs: Tensor) -> str:
+    return str(inputs.dtype).removeprefix("torch.")
 
 
 def _shown(values: list[float]) -> str:

@@ -15,11 +15,13 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from app.contract.errors import TrainingDiverged
 from app.contract.training import Training
 from benchmarks.distillation import Case, accuracy, context_of, data_of, fashion, model_of, network, spoken
 from benchmarks.harness import seconds, table, where
+from benchmarks.mails import VOCABULARY, mails
 from worker.data.base import Data
 from worker.model import Model
 from worker.training.finding.settle import settle
@@ -31,6 +33,15 @@ FEW = 6_000
 AIM, COST = 0.003, 0.20
 
 
+def recurrent() -> list[dict[str, Any]]:
+    """An LSTM over words, whose last state says what a mail is."""
+    return [
+        {"type": "Embedding", "num_embeddings": VOCABULARY, "embedding_dim": 32},
+        {"type": "LSTM", "input_size": 32, "hidden_size": 32, "output": "last"},
+        {"type": "Linear", "in_features": 32, "out_features": 2},
+    ]
+
+
 def cases() -> list[tuple[Case, int]]:
     """Data sets with the epochs of a training; of the larger one, a tenth of the samples."""
     large = fashion()
@@ -38,7 +49,8 @@ def cases() -> list[tuple[Case, int]]:
     splits = {**large.splits, "train": (inputs[:FEW], targets[:FEW])}
     layers = network((16, 32, 32), 9, 64)
     few = replace(large, name=f"Fashion-MNIST, {FEW:,} samples", splits=splits, layers=layers)
-    return [(few, 5), (replace(spoken(), layers=network((16, 32, 32), 64, 32)), 8)]
+    digits = replace(spoken(), layers=network((16, 32, 32), 64, 32))
+    return [(few, 5), (digits, 8), (replace(few, name="spam mails, LSTM", splits=mails(), layers=recurrent()), 6)]
 
 
 def trained(model: Model, data: Data, seed: int, training: Training) -> float:
