@@ -51,6 +51,9 @@ class Training(Optimizing, Scheduling):
     processes: Annotated[
         int, Field(ge=1, le=64, description="Processes that train together, each on its share of every batch.")
     ] = 1
+    sharded: bool = Field(
+        False, description="Whether weights, gradients and optimizer state are shared out among the processes."
+    )
     early_stopping: EarlyStopping | None = None
     checkpoint_steps: Annotated[
         int, Field(ge=1, le=1_000_000, description="Steps between the points that a training can go on from.")
@@ -110,6 +113,12 @@ class Training(Optimizing, Scheduling):
         known = self.batch_size if self.batch_size != "auto" else None
         if known is not None and self.micro_batch_size is not None and self.micro_batch_size > known:
             raise ValueError(f"micro_batch_size is a part of batch_size, which is {self.batch_size}")
+        if self.sharded and self.processes == 1:
+            raise ValueError("sharded shares weights out among processes: give processes, 2 or more")
+        if self.sharded and self.optimizer == "adafactor":
+            raise ValueError(
+                "adafactor keeps sums of rows and columns, which sharded would cut: give another optimizer"
+            )
         if known is not None and known < self.processes:
             raise ValueError(f"{self.processes} processes need a batch_size of {self.processes} or more; it is {known}")
         if self.early_stopping is not None and self.averaging is not None and self.averaging.kind == "swa":

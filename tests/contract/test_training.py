@@ -52,6 +52,9 @@ def test_defaults_follow_the_choice(given: dict[str, Any], field: str, value: fl
         ({"averaging": {"kind": "ema", "start": 0.5}}, "start"),
         ({"precision": "float16"}, "fp16"),
         ({"layer_decay": 0}, "greater than 0"),
+        ({"sharded": True}, "give processes, 2 or more"),
+        ({"sharded": True, "processes": 2, "optimizer": "adafactor"}, "another optimizer"),
+        ({"processes": 8, "batch_size": 7}, "batch_size of 8 or more"),
         ({"clip_norm": 0}, "greater than 0"),
     ],
 )

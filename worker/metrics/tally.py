@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,8 @@ def _value(metric: Metric, ranks: Ranks) -> float:
 
     if ranks.size > 1:
         metric.sync(dist_sync_fn=gather, distributed_available=lambda: True)
-    found = metric.compute()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a process that had no batch
+        found = metric.compute()
     value = float(found)
     # Ratios of counts are formed in float32, and no more digits are meant.
     return value if found.dtype == torch.float64 or not math.isfinite(value) else float(f"{value:.7g}")

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, up
 from app.contract.optimizing import Ema, Swa
 from app.contract.training import Training
 from worker.data.batch import Inputs
+from worker.ranks.sharded import alike, local
 from worker.training.states import State, check_alike, trained
 
 Average = Callable[[tuple[Tensor, ...] | list[Tensor], tuple[Tensor, ...] | list[Tensor], Tensor | int], None]
@@ -56,7 +57,8 @@ class Averaged(ABC):
         self.count = state["count"]
         if self.count:
             check_alike(self._current(), saved)
-        self._means = {name: value.to(self._device()) for name, value in saved.items()}
+        current = self._current()
+        self._means = {name: alike(value.to(self._device()), current[name]) for name, value in saved.items()}
 
     def _current(self) -> dict[str, Tensor]:
         """What is averaged: numbers with a fraction; counters stay those of the module."""
@@ -70,8 +72,8 @@ class Averaged(ABC):
             by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
             for name, tensor in current.items():
                 means, values = by_dtype.setdefault(tensor.dtype, ([], []))
-                means.append(self._means[name])
-                values.append(tensor)
+                means.append(local(self._means[name]))
+                values.append(local(tensor))
             for means, values in by_dtype.values():
                 average(means, values, self.count)
         self.count += 1

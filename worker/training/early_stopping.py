@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from app.contract.training import EarlyStopping
+from worker.ranks.sharded import alike
 from worker.training.states import State, check_alike, trained
 
 
@@ -50,4 +51,6 @@ class EarlyStopper:
         self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
         self._kept = {name[5:]: value for name, value in state.items() if name.startswith("kept.")}
         if self._kept:
-            check_alike(dict(trained(self._module)), self._kept)
+            current = dict(trained(self._module))
+            check_alike(current, self._kept)
+            self._kept = {name: alike(value, current[name]) for name, value in self._kept.items()}

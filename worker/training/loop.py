@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from app.contract.errors import DatasetMismatch
+from app.contract.errors import DatasetMismatch, Unsupported
 from app.contract.tasks import TASKS
 from app.contract.training import Settled, Training
 from worker.context import Context
@@ -18,6 +19,7 @@ from worker.data.batch import Batch, Share
 from worker.data.feed import Feed
 from worker.objectives.base import prepares
 from worker.ranks.ranks import Ranks
+from worker.ranks.sharded import Shards
 from worker.ranks.state import check_same, same_module, threads_shared
 from worker.training import averaging, schedules
 from worker.training.augmenting.augmenter import Augmenter
@@ -29,6 +31,7 @@ from worker.training.place import Place
 from worker.training.plateau import Plateau
 from worker.training.randomness import seeded
 from worker.training.recovery import HasState, Recovery, check_weights
+from worker.training.sharing import lesson_of
 from worker.training.stepping import Stepper
 from worker.training.summary import TrainingSummary
 
@@ -72,7 +75,20 @@ def train(
 
     def run(within: Ranks) -> TrainingSummary:
         with seeded((context.seed + SEEDS_APART * within.rank) % SEEDS, context.device):
-            return _Run(replace(context, ranks=within), settled, on_step, rate, on_loss).train()
+            own = replace(context, ranks=within)
+            if not settled.sharded:
+                return _Run(own, settled, on_step, rate, on_loss).train()
+            if on_step is not None:
+                raise Unsupported(
+                    "A sparsity that grows during the training looks at whole weights, and sharded has shares of them. "
+                    "Prune at once (schedule one_shot), or leave sharded out."
+                )
+            shards = Shards(own.model.module, within)
+            own.model = replace(own.model, module=shards.module)
+            summary = _Run(own, settled, on_step, rate, on_loss, shards).train()
+            shards.fill()
+            own.model.module.eval()
+            return summary
 
     same_module(context.model.module, ranks)
     with threads_shared(ranks if settled.processes > 1 else Ranks()):
@@ -95,6 +111,7 @@ class _Run:
         on_step: OnStep | None,
         rate: Callable[[int], float] | None = None,
         on_loss: Callable[[float], None] | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.scheduled, self.on_loss = rate or self._scheduled, on_loss
         self.context, self.training, self.on_step = context, training, on_step
@@ -107,8 +124,9 @@ class _Run:
         self.augment = Augmenter(training, context.model.facts, context.device)
         fixed = self.augment.fixed
         self.loss = objective(context, self.feed.task, training.distill, samples=seen, fixed=fixed)
-        self.ranks = context.ranks
-        self.stepper = Stepper(self.module, self.feed.task, self.loss, training, context.device, self.ranks)
+        self.ranks, self.shards = context.ranks, shards
+        lesson = lesson_of(self.module, self.loss, self.ranks, shards)
+        self.stepper = Stepper(self.module, self.feed.task, lesson, training, context.device, self.ranks)
         self.order = torch.Generator().manual_seed(context.seed)
         self.noise = torch.Generator().manual_seed(context.seed)
         self.averaged = averaging.averaged(self.module, training, self.total, self.per_epoch)
@@ -154,8 +172,9 @@ class _Run:
             if (batch := next(batches, None)) is None:
                 break
             self._one_step(batch)
-        check_weights(self.module)
-        check_same(self.module, self.ranks)
+        check_weights(self.module, self.ranks)
+        if self.shards is None:
+            check_same(self.module, self.ranks)
         self.at.means.append(self.at.loss / self.at.batch)
         self.at.batch, self.at.loss, self.at.order = 0, 0.0, None
         return self._judged()
@@ -201,21 +220,25 @@ class _Run:
         if not (self.training.judges and self.at.final):
             return False
         self.module.eval()
-        with self.averaged.shown() if self.averaged is not None else nullcontext():
-            metric = self.sign * self.feed.scores(self._forward, "validation", self.ranks).value
+        with self.averaged.shown() if self.averaged is not None else nullcontext(), self._whole() as module:
+            metric = self.sign * self.feed.scores(self._forward(module), "validation", self.ranks).value
             stop = self.stopper is not None and self.stopper.judge(metric, len(self.at.means))
         if self.training.schedule == "plateau":
             self.plateau.judge(metric)
         return stop
 
-    def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        return self.module(*(tensor.to(self.context.device) for tensor in inputs))
+    def _whole(self) -> AbstractContextManager[nn.Module]:
+        """The module as any process can ask it alone."""
+        return nullcontext(self.module) if self.shards is None else self.shards.filled()
+
+    def _forward(self, module: nn.Module) -> Callable[[tuple[Tensor, ...]], Tensor]:
+        return lambda inputs: cast(Tensor, module(*(tensor.to(self.context.device) for tensor in inputs)))
 
     def _finish(self) -> None:
         """Leaves the weights that are delivered in the module."""
         if self.stopper is not None and self.stopper.best_epoch is not None:
             self.stopper.restore()
-        elif self.averaged is not None and self.ranks.first:
+        elif self.averaged is not None and (self.ranks.first or self.shards is not None):
             self.averaged.finish(batch.to(self.context.device).inputs for batch in self._batches(None))
 
     def _summary(self) -> TrainingSummary:

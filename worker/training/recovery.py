@@ -12,6 +12,8 @@ from app.contract.errors import TrainingDiverged
 from app.contract.training import Training
 from worker.checkpoints.points import Checkpoints, Parts, load_state
 from worker.context import Context
+from worker.ranks.ranks import Ranks
+from worker.ranks.sharded import gathered, local
 from worker.training.divergence import Diverged, Guard
 from worker.training.place import Place
 from worker.training.randomness import random_state
@@ -65,7 +67,7 @@ class Recovery:
         step = self._at.step
         if self._points is None or step % self._training.checkpoint_steps or step == self._marked:
             return
-        check_weights(self._module)
+        check_weights(self._module, self._ranks)
         if self._guard.sound:
             self._points.save(self._parts())
             self._marked = step
@@ -100,7 +102,8 @@ class Recovery:
             "training": self._training.model_dump(mode="json"),
         }
         parts |= {_random(rank): state for rank, state in enumerate(self._ranks.listed(random_state(self._device)))}
-        return parts | {name: part.state() for name, part in self._with_state.items()}
+        parts |= {name: part.state() for name, part in self._with_state.items()}
+        return {name: gathered(part, self._ranks.first) for name, part in parts.items()}
 
     def _load(self, parts: Parts) -> None:
         if parts.get("training") != self._training.model_dump(mode="json"):
@@ -119,7 +122,8 @@ def _random(rank: int) -> str:
     return f"random-{rank}" if rank else "random"
 
 
-def check_weights(module: nn.Module) -> None:
-    """Raises Diverged where one is not finite."""
-    if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+def check_weights(module: nn.Module, ranks: Ranks) -> None:
+    """Raises Diverged where one is not finite, in all processes."""
+    sound = all(bool(local(parameter).isfinite().all()) for parameter in module.parameters())
+    if ranks.total(torch.tensor(float(not sound))):
         raise Diverged("A weight became infinite or not a number")

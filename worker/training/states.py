@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.constraints import Mask, impose_mask, masks
+from worker.ranks.sharded import alike
 
 State: TypeAlias = dict[str, Any]
 """Tensors and JSON values by name; one level deep. Who reads it has checked nothing but that it is one."""
@@ -45,7 +46,7 @@ def load_module(module: nn.Module, state: State) -> None:
     check_alike(into, state)
     with torch.no_grad():
         for name, tensor in into.items():
-            tensor.copy_(state[name])
+            tensor.copy_(alike(state[name], tensor))
 
 
 def mask_state(module: nn.Module) -> State:
@@ -60,6 +61,9 @@ def load_masks(module: nn.Module, state: State) -> None:
     Raises Unusable where a mask fits no weight.
     """
     order = list(state.get("order", ()))
+    held = masks(module)
+    if list(held) == order and all(_equal(mask, state.get(f"mask.{name}")) for name, mask in held.items()):
+        return
     for name, imposed in masks(module).items():
         if name not in order:
             imposed.fill_(True)
@@ -70,6 +74,10 @@ def load_masks(module: nn.Module, state: State) -> None:
             masks(module)[name].copy_(mask)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Unusable(f"the mask of {name} fits no weight") from error
+
+
+def _equal(mask: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and mask.shape == other.shape and torch.equal(mask, other.to(mask.device))
 
 
 def check_alike(into: dict[str, Tensor], state: State) -> None:

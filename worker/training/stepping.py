@@ -8,16 +8,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.contract.training import Settled
 from worker.data.batch import Batch, Share
 from worker.objectives.base import Plain, Task
 from worker.ranks.ranks import Ranks
+from worker.ranks.sharded import alike
 from worker.training import optimizers, precision
 from worker.training.divergence import Diverged
-from worker.training.objective import Objective
 from worker.training.sharing import Lesson
 from worker.training.states import State, Unusable
 
@@ -29,15 +29,14 @@ class Stepper:
         self,
         module: nn.Module,
         task: Task,
-        objective: Objective,
+        lesson: Lesson,
         training: Settled,
         device: torch.device,
         ranks: Ranks | None = None,
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self._ranks, self._lesson = ranks or Ranks(), lesson
         self._share = Share(self._ranks.rank, self._ranks.size)
-        self._lesson = Lesson(module, objective, self._ranks)
-        self.optimizer = optimizers.build(module, training, objective.parameters())
+        self.optimizer = optimizers.build(module, training, lesson.objective.parameters())
         self._task, self._training, self._device = task, training, device
         self._dtype = precision.dtype_of(training.precision, device)
         self._scaler = precision.scaler(self._dtype, device)
@@ -84,10 +83,13 @@ class Stepper:
         """Goes on from there. Raises Unusable for the state of other parameters."""
         whole = self.optimizer.state_dict()
         whole["state"] = {}
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         try:
             for name, value in state.items():
                 if name != "scaler":
                     number, key = name.split(".", 1)
+                    if isinstance(value, Tensor):
+                        value = alike(value, weights[int(number)])
                     whole["state"].setdefault(int(number), {})[key] = value
             self.optimizer.load_state_dict(whole)
             if self._scaler.is_enabled():

@@ -27,6 +27,7 @@ from worker.objectives.values import Regression
 from worker.ranks.batch_norm import normalized
 from worker.ranks.crew import crew
 from worker.ranks.ranks import Ranks
+from worker.ranks.sharded import Shards, local
 from worker.ranks.state import check_same
 from worker.techniques.base import Details
 from worker.techniques.registry import TECHNIQUES
@@ -47,7 +48,32 @@ class PartlyUsed(nn.Module):
         return outputs
 
 
+class Stacked(nn.Module):
+    """Blocks in a list, as transformers have them, with one weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = nn.Linear(64, 32)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, batch_first=True) for _ in range(3)
+        )
+        self.after = nn.Linear(32, 64)
+        self.after.weight = nn.Parameter(self.before.weight.detach().T.clone())
+        self.head = nn.Linear(32, 10)
+        self.same = nn.Linear(32, 10)
+        self.same.weight = self.head.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.before(inputs)[:, None]
+        for block in self.blocks:
+            hidden = block(hidden)
+        outputs: Tensor = self.head(hidden[:, 0]) + self.same(hidden[:, 0])
+        return outputs
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
+    "stacked": Stacked,
     "mlp": mlp,
     "mlp with BatchNorm": lambda: mlp(norm=True),
     "convnet": convnet,
@@ -71,6 +97,8 @@ class Case:
     fields: dict[str, Any]
     mask_at: int | None = None
     noisy: bool = False
+    sharded: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,13 +126,22 @@ def training(ranks: Ranks, scratch: Path, case: Case) -> Outcome:
 
     def on_step(step: int, total: int) -> bool:
         if step == case.mask_at:
-            name, weight = next(iter(module.named_parameters()))
-            impose_mask(module, name, torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0)
+            impose_half(module)
         return True
 
+    if case.masked:
+        impose_half(module)
     losses: list[float] = []
-    summary = train(context, Training(processes=ranks.size, **case.fields), on_step, on_loss=losses.append)
+    sharded = case.sharded and ranks.size > 1
+    asked = Training(processes=ranks.size, sharded=sharded, **case.fields)
+    summary = train(context, asked, None if case.mask_at is None else on_step, on_loss=losses.append)
     return Outcome(losses, baked(module).state_dict(), summary.details())
+
+
+def impose_half(module: nn.Module) -> None:
+    """Takes half of the first layer's weights away."""
+    name, weight = next(iter(module.named_parameters()))
+    impose_mask(module, name, torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0)
 
 
 def technique(ranks: Ranks, scratch: Path, step: Step) -> tuple[Details, dict[str, Tensor]]:
@@ -213,3 +250,21 @@ def judged(ranks: Ranks, split: str) -> dict[str, Any]:
         found[name] = feed.scores(lambda inputs: model.module(*inputs).detach(), split, ranks)  # noqa: B023
         data = digits_data()
     return found
+
+
+def held(ranks: Ranks, sharded: bool) -> dict[str, int]:
+    """Bytes that a process holds after a step, and what the module itself still has meanwhile."""
+    module = Stacked()
+    shards = Shards(module, ranks) if sharded else None
+    trained = module if shards is None else shards.module
+    optimizer = torch.optim.Adam(trained.parameters())
+    trained(torch.randn(8, 64)).sum().backward()
+    optimizer.step()
+    kept = [value for own in optimizer.state.values() for value in own.values()]
+    parameters = list(trained.parameters())
+    return {
+        "weights": sum(local(weight).nbytes for weight in parameters),
+        "gradients": sum(local(weight.grad).nbytes for weight in parameters if weight.grad is not None),
+        "optimizer": sum(local(value).nbytes for value in kept if value.ndim),
+        "released": sum(weight.nbytes for weight in module.parameters()) if sharded else 0,
+    }

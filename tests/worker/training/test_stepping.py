@@ -19,9 +19,11 @@ from worker.objectives.language import CausalLm, MaskedLm
 from worker.objectives.speech import Ctc, Transcription
 from worker.objectives.tokens import TokenClassification
 from worker.objectives.values import MultiLabel, Regression
+from worker.ranks.ranks import Ranks
 from worker.training.divergence import Diverged
 from worker.training.objective import Objective
 from worker.training.precision import dtype_of
+from worker.training.sharing import lesson_of
 from worker.training.stepping import Stepper
 
 CPU = torch.device("cpu")
@@ -30,7 +32,7 @@ Made = tuple[Task, Batch]
 
 
 def stepper(module: nn.Module, task: Task, **training: Any) -> Stepper:
-    return Stepper(module, task, Objective(module, task), Training(**training), CPU)
+    return Stepper(module, task, lesson_of(module, Objective(module, task), Ranks()), Training(**training), CPU)
 
 
 def uneven(generator: torch.Generator) -> Tensor:

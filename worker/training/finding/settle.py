@@ -66,7 +66,7 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
         return training.settled(), {}
     remembered = None if context.checkpoints is None else context.checkpoints.remembered()
     # One process searches: what is fast and what is best is to be the same for all.
-    alone = training.model_copy(update={"processes": 1})
+    alone = training.model_copy(update={"processes": 1, "sharded": False})
     details = remembered or context.ranks.told(lambda: _search(context, alone).details())
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
