@@ -70,21 +70,30 @@ def killed(bench: Bench, steps: tuple[Step, ...], which: int) -> JobRecord:
     return bench.job(job.id)
 
 
+JOBS = {
+    "replicated": LONG_STEPS,
+    "sharded": (LONG_STEPS[0], Finetune(training=LONG.model_copy(update={"sharded": True, "epochs": 20}))),
+}
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
-    """The digest and the report of the steps of a job that nothing happens to."""
-    bench = bench_in(tmp_path_factory.mktemp("whole"), threads=2)
-    _, digest, steps = delivered(bench, run(bench, LONG_STEPS).id)
-    bench.store.close()
-    return digest, steps
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """The digest and the report of the steps of jobs that nothing happens to."""
+    found = {}
+    for name, steps in JOBS.items():
+        bench = bench_in(tmp_path_factory.mktemp("whole"), threads=2)
+        _, digest, told = delivered(bench, run(bench, steps).id)
+        bench.store.close()
+        found[name] = digest, told
+    return found
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("name", "which"), [("replicated", 0), ("replicated", 1), ("sharded", 1)])
 def test_a_killed_process_costs_neither_the_job_nor_its_bits(
-    which: int, whole: tuple[str, list[dict[str, Any]]], bench: Bench
+    name: str, which: int, whole: dict[str, tuple[str, list[dict[str, Any]]]], bench: Bench
 ) -> None:
-    expected, told = whole
-    job = killed(bench, LONG_STEPS, which)
+    expected, told = whole[name]
+    job = killed(bench, JOBS[name], which)
     assert job.state is JobState.QUEUED
     eventually(lambda: bench.store.next_work(["job"]) == job.id)
     supervisor(bench).run(bench.claim(job.id, "worker-2"))
@@ -121,6 +130,13 @@ def test_steps_of_several_processes_and_of_one(name: str, bench: Bench) -> None:
     assert record.attempt == 1
     trained = [step["details"] for step in steps if step["technique"] == "finetune"]
     assert trained[-1]["training_last_epoch_loss"] < trained[0]["training_first_epoch_loss"]
+
+
+def test_sharded_refuses_what_looks_at_whole_weights(bench: Bench) -> None:
+    sharded = TWO.model_copy(update={"sharded": True})
+    job = run(bench, (Prune(sparsity=0.5, schedule="cubic", training=sharded),))
+    assert job.error is not None
+    assert (job.error.code, job.error.pointer, "one_shot" in job.error.detail) == ("unsupported", "/steps/0", True)
 
 
 def test_more_processes_than_threads_are_refused(bench: Bench) -> None:

@@ -7,6 +7,7 @@ module itself holds none meanwhile, and gets them back at the end, so that nothi
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from app.contract.errors import Unsupported
 from worker.ranks.ranks import Ranks
 
+M_MMAP_THRESHOLD = -3
+LARGE_BYTES = 1 << 20
+
 
 class Shards:
     """A module that is shared out. `module` is what is trained; every rank has to call everything equally often."""
@@ -27,6 +31,7 @@ class Shards:
     def __init__(self, whole: nn.Module, ranks: Ranks) -> None:
         """Raises Unsupported for networks that hold on to their weights in other ways."""
         _check(whole)
+        _return_what_is_freed()
         self._whole = whole
         for parameter in whole.parameters():
             parameter.data = parameter.data.contiguous()  # of a transposed one, FSDP takes no share
@@ -79,6 +84,17 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     # A stack within a block, as of experts, is part of it.
     inner = {id(each) for block in found for each in block.modules() if each is not block}
     return [block for block in found if id(block) not in inner and any(True for _ in block.parameters())]
+
+
+def _return_what_is_freed() -> None:
+    """From now on the C library gives large blocks of memory back to the system as soon as they are freed.
+
+    By itself glibc keeps those of the size that was freed before, in pieces: gathered weights of layers, measured on 85
+    million parameters, added up to twice what sharing out had saved.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and do so anyway
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _check(module: nn.Module) -> None:
