@@ -38,6 +38,19 @@ def _planned(budget: int, candidates: int, most: int) -> list[Round]:
     return [Round(count, min(most, int(share / count))) for count in sizes]
 
 
-def survivors(scores: Sequence[tuple[float, float]], count: int) -> list[int]:
-    """The `count` best, by their first number and, among equals, their second; larger is better. Best first."""
-    return sorted(range(len(scores)), key=lambda i: scores[i], reverse=True)[:count]
+def survivors(
+    scores: Sequence[tuple[float, float]], count: int, alike: Sequence[Sequence[bool]] | None = None
+) -> list[int]:
+    """The `count` best, by their first number and, among equals, their second; larger is better. Best first.
+
+    Of those that are `alike` one goes on, while there are others: short trainings flatter bold rates, and all of one
+    kind may be wrong together.
+    """
+    order = sorted(range(len(scores)), key=lambda i: scores[i], reverse=True)
+    chosen: list[int] = []
+    for i in order:
+        if alike is None or not any(alike[i][j] for j in chosen):
+            chosen.append(i)
+    chosen = chosen[:count]
+    rest = [i for i in order if i not in chosen][: count - len(chosen)]
+    return sorted(chosen + rest, key=order.index)

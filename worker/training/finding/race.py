@@ -17,12 +17,14 @@ from worker.context import Context
 from worker.data.feed import Feed
 from worker.objectives.base import Forward
 from worker.training.finding.halving import Round, survivors
+from worker.training.finding.range_test import highest
 from worker.training.finding.rehearsal import brief, rehearsal
 from worker.training.loop import train
 
 # Around the rate that the range test suggests, which is rather too low than too high.
 BELOW, ABOVE = 4.0, 12.0
 FIRST_FACTORS = (1.0, 3.0)
+ALIKE = 1.5  # rates nearer to each other say the same
 LOST = -math.inf  # the score of what diverged
 
 
@@ -33,6 +35,11 @@ class Setting:
     optimizer: Optimizer
     lr: float
     batch_size: int
+
+    def like(self, other: Setting) -> bool:
+        """Whether one of the two is as good as both."""
+        same = (self.optimizer, self.batch_size) == (other.optimizer, other.batch_size)
+        return same and 1 / ALIKE < self.lr / other.lr < ALIKE
 
     def on(self, training: Training) -> Settled:
         """The training with this setting."""
@@ -95,13 +102,14 @@ def race(context: Context, training: Training, space: Space, rounds: Sequence[Ro
         begun = len(runs)
         for i in range(one.candidates):
             trial = None if number else study.ask()
-            setting = alive[i] if trial is None else _setting(trial, space)
+            setting = alive[i] if trial is None else _setting(trial, space, training)
             runs.append(_run(context, training, setting, number, one.samples, feed))
             if trial is not None:
                 study.tell(trial, *_told(runs[-1]))
         scores = [run.score for run in runs[begun:]]
         following = rounds[number + 1].candidates if number + 1 < len(rounds) else 1
-        alive = [runs[begun + i].setting for i in survivors(scores, following)]
+        alike = [[one.like(other) for other in _settings(runs[begun:])] for one in _settings(runs[begun:])]
+        alive = [runs[begun + i].setting for i in survivors(scores, following, alike)]
     return runs
 
 
@@ -122,13 +130,18 @@ def _study(space: Space, seed: int) -> optuna.Study:
     return study
 
 
-def _setting(trial: optuna.Trial, space: Space) -> Setting:
+def _settings(runs: Sequence[Run]) -> list[Setting]:
+    return [run.setting for run in runs]
+
+
+def _setting(trial: optuna.Trial, space: Space, training: Training) -> Setting:
     optimizer = space.optimizers[trial.suggest_categorical("optimizer", range(len(space.optimizers)))]
     size = space.batch_sizes[trial.suggest_categorical("batch_size", range(len(space.batch_sizes)))]
     if not space.free_lr:
         return Setting(optimizer, space.suggested[optimizer, size], size)
     factor = trial.suggest_float("factor", 1 / BELOW, ABOVE, log=True)
-    return Setting(optimizer, space.suggested[optimizer, size] * factor, size)
+    most = highest(training.model_copy(update={"optimizer": optimizer}))
+    return Setting(optimizer, min(most, space.suggested[optimizer, size] * factor), size)
 
 
 def _told(run: Run) -> tuple[float | None, optuna.trial.TrialState]:
