@@ -32,7 +32,7 @@ class Search(Strict):
             le=100,
             description="Samples that the race may train on, in trainings as long as this one; 0: no race.",
         ),
-    ] = 2.0
+    ] = 1.5
 
 
 class Training(Optimizing, Scheduling):

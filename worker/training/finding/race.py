@@ -85,6 +85,12 @@ class Space:
     def optimizers(self) -> list[Optimizer]:
         return list(dict.fromkeys(optimizer for optimizer, _ in self.suggested))
 
+    def bounds(self, optimizer: Optimizer, batch_size: int, training: Training) -> tuple[float, float]:
+        """Between which rates one is sought."""
+        middle = self.suggested[optimizer, batch_size]
+        most = highest(training.model_copy(update={"optimizer": optimizer}))
+        return middle / BELOW, max(middle, min(most, middle * ABOVE))
+
     @property
     def batch_sizes(self) -> list[int]:
         return sorted({size for _, size in self.suggested})
@@ -95,7 +101,7 @@ def race(context: Context, training: Training, space: Space, rounds: Sequence[Ro
 
     Candidates are proposed by a tree-structured Parzen estimator (Bergstra 2011), the suggestions first.
     """
-    study = _study(space, context.seed)
+    study = _study(space, context.seed, training)
     runs: list[Run] = []
     alive: list[Setting] = []
     for number, one in enumerate(rounds):
@@ -119,14 +125,16 @@ def winner(runs: Sequence[Run]) -> Setting:
     return max(last, key=lambda run: run.score).setting
 
 
-def _study(space: Space, seed: int) -> optuna.Study:
+def _study(space: Space, seed: int, training: Training) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     first = FIRST_FACTORS if space.free_lr else FIRST_FACTORS[:1]
     # Smaller batches first, each optimizer in turn: where the budget is short, the rest is left out.
     for batch_size, factor, name in itertools.product(space.batch_sizes, first, space.optimizers):
         place = {"optimizer": space.optimizers.index(name), "batch_size": space.batch_sizes.index(batch_size)}
-        study.enqueue_trial(place | {"factor": factor})
+        lowest, most = space.bounds(name, batch_size, training)
+        share = math.log(space.suggested[name, batch_size] * factor / lowest) / math.log(most / lowest)
+        study.enqueue_trial(place | {"share": min(1.0, max(0.0, share))})
     return study
 
 
@@ -139,9 +147,8 @@ def _setting(trial: optuna.Trial, space: Space, training: Training) -> Setting:
     size = space.batch_sizes[trial.suggest_categorical("batch_size", range(len(space.batch_sizes)))]
     if not space.free_lr:
         return Setting(optimizer, space.suggested[optimizer, size], size)
-    factor = trial.suggest_float("factor", 1 / BELOW, ABOVE, log=True)
-    most = highest(training.model_copy(update={"optimizer": optimizer}))
-    return Setting(optimizer, min(most, space.suggested[optimizer, size] * factor), size)
+    lowest, most = space.bounds(optimizer, size, training)
+    return Setting(optimizer, lowest * (most / lowest) ** trial.suggest_float("share", 0, 1), size)
 
 
 def _told(run: Run) -> tuple[float | None, optuna.trial.TrialState]:

@@ -36,3 +36,11 @@ def test_nobody_is_trained_for_longer_than_the_training() -> None:
 
 def test_the_second_number_decides_among_equals() -> None:
     assert survivors([(0.9, -0.5), (0.8, -0.1), (0.9, -0.4), (-math.inf, -math.inf)], 3) == [2, 0, 1]
+
+
+def test_of_those_that_are_alike_one_goes_on() -> None:
+    scores = [(0.9, 0.0), (0.89, 0.0), (0.5, 0.0), (0.4, 0.0)]
+    alike = [[i == j or {i, j} == {0, 1} for j in range(4)] for i in range(4)]
+    assert survivors(scores, 2, alike) == [0, 2]
+    assert survivors(scores, 4, alike) == [0, 1, 2, 3]  # where there are no others, they do
+    assert survivors(scores, 2) == [0, 1]
