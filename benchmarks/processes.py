@@ -18,6 +18,7 @@ from torch import nn
 from app.contract.errors import JobFailed, Problem
 from app.contract.training import Training
 from benchmarks.harness import ratio, seconds, table, where
+from benchmarks.resnet import resnet
 from benchmarks.training import context
 from worker.context import Context
 from worker.demo.train_lenet import lenet, mnist
@@ -28,35 +29,6 @@ from worker.training.loop import train
 ROUNDS = 7
 THREADS = {1: "1 thread", 2: "2 threads"}
 ONE = f"Tersor, {THREADS[1]}"
-
-
-class Block(nn.Module):
-    """Two convolutions and a way around them (He 2015)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        same = stride == 1 and before == after
-        self.around = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[batch, before, height, width] -> [batch, after, height / stride, width / stride]."""
-        return nn.functional.relu(self.body(inputs) + self.around(inputs))
-
-
-def resnet() -> nn.Module:
-    """ResNet-20's widths and depths on one channel: 0.27 million parameters."""
-    blocks = [Block(16, 16, 1) for _ in range(3)]
-    for before, after in ((16, 32), (32, 64)):
-        blocks += [Block(before, after, 2), Block(after, after, 1), Block(after, after, 1)]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks, *head)
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
