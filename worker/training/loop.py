@@ -255,6 +255,8 @@ class _Run:
             precision=self.stepper.precision,
             diverged=tuple(self.guard.incidents),
             resumed_at=self.recovery.resumed_at,
+            processes=self.ranks.size,
+            sharded=self.shards is not None,
             objective=self.augment.details() | self.loss.details(),
         )
 

@@ -23,6 +23,8 @@ class TrainingSummary:
     precision: str
     diverged: tuple[dict[str, Any], ...] = ()
     resumed_at: int | None = None
+    processes: int = 1
+    sharded: bool = False
     objective: Details = field(default_factory=dict)
 
     def details(self) -> Details:
@@ -34,6 +36,8 @@ class TrainingSummary:
             "training_last_epoch_loss": self.last_epoch_loss,
             **self.objective,
         }
+        if self.processes > 1:
+            found["training_processes"], found["training_sharded"] = self.processes, self.sharded
         if self.precision != "float32":
             found["training_precision"] = self.precision
         if self.teacher_alone:

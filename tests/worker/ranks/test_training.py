@@ -114,5 +114,6 @@ def test_every_technique_trains_in_two_as_in_one(name: str, tmp_path: Path) -> N
     losses = [key for key in expected if key.endswith("_loss")]
     assert len(losses) == 2
     assert [found[key] for key in losses] == pytest.approx([expected[key] for key in losses], abs=1e-4)
+    assert (found.pop("training_processes"), found.pop("training_sharded")) == (2, False)
     assert found.keys() == expected.keys()
     assert {key for key in state if (state[key] == 0).any()} == {key for key in ours if (ours[key] == 0).any()}
