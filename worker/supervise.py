@@ -31,6 +31,7 @@ from app.contract.errors import (
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.queue import Doorbell
 from app.contract.records import Claim, UploadRecord
+from app.contract.spec import ResolvedSpec, processes_of
 from app.contract.states import UploadStatus
 from app.contract.store import JobStore
 from app.contract.store.uploads import rejection
@@ -199,7 +200,7 @@ class Supervisor:
             ),
         )
         ranks = job.resolved.processes
-        _check_ranks(ranks, granted.threads)
+        _check_ranks(job.resolved, granted.threads)
         policy = policy_for(self._settings, scratch, work, shared_memory=True, ranks=ranks > 1)
         return Task(self._entries.job, request, scratch, granted, policy)
 
@@ -330,14 +331,22 @@ class Supervisor:
                 time.sleep(RETRY_SECONDS)
 
 
-def _check_ranks(ranks: int, threads: int) -> None:
+def _check_ranks(spec: ResolvedSpec, threads: int) -> None:
     """Raises Unsupported for more processes than this worker can do good with."""
-    if ranks > 1 and has_accelerator():
-        raise Unsupported("Trainings in several processes run on CPUs, and this worker has an accelerator. Use one.")
+    ranks = spec.processes
+    if ranks == 1:
+        return
+    index = next(i for i, step in enumerate(spec.steps) if processes_of(step) == ranks)
+    pointer = spec.pointer(index) + ("" if spec.recipe is not None else "/training/processes")
+    if has_accelerator():
+        raise Unsupported(
+            "Trainings in several processes run on CPUs, and this worker has an accelerator. Use one.", pointer=pointer
+        )
     if ranks > threads:
         raise Unsupported(
             f"The job asks for {ranks} processes, and this worker gives a job {threads} compute thread"
-            f"{'s' if threads > 1 else ''}: processes can be {threads} at most."
+            f"{'s' if threads > 1 else ''}: processes can be {threads} at most.",
+            pointer=pointer,
         )
 
 

@@ -143,7 +143,8 @@ def test_more_processes_than_threads_are_refused(bench: Bench) -> None:
     job = run(bench, (Finetune(training=Training(processes=3)),))
     assert job.state is JobState.FAILED
     assert job.error is not None
-    assert (job.error.code, "processes can be 2 at most" in job.error.detail) == ("unsupported", True)
+    assert (job.error.code, job.error.pointer) == ("unsupported", "/steps/0/training/processes")
+    assert "processes can be 2 at most" in job.error.detail
 
 
 def test_what_a_process_refuses_is_what_the_job_refuses(bench: Bench) -> None:
