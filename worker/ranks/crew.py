@@ -123,11 +123,11 @@ def _connected(rank: int, folder: Path, lines: Ends) -> Ranks:
     size = len(lines) + 1
     try:
         made = Group(rank, size, folder, Lines(lines))
-    except RuntimeError as error:
+        network.close(connections=size - 1)
+    except (RuntimeError, OSError) as error:
         raise ServiceUnavailable(
             f"The {size} processes of the training could not be connected: {str(error).splitlines()[0]}"
         ) from error
-    network.close()
     return made
 
 

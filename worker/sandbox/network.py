@@ -8,6 +8,7 @@ can be taken, and nothing listens.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 
@@ -17,15 +18,18 @@ left_open = False
 """Whether this process is behind walls that still have the network open. What it starts inherits that."""
 
 
-def close() -> None:
+def close(connections: int) -> None:
     """Ends it for every thread of this process and what they start; without walls around it, does nothing.
 
-    Call it once in each process of the job, when all are connected. Raises OSError.
+    Call it once in each process of the job, when all are connected. Raises OSError, also where there are more or fewer
+    than these connections: whoever else of this machine was quick enough to make one would keep it.
     """
     global left_open
     if not left_open:
         return
     _stop_listening()
+    if (found := _connections()) != connections:
+        raise OSError(errno.EACCES, f"there are {found} connections where the processes of the job make {connections}")
     seccomp.install(seccomp.CONNECTED, seccomp.FLAG_TSYNC)
     left_open = False
 
@@ -44,6 +48,25 @@ def _stop_listening() -> None:
                     os.dup2(silent.fileno(), descriptor, inheritable=False)
 
 
+def _connections() -> int:
+    """How many sockets of this process reach beyond Unix ones."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), _of(int(name)) as found:
+            count += found.family != socket.AF_UNIX
+    return count
+
+
 def _listens(descriptor: int) -> bool:
-    with socket.socket(fileno=os.dup(descriptor)) as found:
+    with _of(descriptor) as found:
         return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _of(descriptor: int) -> socket.socket:
+    """The socket behind a descriptor, by one of its own. Raises OSError where there is none."""
+    copied = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copied)
+    except OSError:
+        os.close(copied)
+        raise

@@ -53,6 +53,12 @@ def test_without_walls_they_go_on_listening(cell: Cell) -> None:
     assert cell.run("ranks.both", "ranks.listening", walls=False) == "1, 1, 3"
 
 
+def test_a_stranger_that_was_quick_enough_ends_it(cell: Cell, port: int) -> None:
+    """A connection that is none of theirs would stay open for as long as the job runs."""
+    with pytest.raises(AssertionError, match="2 connections where the processes of the job make 1"):
+        cell.run("ranks.with_a_stranger", port, ranks=True)
+
+
 @on_old_and_new
 def test_every_other_wall_stands_around_each_of_them(cell: Cell, kernel: dict[str, Any]) -> None:
     refused = "refused: EACCES"

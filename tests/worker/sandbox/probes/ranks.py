@@ -80,6 +80,12 @@ def _tcp() -> list[socket.socket]:
     return [found for found in made if found.family in (socket.AF_INET, socket.AF_INET6)]
 
 
+def with_a_stranger(request: ProbeRequest, port: int) -> None:
+    """A connection is there before the network closes."""
+    with socket.create_connection(("127.0.0.1", port)), crew(2, request.work, lambda ranks: None, _problem):
+        pass
+
+
 def alone(request: ProbeRequest) -> None:
     """The other process ends before it has a connection."""
     group.CONNECT_SECONDS = 1.0
