@@ -14,18 +14,16 @@ from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.classification import (
     MulticlassCalibrationError,
-    MulticlassF1Score,
-    MulticlassRecall,
     MultilabelAveragePrecision,
     MultilabelExactMatch,
     MultilabelF1Score,
 )
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
+from worker.metrics.counts import BalancedAccuracy, MacroF1
 from worker.metrics.means import OPTIONS, determination, exact, exponential, mean, root
 
 BINS = 15  # of confidence (Guo et al. 2017)
-THRESHOLDS = 200  # of a label's probability: its curve in as many points, whatever the number of samples
 MANY = 5  # classes; with more, the five likeliest are looked at too
 BLOCK = 512  # rows whose similarities to all others are held at once
 
@@ -37,8 +35,8 @@ def of_classes(width: int) -> Mapping[str, Metric]:
     count = max(2, width)
     found = {
         "accuracy": mean(),
-        "balanced_accuracy": MulticlassRecall(count, average="macro", **_UNCHECKED),
-        "macro_f1": MulticlassF1Score(count, average="macro", **_UNCHECKED),
+        "balanced_accuracy": BalancedAccuracy(count, **OPTIONS),
+        "macro_f1": MacroF1(count, **OPTIONS),
         "log_loss": mean(),
         "calibration_error": MulticlassCalibrationError(count, n_bins=BINS, **_UNCHECKED),
     }
@@ -47,8 +45,7 @@ def of_classes(width: int) -> Mapping[str, Metric]:
 
 def of_tags(width: int) -> Mapping[str, Metric]:
     """One class a word."""
-    f1 = MulticlassF1Score(max(2, width), average="macro", **_UNCHECKED)
-    return {"accuracy": mean(), "macro_f1": f1, "log_loss": mean()}
+    return {"accuracy": mean(), "macro_f1": MacroF1(max(2, width), **OPTIONS), "log_loss": mean()}
 
 
 def of_tokens(width: int) -> Mapping[str, Metric]:
@@ -77,7 +74,7 @@ def of_labels(width: int) -> Mapping[str, Metric]:
         # Where there is nothing to say and nothing is said, all of that is right.
         "f1": MultilabelF1Score(width, average="micro", zero_division=1, **_UNCHECKED),
         "macro_f1": MultilabelF1Score(width, average="macro", **_UNCHECKED),
-        "mean_average_precision": MultilabelAveragePrecision(width, thresholds=THRESHOLDS, **_UNCHECKED),
+        "mean_average_precision": MultilabelAveragePrecision(width, **_UNCHECKED),
         "exact_match": MultilabelExactMatch(width, **_UNCHECKED),
     }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, R2Score
+from torchmetrics import MeanMetric, Metric
 
 OPTIONS: dict[str, Any] = {"sync_on_compute": False}  # the tally does it, by the processes' own means
 
@@ -36,7 +37,7 @@ def root() -> Metric:
 
 def determination() -> Metric:
     """R2: the share of the values' variance that is predicted; not a number for one value, or equal ones."""
-    return exact(_Determination(**OPTIONS))
+    return _Determination(**OPTIONS)
 
 
 class _Exponential(MeanMetric):
@@ -49,7 +50,38 @@ class _Root(MeanMetric):
         return super().compute().sqrt()
 
 
-class _Determination(R2Score):
+class _Determination(Metric):
+    """From differences to means, which are joined as Chan et al. (1979) do: sums of squares of values that lie far from
+    zero leave nothing but rounding when they are subtracted, as in torchmetrics' own (2.18)."""
+
+    count: Tensor
+    mean: Tensor
+    spread: Tensor
+    missed: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("count", "mean", "spread", "missed"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """float64 [n] each."""
+        mean = targets.mean()
+        own = (torch.tensor(float(len(targets))), mean, (targets - mean).square().sum())
+        self.count, self.mean, self.spread = _joined((self.count, self.mean, self.spread), own)
+        self.missed = self.missed + (targets - outputs).square().sum()
+
     def compute(self) -> Tensor:
-        spread = self.sum_squared_error - self.sum_error**2 / self.total
-        return torch.full((), torch.nan) if self.total < 2 or not (spread > 0).all() else super().compute()
+        parts = zip(*(state.reshape(-1) for state in (self.count, self.mean, self.spread)), strict=True)
+        _, _, spread = functools.reduce(_joined, parts)
+        return 1 - self.missed.sum() / spread if spread > 0 else torch.full((), torch.nan)
+
+
+Spread = tuple[Tensor, Tensor, Tensor]
+"""How many values, their mean, and the sum of their squared differences to it."""
+
+
+def _joined(one: Spread, other: Spread) -> Spread:
+    count = one[0] + other[0]
+    share, apart = other[0] / count.clamp(min=1), other[1] - one[1]
+    return count, one[1] + share * apart, one[2] + other[2] + apart.square() * one[0] * share

@@ -35,8 +35,17 @@ class Classification(Plain):
             "accuracy": ((said == targets) & ~broken,),
             "balanced_accuracy": (said, targets),
             "macro_f1": (said, targets),
-            "top_5_accuracy": (((likelihoods > own).sum(-1) < MANY) & ~broken,),
+            "top_5_accuracy": (likeliest(logits, targets, MANY) & ~broken,),
             "log_loss": (-own,),
             "calibration_error": (likelihoods.exp().nan_to_num(), targets),
         }
         tally.update(len(batch), len(batch), logits.shape[-1], values)
+
+
+def likeliest(logits: Tensor, targets: Tensor, count: int) -> Tensor:
+    """Whether the class of each row is among so many likeliest, no more than `count` of them also where many are equal.
+
+    Shapes: [rows, classes], [rows] -> bool [rows].
+    """
+    chosen = logits.topk(min(count, logits.shape[-1])).indices
+    return (chosen == targets[:, None]).any(-1)

@@ -55,7 +55,7 @@ class MultiLabel(Plain):
         return temperature**2 * (cross - own)
 
     def judge(self, tally: Tally, forward: Forward, batch: Batch) -> None:
-        """A label is said at a probability of one half and more."""
+        """A label is said at a probability of more than one half."""
         outputs = run(forward, batch).flatten(1)
         targets = (_like(required(batch).cpu(), outputs) > 0.5).long()
         said, likelihoods = (outputs > 0).long(), outputs.sigmoid().nan_to_num()

@@ -73,6 +73,26 @@ def calibration_error(likely: np.ndarray, truth: np.ndarray, bins: int) -> float
     return total
 
 
+def test_a_class_that_does_not_occur_takes_no_part_in_balanced_accuracy() -> None:
+    targets = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    said = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2])  # once a class that is in no sample
+    found = judged(Classification(), functional.one_hot(said, 4).float(), targets, 4).others
+    assert found["balanced_accuracy"] == pytest.approx(0.9)
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(targets, said, average="macro"))
+
+
+def test_classes_that_are_all_alike_are_not_all_among_five() -> None:
+    found = judged(Classification(), torch.zeros(20, 20), torch.arange(20), 8)
+    assert found.others["top_5_accuracy"] == 0.25
+
+
+def test_a_hundred_thousand_classes_need_no_matrix_of_them() -> None:
+    """It would have 80 GB."""
+    targets = torch.tensor([0, 99_999, 7])
+    found = judged(Classification(), functional.one_hot(targets, 100_000).float(), targets, 2)
+    assert (found.value, found.others["macro_f1"], found.others["balanced_accuracy"]) == (1.0, 1.0, 1.0)
+
+
 def test_few_classes_have_no_five_likeliest_and_one_class_is_always_right() -> None:
     assert "top_5_accuracy" not in judged(Classification(), drawn(9, 5), classes(5, 9), 4).others
     assert judged(Classification(), drawn(9, 1), torch.zeros(9, dtype=torch.int64), 4).value == 1.0
@@ -153,6 +173,14 @@ def test_values(size: int) -> None:
     )
 
 
+@on_any_batches
+def test_values_far_from_zero_keep_their_variance(size: int) -> None:
+    targets = (1e9 + drawn(SAMPLES, 1)).double() + drawn(SAMPLES, 1, seed=4).double()
+    outputs = targets + 0.1 * drawn(SAMPLES, 1, seed=2)
+    expected = 1 - float((targets - outputs).square().sum() / (targets - targets.mean()).square().sum())
+    assert judged(Regression(), outputs, targets, size).others["r2"] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("targets", [torch.tensor([[2.0]]), torch.full((5, 1), 2.0)], ids=["one", "equal ones"])
 def test_the_variance_of_one_value_is_not_predicted(targets: Tensor) -> None:
     found = judged(Regression(), targets + 1, targets, 2)
@@ -167,17 +195,23 @@ def test_labels(size: int) -> None:
     found = judged(MultiLabel(), logits, targets, size)
     said = (logits > 0).numpy()
     assert found.value == pytest.approx(reference.f1_score(targets, said, average="micro"), abs=1e-6)
-    others = dict(found.others)
-    # The curve is drawn at 200 thresholds.
-    average = reference.average_precision_score(targets, logits.sigmoid(), average="macro")
-    assert others.pop("mean_average_precision") == pytest.approx(average, abs=0.01)
-    assert others == pytest.approx(
+    assert found.others == pytest.approx(
         {
+            "mean_average_precision": reference.average_precision_score(targets, logits, average="macro"),
             "macro_f1": reference.f1_score(targets, said, average="macro"),
             "exact_match": reference.accuracy_score(targets, said),
         },
         abs=1e-6,
     )
+
+
+@on_any_batches
+def test_rare_labels_have_their_own_curve(size: int) -> None:
+    """Their likelihoods lie close together: a curve at given thresholds would not see one from another."""
+    targets = functional.one_hot(torch.arange(SAMPLES) % 50, 50).float()
+    logits = 0.1 * drawn(SAMPLES, 50) + 0.2 * targets - 6
+    found = judged(MultiLabel(), logits, targets, size).others["mean_average_precision"]
+    assert found == pytest.approx(reference.average_precision_score(targets, logits, average="macro"), abs=1e-6)
 
 
 def test_embeddings() -> None:
