@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     )
     job_disk_bytes: int = Field(64 * GIB, description="What a job may write to its scratch folder in all.")
     job_processes: int = Field(4096, description="Processes and threads that a job may have at once.")
+    ranks_interface: str = Field(
+        "",
+        description="Network interface by which trainings over several hosts connect their processes, such as eth1: "
+        "a private one. Empty: this worker takes no part in them.",
+    )
+    hosts_wait_seconds: float = Field(600.0, description="How long such a training waits for other workers.")
     inspect_timeout_seconds: float = 600.0
     inspect_memory_bytes: int = Field(
         900 << 20, description="What an inspection's process may take, besides six times the upload's bytes."

@@ -23,6 +23,7 @@ from benchmarks.training import context
 from worker.context import Context
 from worker.demo.train_lenet import lenet, mnist
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 from worker.training.loop import train
 
@@ -102,7 +103,7 @@ def main() -> None:
     def problem_of(error: Exception) -> Problem:
         return JobFailed(str(error)).problem()
 
-    with tempfile.TemporaryDirectory() as folder, crew(2, Path(folder), follow, problem_of) as ranks:
+    with tempfile.TemporaryDirectory() as folder, crew(Place(2, Path(folder)), follow, problem_of) as ranks:
         found = measured(ranks)
     rows = [
         [name, way, f"{size * steps / statistics.median(taken):,.0f}", f"{ratio(ways[ONE], taken):.2f}"]

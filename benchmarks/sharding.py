@@ -23,6 +23,7 @@ from benchmarks.harness import seconds, table, where
 from benchmarks.training import context
 from worker.demo.train_lenet import mnist
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 from worker.training.loop import train
 
@@ -70,7 +71,7 @@ def _one_way(sharded: bool, said: Path) -> None:
     def problem_of(error: Exception) -> Problem:
         return JobFailed(str(error)).problem()
 
-    with tempfile.TemporaryDirectory() as folder, crew(2, Path(folder), follow, problem_of) as ranks:
+    with tempfile.TemporaryDirectory() as folder, crew(Place(2, Path(folder)), follow, problem_of) as ranks:
         said.write_text(json.dumps(ranks.listed(measured(ranks, sharded))))
 
 

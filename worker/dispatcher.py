@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from app.contract.records import Claim, WorkKind
 from app.contract.store import JobStore
@@ -18,28 +18,41 @@ log = logging.getLogger("tersor.dispatcher")
 
 # An inspection takes seconds and little memory.
 INSPECTIONS = 1
+KINDS: Mapping[str, WorkKind] = {"job_": "job", "sit_": "seat", "mdl_": "model", "dst_": "dataset"}  # by the id
 
 
 class Dispatcher:
     """Starts threads that claim and run work."""
 
     def __init__(
-        self, store: JobStore, run: Callable[[Claim], None], owner: str, lease_seconds: float, concurrency: int
+        self,
+        store: JobStore,
+        run: Callable[[Claim], None],
+        owner: str,
+        lease_seconds: float,
+        concurrency: int,
+        seats: bool = False,
     ) -> None:
+        """`seats`: whether it takes part in jobs over several hosts that another worker leads."""
         self._store, self._run, self._owner, self._lease = store, run, owner, lease_seconds
-        self._lanes = (_Lane(("job",), concurrency), _Lane(("model", "dataset"), INSPECTIONS))
+        self._lanes = (
+            _Lane(("job", "seat") if seats else ("job",), concurrency),
+            _Lane(("model", "dataset"), INSPECTIONS),
+        )
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._stopping = False
 
     def wake(self, work_id: str) -> None:
         """The doorbell rang for this work: a free slot takes it now, else the next one to be free."""
-        self._start(self._lanes[0 if work_id.startswith("job_") else 1], work_id)
+        lane = next((lane for lane in self._lanes if KINDS[work_id[:4]] in lane.kinds), None)
+        if lane is not None:
+            self._start(lane, work_id)
 
     def look(self) -> None:
         """Takes what waits in the database where a slot is free: for messages that went to a busy worker or nowhere."""
         for lane in self._lanes:
-            if lane.running < lane.slots and (waiting := self._store.next_work(lane.kinds)) is not None:
+            if lane.running < lane.slots and (waiting := self._store.next_work(lane.kinds, self._owner)) is not None:
                 self._start(lane, waiting)
 
     def refuse(self) -> None:
@@ -73,7 +86,7 @@ class Dispatcher:
             while not self._leaves(lane, work_id):
                 if work_id is not None and (claim := self._store.claim(work_id, self._owner, self._lease)) is not None:
                     self._run(claim)
-                work_id = self._store.next_work(lane.kinds)
+                work_id = self._store.next_work(lane.kinds, self._owner)
         except Exception:
             log.exception("a slot gave up; the next look fills it again")
             with self._lock:

@@ -8,7 +8,8 @@ from typing import Any
 
 from app.contract.records import UploadKind
 from worker.child import Report
-from worker.messages import Inspected, JobDone, Output
+from worker.messages import Inspected, JobDone, Output, SeatDone
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 from worker.request import RunRequest
 
@@ -24,21 +25,41 @@ class InspectRequest:
     scratch: Path
 
 
-def job(request: RunRequest, progress: Report) -> JobDone:
-    """Optimizes a model."""
+def job(request: RunRequest, progress: Report) -> JobDone | SeatDone:
+    """Optimizes a model, or does one host's part in that."""
     from worker.ranks.crew import crew
     from worker.run import follow, run_job
 
     def others(ranks: Ranks) -> None:
         follow(request, ranks)
 
-    with crew(request.spec.processes, request.scratch, others, progress.problem) as ranks:
+    with crew(_place(request), others, progress.problem) as ranks:
+        if request.host:
+            follow(request, ranks)
+            return SeatDone()
         result = run_job(request, progress, progress.checkpoint, ranks)
     outputs = tuple(
         Output(path=str(file.path), name=file.name, format=file.format, media_type=file.media_type)
         for file in result.artifacts
     )
     return JobDone(report=result.report, artifacts=outputs)
+
+
+def _place(request: RunRequest) -> Place:
+    from worker.ranks.meeting import Place
+
+    spec = request.spec
+    if spec.hosts == 1:
+        return Place(spec.processes, request.scratch)
+    return Place(
+        spec.processes,
+        request.scratch,
+        request.host,
+        spec.hosts,
+        request.others,
+        request.interface,
+        request.patience,
+    )
 
 
 def inspection(request: InspectRequest, progress: Report) -> Inspected:

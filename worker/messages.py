@@ -57,6 +57,12 @@ class JobDone(Message):
     artifacts: Annotated[tuple[Output, ...], Field(max_length=64)]
 
 
+class SeatDone(Message):
+    """This host's part in a job over several is over."""
+
+    kind: Literal["seat_done"] = "seat_done"
+
+
 class Inspected(Message):
     """An inspection's result."""
 
@@ -72,9 +78,9 @@ class Failed(Message):
     fault: str | None = None
 
 
-Result = JobDone | Inspected | Failed
+Result = JobDone | SeatDone | Inspected | Failed
 Remark = Started | Progress | CheckpointWritten
-AnyMessage = Annotated[Remark | JobDone | Inspected | Failed, Field(discriminator="kind")]
+AnyMessage = Annotated[Remark | JobDone | SeatDone | Inspected | Failed, Field(discriminator="kind")]
 _adapter: TypeAdapter[Remark | Result] = TypeAdapter(AnyMessage)
 
 

@@ -26,6 +26,8 @@ class RunRequest:
     """One attempt at a job. Inputs can be read only; `scratch` can be written to, and holds the empty `output`.
 
     `checkpoints` are those of an earlier attempt, by their kind; new ones are announced `checkpoint_seconds` apart.
+    Of a job over several hosts this is the part of `host`, whose processes connect by `interface`; what those of
+    others tell comes to `others` within `patience` seconds.
     """
 
     job_id: str
@@ -44,6 +46,10 @@ class RunRequest:
     checkpoint_seconds: float = 0.0
     named: tuple[NamedModel, ...] = ()
     memory_bytes: int | None = None
+    host: int = 0
+    others: Path | None = None
+    interface: str = ""
+    patience: float = 60.0
 
 
 @dataclass(frozen=True)

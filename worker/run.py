@@ -18,7 +18,7 @@ from torch import nn
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.report import Report, StepReport
-from app.contract.spec import ResolvedSpec
+from app.contract.spec import ResolvedSpec, training_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -94,7 +94,7 @@ def run_job(
 
 def follow(request: RunRequest, ranks: Ranks) -> None:
     """The part of the other processes in a job: its steps, up to the last that trains."""
-    last = max(index for index, step in enumerate(request.spec.steps) if getattr(step, "training", None) is not None)
+    last = max(index for index, step in enumerate(request.spec.steps) if training_of(step) is not None)
     spec = request.spec.model_copy(update={"steps": request.spec.steps[: last + 1]})
     optimize(replace(request, spec=spec), lambda share, name: None, None, Clock(), ranks)
 
@@ -120,7 +120,7 @@ def _optimize(
         _check(request.spec, context)
     with clock("steps"):
         saved, seconds = request.checkpoints, request.checkpoint_seconds
-        context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.first)
+        context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.leads)
         return context, _run_steps(request.spec, context, progress, context.checkpoints)
 
 

@@ -18,6 +18,8 @@ from app.contract.records import Claim
 
 WORK = "work"
 LOG = "log"
+CARDS = "ranks"  # in the folder that the child writes to: what its processes tell all others of the job
+OTHERS = "others"  # beside it: what those of other hosts tell
 TAIL_BYTES = 4096  # of what a job prints, this much goes to the worker's own log
 
 

@@ -42,6 +42,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._me = _identity(walls(settings))
+        check_interface(settings.ranks_interface)
         context = forkserver.context()
         forkserver.warm(context)  # first: while there is one thread
         self._store = JobStore.open(
@@ -51,7 +52,12 @@ class Service:
         blobs, doorbell = Blobs.open(settings.blobs), Doorbell(settings.broker)
         self._supervisor = Supervisor(settings, self._store, blobs, doorbell, context)
         self._dispatcher = Dispatcher(
-            self._store, self._supervisor.run, self._me.id, settings.lease_seconds, settings.worker_concurrency
+            self._store,
+            self._supervisor.run,
+            self._me.id,
+            settings.lease_seconds,
+            settings.worker_concurrency,
+            bool(settings.ranks_interface),
         )
         self._sweeper = Sweeper(self._store, blobs, doorbell, self._dispatcher, self._me)
         self._leaving = threading.Event()
@@ -106,6 +112,13 @@ def walls(settings: Settings) -> str:
     for line in trouble:
         log.warning("sandbox: %s", line)
     return "; ".join(trouble) or have.sentence()
+
+
+def check_interface(name: str) -> None:
+    """Raises SystemExit where trainings over several hosts are to use a network interface that is not there."""
+    known = [found for _, found in socket.if_nameindex()]
+    if name and name not in known:
+        raise SystemExit(f"TERSOR_RANKS_INTERFACE={name}: there is no such interface; there are {', '.join(known)}.")
 
 
 def _identity(sandbox: str) -> WorkerRecord:

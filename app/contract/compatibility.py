@@ -11,7 +11,7 @@ from app.contract.catalogue import check_order
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
-from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step
+from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 
@@ -31,7 +31,7 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
         if isinstance(step, DistillStep) and step.student is not None:
             _check_student(step.student, model, f"{pointer}/student")
             replaced = True
-        if (training := getattr(step, "training", None)) is not None:  # a student has the task and the inputs
+        if (training := training_of(step)) is not None:  # a student has the task and the inputs
             check_augmentable(training, model, dataset, f"{pointer}/training")
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
@@ -61,7 +61,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     """Raises Unsupported or InvalidSpec unless the step finds in the model what it works on."""
     if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
         raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
-    if getattr(step, "training", None) is not None and not model.trainable:
+    if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
     if isinstance(step, Prune | Quantize):
         _check_patterns(step.exclude, model, pointer)
@@ -121,7 +121,7 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
     """
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
-        training = getattr(step, "training", None)
+        training = training_of(step)
         if training is not None:
             _check_training(training, dataset, task, pointer)
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:

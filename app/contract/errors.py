@@ -266,6 +266,14 @@ class RankLost(JobFailed):
     retryable = True
 
 
+class HostsMissing(JobFailed):
+    """Fewer workers were free for a training over several hosts than it asks for. Ask for fewer, or submit it later."""
+
+    code = "hosts_missing"
+    title = "Too few hosts"
+    retryable = True
+
+
 class TrainingDiverged(JobFailed):
     """The training loss became infinite or not a number. Use a lower learning rate."""
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.distillation import AutoStudent, ModelStudent, Student
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
-from app.contract.spec import DistillStep, Quantize, ResolvedSpec
+from app.contract.spec import DistillStep, Quantize, ResolvedSpec, training_of
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 
@@ -48,7 +48,7 @@ def estimate(
     for step in spec.steps:
         if isinstance(step, DistillStep) and step.student is not None:
             share = _share(step.student, cost, costs)
-        training: Training | None = getattr(step, "training", None)
+        training = training_of(step)
         if training is not None:
             passes += share * _training_passes(training, dataset) + _teacher_passes(training, model, dataset, costs)
             at_once = training.micro_batch_size or _batch_size(training)

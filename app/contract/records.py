@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from app.contract.spec import JobSpec, ResolvedSpec
 from app.contract.states import JobState, UploadStatus
 
 UploadKind = Literal["model", "dataset"]
-WorkKind = Literal["model", "dataset", "job"]
+WorkKind = Literal["model", "dataset", "job", "seat"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,25 @@ class Claim:
     kind: WorkKind
     attempt: int
     owner: str
+
+
+@dataclass(frozen=True)
+class SeatRecord:
+    """A worker's part in an attempt at a job over several hosts; 0 is the one that claimed the job.
+
+    `taken` once a worker has it; `lost` where that one is silent for longer than its lease, `gone` where it had to
+    leave, with the problem where there was one. `cards` are what its processes tell all others before they connect.
+    """
+
+    id: str
+    job_id: str
+    attempt: int
+    host: int
+    taken: bool
+    lost: bool
+    gone: bool
+    problem: Problem | None
+    cards: Mapping[str, str]
 
 
 @dataclass(frozen=True)

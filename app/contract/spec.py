@@ -99,10 +99,10 @@ class Quantize(Strict):
 Step = Annotated[Prune | Finetune | DistillStep | Quantize, Field(discriminator="technique")]
 
 
-def processes_of(step: Step) -> int:
-    """The processes of a step's training; 1 where it has none."""
+def training_of(step: Step) -> Training | None:
+    """The step's training, where it has one."""
     training = getattr(step, "training", None)
-    return training.processes if isinstance(training, Training) else 1
+    return training if isinstance(training, Training) else None
 
 
 class JobSpec(Strict):
@@ -120,6 +120,8 @@ class JobSpec(Strict):
     def _recipe_or_steps(self) -> JobSpec:
         if (self.recipe is None) == (self.steps is None):
             raise ValueError("give recipe or steps, not both and not neither")
+        if len(_crews(self.steps or ())) > 1:
+            raise ValueError("trainings in several processes have to agree in hosts and processes; they differ in them")
         if len(set(self.export)) != len(self.export):
             raise ValueError("export names a format twice")
         if len(self.model_dump_json(include={"metadata"})) > MAX_METADATA_BYTES:
@@ -138,9 +140,14 @@ class ResolvedSpec(Strict):
     seed: int
 
     @property
+    def hosts(self) -> int:
+        """How many workers take part in the job: as many as in its trainings, all else being for one."""
+        return max((hosts for hosts, _ in _crews(self.steps)), default=1)
+
+    @property
     def processes(self) -> int:
-        """How many take part in the job: as many as in its trainings, all others being for one."""
-        return max(map(processes_of, self.steps))
+        """How many processes take part on each of them."""
+        return max((processes for _, processes in _crews(self.steps)), default=1)
 
     def named_models(self) -> dict[str, str]:
         """The models that the steps name besides the job's own, by id, with the pointer of the first place."""
@@ -149,14 +156,26 @@ class ResolvedSpec(Strict):
             pointer = self.pointer(index)
             if isinstance(step, DistillStep) and step.student is not None and step.student.kind == "model":
                 found.setdefault(step.student.model, f"{pointer}/student/model")
-            training = getattr(step, "training", None)
-            distill = training.distill if isinstance(training, Training) else None
+            training = training_of(step)
+            distill = training.distill if training is not None else None
             for place, teacher in enumerate(distill.teachers if distill is not None else ()):
                 if distill is not None and teacher != "uploaded":
                     end = "" if isinstance(distill.teacher, str) else f"/{place}"
                     found.setdefault(teacher, f"{pointer}/training/distill/teacher{end}")
         return found
 
+    def training_pointer(self, field: str) -> str:
+        """The JSON pointer of a field of trainings, in the first step that has it as the whole job does."""
+        trainings = [training_of(step) for step in self.steps]
+        own = [one is not None and getattr(one, field) == getattr(self, field) for one in trainings]
+        return self.pointer(own.index(True)) + ("" if self.recipe is not None else f"/training/{field}")
+
     def pointer(self, index: int) -> str:
         """The JSON pointer of a step in what the client sent: a recipe's steps are not in it."""
         return "/recipe" if self.recipe is not None else f"/steps/{index}"
+
+
+def _crews(steps: tuple[Step, ...]) -> set[tuple[int, int]]:
+    """Hosts, and processes of each, of the trainings that are for more than one process."""
+    trainings = [training for step in steps if (training := training_of(step)) is not None]
+    return {(training.hosts, training.processes) for training in trainings if training.ranks > 1}

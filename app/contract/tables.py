@@ -160,6 +160,19 @@ work = Table(
     Index(None, "state", "publish_at"),
 )
 
+# The parts in an attempt at a job over several hosts: one row a host. Those of others than the first are work.
+seats = Table(
+    "seats",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("job_id", String(40), ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("host", Integer, nullable=False),
+    Column("cards", Text, nullable=False),
+    Column("gone", Boolean, nullable=False),
+    Column("problem", Text),
+)
+
 idempotency = Table(
     "idempotency",
     metadata,

@@ -51,6 +51,9 @@ class Training(Optimizing, Scheduling):
     processes: Annotated[
         int, Field(ge=1, le=64, description="Processes that train together, each on its share of every batch.")
     ] = 1
+    hosts: Annotated[
+        int, Field(ge=1, le=16, description="Workers that train together, each with as many `processes`.")
+    ] = 1
     sharded: bool = Field(
         False, description="Whether weights, gradients and optimizer state are shared out among the processes."
     )
@@ -76,6 +79,11 @@ class Training(Optimizing, Scheduling):
         if fields["micro_batch_size"] is not None and fields["micro_batch_size"] > fields["batch_size"]:
             fields["micro_batch_size"] = None  # what was found fits at once
         return Settled.model_validate(fields)
+
+    @property
+    def ranks(self) -> int:
+        """Processes on all hosts."""
+        return self.hosts * self.processes
 
     @property
     def judges(self) -> bool:
@@ -113,14 +121,14 @@ class Training(Optimizing, Scheduling):
         known = self.batch_size if self.batch_size != "auto" else None
         if known is not None and self.micro_batch_size is not None and self.micro_batch_size > known:
             raise ValueError(f"micro_batch_size is a part of batch_size, which is {self.batch_size}")
-        if self.sharded and self.processes == 1:
+        if self.sharded and self.ranks == 1:
             raise ValueError("sharded shares weights out among processes: give processes, 2 or more")
         if self.sharded and self.optimizer == "adafactor":
             raise ValueError(
                 "adafactor keeps sums of rows and columns, which sharded would cut: give another optimizer"
             )
-        if known is not None and known < self.processes:
-            raise ValueError(f"{self.processes} processes need a batch_size of {self.processes} or more; it is {known}")
+        if known is not None and known < self.ranks:
+            raise ValueError(f"{self.ranks} processes need a batch_size of {self.ranks} or more; it is {known}")
         if self.early_stopping is not None and self.averaging is not None and self.averaging.kind == "swa":
             raise ValueError("averaging swa needs the end of the training, which early_stopping cuts off: give one")
         return self

@@ -88,7 +88,7 @@ class Service:
         artifact = ArtifactRecord(
             job, "model.onnx", "onnx", len(content), stored.sha256, "application/octet-stream", key
         )
-        spec = self.store.job_inputs(claim)[0].resolved
+        spec = self.store.job_inputs(claim.work_id)[0].resolved
         report = Report(
             warnings=(),
             spec=spec,

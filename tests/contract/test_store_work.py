@@ -175,11 +175,11 @@ def test_a_worker_gets_the_jobs_inputs(stage: Stage) -> None:
     model, dataset = stage.model(), stage.upload("dataset")
     stage.ready(dataset)
     job = stage.job(stage.spec(model.id, dataset.id))
-    found, found_model, found_dataset = stage.store.job_inputs(stage.claim(job.id))
+    found, found_model, found_dataset = stage.store.job_inputs(stage.claim(job.id).work_id)
     assert found_dataset is not None
     assert (found.id, found_model.id, found_dataset.id) == (job.id, model.id, dataset.id)
     alone = stage.job(stage.spec(model.id))
-    assert stage.store.job_inputs(stage.claim(alone.id))[2] is None
+    assert stage.store.job_inputs(stage.claim(alone.id).work_id)[2] is None
 
 
 def distilling(stage: Stage, teacher: str) -> JobSpec:
@@ -196,7 +196,7 @@ def test_a_job_waits_for_a_teacher_and_gets_it(stage: Stage) -> None:
     assert stage.store.next_work(["job"]) is None
     assert stage.ready(teacher) == [job.id]
     claim = stage.claim(job.id)
-    assert [one.id for one in stage.store.named_models(claim)] == [teacher.id]
+    assert [one.id for one in stage.store.named_models(claim.work_id)] == [teacher.id]
     alone = stage.job()
     assert stage.store.named_models(stage.claim(alone.id)) == []
 

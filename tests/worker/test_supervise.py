@@ -28,7 +28,7 @@ HANG_SECONDS = 30.0  # long past anything that these tests wait for
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.supervise.COPY_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("worker.supervision.base.COPY_PAUSES", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class Checkpoints:
     """Writes checkpoints to `folder` and offers them to `announce`, `seconds` apart at least.
 
     `saved` are those of an earlier attempt. Where nobody is to be told, they serve for coming back within this attempt.
-    Of several processes of a job one `writes`; what it wrote, all read.
+    Of several processes of a host one `writes`; what it wrote, all of them read.
     """
 
     def __init__(

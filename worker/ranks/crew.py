@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from pydantic import BaseModel
@@ -25,6 +24,7 @@ from pydantic import BaseModel
 from app.contract.errors import Problem, RankLost, ServiceUnavailable, TersorError
 from worker.limits import PR_SET_PDEATHSIG
 from worker.ranks.lines import Lines, pairs
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Group, Ranks
 from worker.sandbox import descriptors, network
 
@@ -34,6 +34,7 @@ log = logging.getLogger("tersor.job")
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.01
 MAX_WORDS = 1 << 16  # what a pipe holds while nobody reads
+GLOO = "gloo/transport"  # in the text of every error of a connection: it names the line of its source
 MAX_DETAIL = 1 << 13  # characters, of at most six bytes in JSON
 
 Work = Callable[[Ranks], None]
@@ -91,25 +92,25 @@ class Follower:
 
 
 @contextmanager
-def crew(size: int, folder: Path, follow: Work, problem_of: Callable[[Exception], Problem]) -> Iterator[Ranks]:
-    """The first of `size` connected processes, in the calling one; each of the others runs `follow` and ends.
+def crew(place: Place, follow: Work, problem_of: Callable[[Exception], Problem]) -> Iterator[Ranks]:
+    """The first of a host's connected processes, in the calling one; each of the others here runs `follow` and ends.
 
-    They meet in `folder`. On the way out of an error, what another process died of stands in its place, as RankLost or
-    RankFailed: here it is only a connection that broke. `problem_of` says what an error means for a client. Raises
-    ServiceUnavailable where they do not get connected.
+    On the way out of an error, what another process died of stands in its place, as RankLost or RankFailed: here it is
+    only a connection that broke. `problem_of` says what an error means for a client. Raises ServiceUnavailable where
+    they do not get connected.
     """
-    if size == 1:
+    if place.size == 1:
         yield Ranks()
         return
-    ends = pairs(size)
-    followers = [_fork(rank, folder, ends, follow, problem_of) for rank in range(1, size)]
+    ends = pairs(place.processes)
+    followers = [_fork(index, place, ends, follow, problem_of) for index in range(1, place.processes)]
     _close(end for own in ends[1:] for end in own.values())
     try:
-        yield _connected(0, folder, ends[0])
+        yield _connected(0, place, ends[0])
     except Exception as error:
         # An error with a meaning is the job's own, unless another process failed before.
         patience = 0.0 if isinstance(error, TersorError) else SETTLE_SECONDS
-        raise _cause(followers, time.monotonic() + patience) or error from error
+        raise _cause(followers, time.monotonic() + patience) or _elsewhere(error, place) or error from error
     finally:
         _end(followers)
 
@@ -119,16 +120,23 @@ def _close(sockets: Iterable[socket.socket]) -> None:
         each.close()
 
 
-def _connected(rank: int, folder: Path, lines: Ends) -> Ranks:
-    size = len(lines) + 1
+def _connected(index: int, place: Place, lines: Ends) -> Ranks:
+    """Of the process with this number on its host."""
     try:
-        made = Group(rank, size, folder, Lines(lines))
-        network.close(connections=size - 1)
+        made = Group(place.first + index, place, Lines(lines))
+        network.close(connections=place.size - 1)
     except (RuntimeError, OSError) as error:
         raise ServiceUnavailable(
-            f"The {size} processes of the training could not be connected: {str(error).splitlines()[0]}"
+            f"The {place.size} processes of the training could not be connected: {str(error).splitlines()[0]}"
         ) from error
     return made
+
+
+def _elsewhere(error: Exception, place: Place) -> TersorError | None:
+    """What it means that a connection broke while all processes of this host are well; None for any other error."""
+    if place.hosts == 1 or isinstance(error, TersorError) or GLOO not in str(error):
+        return None
+    return RankLost(f"Host {place.host} of the training lost its connection to another one.")
 
 
 def _cause(followers: list[Follower], deadline: float) -> TersorError | None:
@@ -159,20 +167,20 @@ def _end(followers: list[Follower]) -> None:
 
 
 def _fork(
-    rank: int, folder: Path, ends: list[Ends], follow: Work, problem_of: Callable[[Exception], Problem]
+    index: int, place: Place, ends: list[Ends], follow: Work, problem_of: Callable[[Exception], Problem]
 ) -> Follower:
     parent = os.getpid()
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
         os.close(writing)
-        return Follower(rank, pid, reading)
-    _be(rank, folder, ends[rank], follow, problem_of, writing, parent)
+        return Follower(place.first + index, pid, reading)
+    _be(index, place, ends[index], follow, problem_of, writing, parent)
 
 
 def _be(
-    rank: int,
-    folder: Path,
+    index: int,
+    place: Place,
     lines: Ends,
     follow: Work,
     problem_of: Callable[[Exception], Problem],
@@ -184,10 +192,12 @@ def _be(
     try:
         _die_with(parent)
         descriptors.keep_only(words, *(line.fileno() for line in lines.values()))
-        follow(_connected(rank, folder, lines))
+        follow(_connected(index, place, lines))
         code = 0
     except Exception as error:
-        log.warning("Process %d of the training failed: %s", rank, "".join(traceback.format_exception(error)))
+        log.warning(
+            "Process %d of the training failed: %s", place.first + index, "".join(traceback.format_exception(error))
+        )
         problem = problem_of(error)
         problem = problem.model_copy(update={"detail": problem.detail[:MAX_DETAIL]})
         os.write(words, LastWords(problem=problem, at=time.monotonic()).model_dump_json().encode())

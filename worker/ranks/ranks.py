@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,27 +14,33 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from worker.ranks.lines import Lines
+from worker.ranks.meeting import Meeting, Place
+from worker.scratch import CARDS
 
 T = TypeVar("T")
 
-LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface
 SMALL_BYTES = 1 << 19  # beyond, gloo's ring is as fast
 PACK_BYTES = 1 << 24
-CONNECT_SECONDS = 60.0
 # One rank measures and searches for as long as it likes while the others wait; the job's own time limit ends them all.
 WAIT = datetime.timedelta(days=365)
 
 
 class Ranks:
-    """One process of `size`; `rank` counts from 0. As it stands here: a process alone."""
+    """One process of `size`, `beside` of them on one host; `rank` counts from 0. As it stands here: a process alone."""
 
     rank = 0
     size = 1
+    beside = 1
 
     @property
     def first(self) -> bool:
         """Whether this is the one that measures, writes and reports."""
         return self.rank == 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first one of its host, which writes what those beside it read."""
+        return self.rank % self.beside == 0
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all ranks, to the last bit the same in each; for a few values."""
@@ -94,15 +98,16 @@ def _packed(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Group(Ranks):
-    """One of several processes, connected to the others by gloo, over loopback; by `lines` too, for what is small."""
+    """One of several processes, connected to the others by gloo; on one host by `lines` too, for what is small."""
 
-    def __init__(self, rank: int, size: int, folder: Path, lines: Lines | None = None) -> None:
-        """Returns once all are connected; they find each other by a file in `folder`. Raises RuntimeError."""
-        self.rank, self.size, self._lines = rank, size, lines
-        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
-        store = dist.FileStore(str(folder / "ranks"), size)  # type: ignore[attr-defined]
-        wait = datetime.timedelta(seconds=CONNECT_SECONDS)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=wait)
+    def __init__(self, rank: int, place: Place, lines: Lines | None = None) -> None:
+        """Returns once all are connected. Raises RuntimeError."""
+        self.rank, self.size, self.beside = rank, place.size, place.processes
+        self._lines = lines if place.hosts == 1 else None
+        os.environ["GLOO_SOCKET_IFNAME"] = place.interface
+        store = Meeting(place.folder / CARDS, place.others)
+        wait = datetime.timedelta(seconds=place.patience)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=wait)
         dist.barrier()
         dist.distributed_c10d._set_pg_timeout(WAIT)
 

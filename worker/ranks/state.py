@@ -38,9 +38,9 @@ def check_same(module: nn.Module, ranks: Ranks) -> None:
 
 @contextmanager
 def threads_shared(ranks: Ranks) -> Iterator[None]:
-    """Within it, each rank computes with its share of the threads that the job has."""
+    """Within it, each rank computes with its share of the threads that the job has on its host."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // ranks.size))
+    torch.set_num_threads(max(1, before // ranks.beside))
     try:
         yield
     finally:

@@ -91,8 +91,8 @@ def train(
             return summary
 
     same_module(context.model.module, ranks)
-    with threads_shared(ranks if settled.processes > 1 else Ranks()):
-        summary = run(ranks) if settled.processes > 1 else ranks.told(lambda: run(Ranks()))
+    with threads_shared(ranks if settled.ranks > 1 else Ranks()):
+        summary = run(ranks) if settled.ranks > 1 else ranks.told(lambda: run(Ranks()))
     same_module(context.model.module, ranks)
     return summary
 
@@ -256,6 +256,7 @@ class _Run:
             diverged=tuple(self.guard.incidents),
             resumed_at=self.recovery.resumed_at,
             processes=self.ranks.size,
+            hosts=self.ranks.size // self.ranks.beside,
             sharded=self.shards is not None,
             objective=self.augment.details() | self.loss.details(),
         )

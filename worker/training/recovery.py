@@ -46,7 +46,7 @@ class Recovery:
         self._with_state |= {name: part for name, part in parts.items() if part is not None}
         self._points, self._ranks = context.checkpoints, context.ranks
         if self._points is None and training.divergence_retries:
-            self._points = Checkpoints(context.scratch, writes=context.ranks.first)
+            self._points = Checkpoints(context.scratch, writes=context.ranks.leads)
         self._marked: int | None = None
         self.resumed_at: int | None = None
 
@@ -103,7 +103,7 @@ class Recovery:
         }
         parts |= {_random(rank): state for rank, state in enumerate(self._ranks.listed(random_state(self._device)))}
         parts |= {name: part.state() for name, part in self._with_state.items()}
-        return {name: gathered(part, self._ranks.first) for name, part in parts.items()}
+        return {name: gathered(part, self._ranks.leads) for name, part in parts.items()}
 
     def _load(self, parts: Parts) -> None:
         if parts.get("training") != self._training.model_dump(mode="json"):

@@ -24,6 +24,7 @@ class TrainingSummary:
     diverged: tuple[dict[str, Any], ...] = ()
     resumed_at: int | None = None
     processes: int = 1
+    hosts: int = 1
     sharded: bool = False
     objective: Details = field(default_factory=dict)
 
@@ -38,6 +39,8 @@ class TrainingSummary:
         }
         if self.processes > 1:
             found["training_processes"], found["training_sharded"] = self.processes, self.sharded
+        if self.hosts > 1:
+            found["training_hosts"] = self.hosts
         if self.precision != "float32":
             found["training_precision"] = self.precision
         if self.teacher_alone:

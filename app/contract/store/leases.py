@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, insert, or_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
 
 from app.contract.errors import LeaseLost
 from app.contract.records import Claim, WorkKind
 from app.contract.states import UploadStatus
-from app.contract.tables import job_models, jobs, uploads, work
+from app.contract.tables import job_models, jobs, seats, uploads, work
 
 QUEUED, RUNNING, DONE = "queued", "running", "done"
+SEAT: WorkKind = "seat"
+LEADER = work.alias("leader")
 
 
 def new_work(connection: Connection, id: str, kind: WorkKind, now: float, republish_seconds: float) -> None:
@@ -37,17 +39,53 @@ def held(claim: Claim) -> ColumnElement[bool]:
     )
 
 
+def led(now: float) -> ColumnElement[bool]:
+    """No seat, or one in an attempt that a worker is known to run: it ends with that."""
+    return or_(work.c.kind != SEAT, exists().where(*_in_living_attempt(now)))
+
+
+def _in_living_attempt(now: float) -> tuple[ColumnElement[bool], ...]:
+    return (
+        seats.c.id == work.c.id,
+        LEADER.c.id == seats.c.job_id,
+        LEADER.c.state == RUNNING,
+        LEADER.c.attempt == seats.c.attempt,
+        LEADER.c.lease_until >= now,
+    )
+
+
+def _open_to(owner: str, now: float) -> ColumnElement[bool]:
+    """No seat, or one in a living attempt that this worker has no part in."""
+    other, held = seats.alias("other"), work.alias("held")
+    sits = exists().where(other.c.job_id == seats.c.job_id, held.c.id == other.c.id, held.c.owner == owner)
+    free = exists().where(*_in_living_attempt(now), LEADER.c.owner != owner, ~sits.correlate(seats))
+    return or_(work.c.kind != SEAT, free)
+
+
+def drop_seats(connection: Connection, job_id: str) -> None:
+    """An attempt at the job is over, and so is everybody's part in it."""
+    own = select(seats.c.id).where(seats.c.job_id == job_id)
+    connection.execute(delete(work).where(work.c.id.in_(own)))
+    connection.execute(delete(seats).where(seats.c.job_id == job_id))
+
+
 def end_work(connection: Connection, claim: Claim) -> None:
     """Marks the work as done; raises LeaseLost where the attempt is no longer the current one."""
+    if claim.kind == "job":
+        drop_seats(connection, claim.work_id)
     ended = connection.execute(update(work).where(held(claim)).values(state=DONE, owner=None, lease_until=None))
     if ended.rowcount != 1:
         raise LeaseLost()
 
 
-def claimable(now: float) -> ColumnElement[bool]:
-    """Nobody holds it, and it does not wait for an inspection."""
-    free = or_(work.c.state == QUEUED, and_(work.c.state == RUNNING, work.c.lease_until < now))
-    return and_(free, ~waits_for_inspection())
+def claimable(owner: str, now: float) -> ColumnElement[bool]:
+    """Nobody holds it, it does not wait for an inspection, and it is for this worker."""
+    return and_(or_(work.c.state == QUEUED, orphaned(now)), ~waits_for_inspection(), _open_to(owner, now))
+
+
+def orphaned(now: float) -> ColumnElement[bool]:
+    """Its worker was lost. A seat is nobody's then: the attempt that it was a part of is over."""
+    return and_(work.c.state == RUNNING, work.c.lease_until < now, work.c.kind != SEAT)
 
 
 def waits_for_inspection() -> ColumnElement[bool]:

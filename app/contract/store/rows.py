@@ -10,7 +10,15 @@ from sqlalchemy import Row
 
 from app.contract.errors import Problem
 from app.contract.facts import DatasetFacts, ModelFacts
-from app.contract.records import ArtifactRecord, JobRecord, KeyRecord, ResumableRecord, UploadRecord, WorkerRecord
+from app.contract.records import (
+    ArtifactRecord,
+    JobRecord,
+    KeyRecord,
+    ResumableRecord,
+    SeatRecord,
+    UploadRecord,
+    WorkerRecord,
+)
 from app.contract.spec import JobSpec, ResolvedSpec
 from app.contract.states import JobState, UploadStatus
 
@@ -100,6 +108,12 @@ def worker(row: Row[Any]) -> WorkerRecord:
     """A row of `workers`."""
     queues = tuple(name for name in row.queues.split(",") if name)
     return WorkerRecord(row.id, row.host, row.pid, queues, row.last_seen_at, row.sandbox or WorkerRecord.sandbox)
+
+
+def seat(row: Row[Any], taken: bool, lost: bool) -> SeatRecord:
+    """A row of `seats`, with what its work says."""
+    cards = json.loads(row.cards)
+    return SeatRecord(row.id, row.job_id, row.attempt, row.host, taken, lost, row.gone, problem(row.problem), cards)
 
 
 def problem(text: str | None) -> Problem | None:

@@ -15,7 +15,20 @@ from app.contract.states import JobState
 from app.contract.store import rows
 from app.contract.store.base import StoreBase
 from app.contract.store.jobs import JOBS
-from app.contract.store.leases import DONE, QUEUED, RUNNING, claimable, end_work, held, waits_for_inspection
+from app.contract.store.leases import (
+    DONE,
+    QUEUED,
+    RUNNING,
+    SEAT,
+    claimable,
+    drop_seats,
+    end_work,
+    held,
+    led,
+    orphaned,
+    waits_for_inspection,
+)
+from app.contract.store.seats import end_seat
 from app.contract.store.uploads import reject
 from app.contract.tables import artifacts, job_models, jobs, reports, uploads, work
 
@@ -35,7 +48,7 @@ class Work(StoreBase):
         with self._write() as connection:
             row = connection.execute(
                 update(work)
-                .where(work.c.id == work_id, claimable(self._clock()))
+                .where(work.c.id == work_id, claimable(owner, self._clock()))
                 .values(
                     state=RUNNING,
                     attempt=work.c.attempt + 1,
@@ -50,6 +63,8 @@ class Work(StoreBase):
             if row is None:
                 return None
             claim = Claim(work_id, row.kind, row.attempt, owner)
+            if row.kind == SEAT:
+                return claim
             if row.kind != "job":
                 return self._started_inspection(connection, claim, row.tries)
             return self._started_job(connection, claim, row.tries)
@@ -62,6 +77,7 @@ class Work(StoreBase):
         return None
 
     def _started_job(self, connection: Connection, claim: Claim, tries: int) -> Claim | None:
+        drop_seats(connection, claim.work_id)
         # Locked, so that nobody ends the job between this look and the update.
         live = select(jobs.c.cancel_requested).where(jobs.c.id == claim.work_id, jobs.c.state.in_(LIVE))
         cancelled = connection.execute(live.with_for_update()).scalar_one_or_none()
@@ -98,7 +114,7 @@ class Work(StoreBase):
         """
         with self._write() as connection:
             extended = connection.execute(
-                update(work).where(held(claim)).values(lease_until=self._clock() + lease_seconds)
+                update(work).where(held(claim), led(self._clock())).values(lease_until=self._clock() + lease_seconds)
             )
             if extended.rowcount != 1:
                 raise LeaseLost()
@@ -109,7 +125,8 @@ class Work(StoreBase):
     def cancel_requested(self, claim: Claim) -> bool:
         """Whether the job's owner asked to cancel it: one read, for looking often. Raises LeaseLost as a heartbeat."""
         with self._read() as connection:
-            if connection.execute(select(work.c.id).where(held(claim))).one_or_none() is None:
+            current = select(work.c.id).where(held(claim), led(self._clock()))
+            if connection.execute(current).one_or_none() is None:
                 raise LeaseLost()
             return _cancel_requested(connection, claim)
 
@@ -162,14 +179,21 @@ class Work(StoreBase):
     def release(self, claim: Claim) -> None:
         """Gives the work back to the queue, as if this attempt had not been; its number is not used again.
 
-        A job whose owner asked to cancel it ends as cancelled instead.
+        A job whose owner asked to cancel it ends as cancelled instead. A seat ends: the leader gives back the job.
         """
         with self._write() as connection:
+            if claim.kind == SEAT:
+                return end_seat(connection, claim, gone=True)
             self._requeue(connection, claim, counted=False)
 
     def retry(self, claim: Claim, problem: Problem) -> None:
-        """Gives the work back to the queue after an attempt that counts; the last one ends it with the problem."""
+        """Gives the work back to the queue after an attempt that counts; the last one ends it with the problem.
+
+        A seat ends with it at once: the leader takes it for the job's.
+        """
         with self._write() as connection:
+            if claim.kind == SEAT:
+                return end_seat(connection, claim, problem=problem)
             if self._requeue(connection, claim, counted=True) < self._max_attempts:
                 return
             ended = update(work).where(work.c.id == claim.work_id, work.c.state == QUEUED).values(state=DONE)
@@ -199,6 +223,7 @@ class Work(StoreBase):
         if tries is None:
             raise LeaseLost()
         if claim.kind == "job":
+            drop_seats(connection, claim.work_id)
             queued = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == claim.work_id, jobs.c.cancel_requested.is_(False))
@@ -209,19 +234,19 @@ class Work(StoreBase):
                 _end_job(connection, claim.work_id, self._now(), JobState.CANCELLED)
         return int(tries)
 
-    def job_inputs(self, claim: Claim) -> tuple[JobRecord, UploadRecord, UploadRecord | None]:
-        """The claimed job with its model and its dataset."""
+    def job_inputs(self, job_id: str) -> tuple[JobRecord, UploadRecord, UploadRecord | None]:
+        """A job with its model and its dataset."""
         with self._read() as connection:
-            job = connection.execute(JOBS.where(jobs.c.id == claim.work_id)).one()
+            job = connection.execute(JOBS.where(jobs.c.id == job_id)).one()
             wanted = [id for id in (job.model_id, job.dataset_id) if id is not None]
             found = connection.execute(select(uploads).where(uploads.c.id.in_(wanted))).all()
         by_id = {row.id: rows.upload(row) for row in found}
         dataset = None if job.dataset_id is None else by_id[job.dataset_id]
         return rows.job(job, self._now()), by_id[job.model_id], dataset
 
-    def named_models(self, claim: Claim) -> list[UploadRecord]:
-        """The models that the claimed job names besides its own."""
-        named = select(job_models.c.model_id).where(job_models.c.job_id == claim.work_id)
+    def named_models(self, job_id: str) -> list[UploadRecord]:
+        """The models that a job names besides its own."""
+        named = select(job_models.c.model_id).where(job_models.c.job_id == job_id)
         with self._read() as connection:
             found = connection.execute(select(uploads).where(uploads.c.id.in_(named)).order_by(uploads.c.id)).all()
         return [rows.upload(row) for row in found]
@@ -231,10 +256,10 @@ class Work(StoreBase):
         with self._read() as connection:
             return rows.upload(connection.execute(select(uploads).where(uploads.c.id == claim.work_id)).one())
 
-    def next_work(self, kinds: Sequence[WorkKind]) -> str | None:
-        """The oldest work of these kinds that a claim would get now."""
+    def next_work(self, kinds: Sequence[WorkKind], owner: str = "") -> str | None:
+        """The oldest work of these kinds that this worker's claim would get now. A seat is as old as its job."""
         age = func.substr(work.c.id, 5)  # behind the kind's prefix, ids sort by the time of creation
-        query = select(work.c.id).where(work.c.kind.in_(kinds), claimable(self._clock())).order_by(age).limit(1)
+        query = select(work.c.id).where(work.c.kind.in_(kinds), claimable(owner, self._clock())).order_by(age).limit(1)
         with self._read() as connection:
             return connection.execute(query).scalar_one_or_none()
 
@@ -251,8 +276,8 @@ class Work(StoreBase):
         publish it once.
         """
         moment = now.timestamp()
-        orphaned = and_(work.c.state == RUNNING, work.c.lease_until < moment)
-        wanted = and_(work.c.publish_at <= moment, or_(work.c.state == QUEUED, orphaned), ~waits_for_inspection())
+        waiting = or_(and_(work.c.state == QUEUED, led(moment)), orphaned(moment))
+        wanted = and_(work.c.publish_at <= moment, waiting, ~waits_for_inspection())
         picked = (
             select(work.c.id).where(wanted).order_by(work.c.publish_at).limit(limit).with_for_update(skip_locked=True)
         )

@@ -9,6 +9,7 @@ import pytest
 from tests.worker.ranks import works
 from tests.worker.ranks.together import together
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 
 LOST = "rank_lost None: Process 2 of the training ended"
@@ -38,6 +39,6 @@ def test_a_job_of_one_process_starts_no_other(tmp_path: Path) -> None:
     def problem_of(error: Exception) -> None:
         raise AssertionError
 
-    with crew(1, tmp_path, follow, problem_of) as ranks:  # type: ignore[arg-type]
+    with crew(Place(1, tmp_path), follow, problem_of) as ranks:  # type: ignore[arg-type]
         assert (ranks.rank, ranks.size, ranks.first) == (0, 1, True)
     assert not any(tmp_path.iterdir())

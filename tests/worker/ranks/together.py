@@ -12,6 +12,7 @@ import torch
 from app.contract.errors import JobFailed, Problem
 from tests.worker import bench
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 
 Work = Callable[..., Any]
@@ -38,7 +39,7 @@ def _first(size: int, folder: Path, work: Work, arguments: tuple[Any, ...]) -> N
             (folder / f"trouble-{ranks.rank}").write_text(traceback.format_exc())
         ranks.listed(None)  # until all are done
 
-    with crew(size, folder, one, _problem) as ranks:
+    with crew(Place(size, folder), one, _problem) as ranks:
         one(ranks)
 
 

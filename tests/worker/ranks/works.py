@@ -26,6 +26,7 @@ from worker.objectives.embedding import SentenceEmbedding
 from worker.objectives.values import Regression
 from worker.ranks.batch_norm import normalized
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 from worker.ranks.sharded import Shards, local
 from worker.ranks.state import check_same
@@ -209,7 +210,7 @@ def crewed(_: Ranks, folder: Path, what: str) -> str:
 
     pids: list[psutil.Process] = []
     try:
-        with crew(3, folder, follow, problem_of) as ranks:
+        with crew(Place(3, folder), follow, problem_of) as ranks:
             pids = psutil.Process().children()
             total = ranks.total(torch.ones(1)).item()
             if what == "first fails":

@@ -66,12 +66,12 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
         return training.settled(), {}
     remembered = None if context.checkpoints is None else context.checkpoints.remembered()
     # One process searches: what is fast and what is best is to be the same for all.
-    alone = training.model_copy(update={"processes": 1, "sharded": False})
+    alone = training.model_copy(update={"processes": 1, "hosts": 1, "sharded": False})
     details = remembered or context.ranks.told(lambda: _search(context, alone).details())
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
     found: dict[str, Any] = {name: details[f"found_{name}"] for name in ("optimizer", "lr", "batch_size")}
-    found["batch_size"] = max(found["batch_size"], training.processes)  # one for each
+    found["batch_size"] = max(found["batch_size"], training.ranks)  # one for each
     return training.settled(**found), details
 
 

@@ -14,8 +14,8 @@ import torch
 from app.contract.errors import JobFailed, Problem
 from tests.worker.sandbox.probes.request import ProbeRequest
 from worker.ranks import crew as crews
-from worker.ranks import ranks as group
 from worker.ranks.crew import crew
+from worker.ranks.meeting import Place
 from worker.ranks.ranks import Ranks
 
 
@@ -35,7 +35,7 @@ def both(request: ProbeRequest, probe: str, *arguments: Any) -> str:
     def follow(ranks: Ranks) -> None:
         tried(ranks)
 
-    with crew(2, request.work, follow, _problem) as ranks:
+    with crew(Place(2, request.work), follow, _problem) as ranks:
         return tried(ranks)
 
 
@@ -82,18 +82,17 @@ def _tcp() -> list[socket.socket]:
 
 def with_a_stranger(request: ProbeRequest, port: int) -> None:
     """A connection is there before the network closes."""
-    with socket.create_connection(("127.0.0.1", port)), crew(2, request.work, lambda ranks: None, _problem):
+    with socket.create_connection(("127.0.0.1", port)), crew(Place(2, request.work), lambda ranks: None, _problem):
         pass
 
 
 def alone(request: ProbeRequest) -> None:
     """The other process ends before it has a connection."""
-    group.CONNECT_SECONDS = 1.0
 
     def end(*arguments: Any) -> None:
         os._exit(0)
 
     ours = crews._connected
     crews._connected = lambda rank, *rest: end() if rank else ours(rank, *rest)  # type: ignore[func-returns-value,return-value]
-    with crew(2, request.work, end, _problem):
+    with crew(Place(2, request.work, patience=1.0), end, _problem):
         pass

@@ -1,0 +1,1 @@
+"""How a worker runs attempts at jobs, seats and inspections, each in a child process."""
