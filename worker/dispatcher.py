@@ -45,7 +45,7 @@ class Dispatcher:
 
     def wake(self, work_id: str) -> None:
         """The doorbell rang for this work: a free slot takes it now, else the next one to be free."""
-        lane = next((lane for lane in self._lanes if KINDS[work_id[:4]] in lane.kinds), None)
+        lane = next((lane for lane in self._lanes if KINDS.get(work_id[:4]) in lane.kinds), None)
         if lane is not None:
             self._start(lane, work_id)
 

@@ -198,7 +198,7 @@ def test_a_job_waits_for_a_teacher_and_gets_it(stage: Stage) -> None:
     claim = stage.claim(job.id)
     assert [one.id for one in stage.store.named_models(claim.work_id)] == [teacher.id]
     alone = stage.job()
-    assert stage.store.named_models(stage.claim(alone.id)) == []
+    assert stage.store.named_models(stage.claim(alone.id).work_id) == []
 
 
 def test_a_job_fails_with_its_teacher_and_others_do_not(stage: Stage) -> None:
