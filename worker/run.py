@@ -33,6 +33,7 @@ from worker.export.onnx import check_size
 from worker.export.registry import EXPORTERS
 from worker.loading import load_model
 from worker.ranks.ranks import Ranks
+from worker.ranks.state import check_saved
 from worker.request import OutputFile, RunRequest, RunResult
 from worker.techniques.registry import TECHNIQUES
 from worker.training.states import Unusable
@@ -120,6 +121,7 @@ def _optimize(
         _check(request.spec, context)
     with clock("steps"):
         saved, seconds = request.checkpoints, request.checkpoint_seconds
+        check_saved(saved, ranks)
         context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.leads)
         return context, _run_steps(request.spec, context, progress, context.checkpoints)
 

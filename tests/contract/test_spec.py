@@ -60,6 +60,18 @@ def test_the_worked_example_is_what_the_literature_says() -> None:
     assert quantize.dtype == "int8"
 
 
+TOGETHER = {"technique": "finetune"}
+
+
+def test_a_job_has_the_processes_of_its_trainings_and_tells_where_they_are() -> None:
+    steps = [TOGETHER, TOGETHER | {"training": {"processes": 2, "hosts": 3}}]
+    spec = resolve(parse(steps=steps))
+    assert (spec.processes, spec.hosts) == (2, 3)
+    assert spec.training_pointer("hosts") == "/steps/1/training/hosts"
+    alone = resolve(parse(steps=[TOGETHER]))
+    assert (alone.processes, alone.hosts) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -75,6 +87,8 @@ def test_the_worked_example_is_what_the_literature_says() -> None:
         ({"steps": [{"technique": "finetune", "training": {"epochs": 1, "steps": 1}}]}, "not both"),
         ({"steps": [{"technique": "finetune", "training": {"lr": float("nan")}}]}, "finite"),
         ({"steps": [{"technique": "finetune", "training": {"optimizer": "lion"}}]}, "'sgd'"),
+        ({"steps": [TOGETHER | {"training": {"processes": n}} for n in (2, 1, 3)]}, "agree in hosts and processes"),
+        ({"steps": [TOGETHER | {"training": {"processes": 2, "hosts": n}} for n in (2, 1)]}, "agree in hosts"),
         ({"recipe": "int8", "speed": 3}, "Extra inputs"),
         ({"recipe": "int8", "export": ["onnx", "onnx"]}, "twice"),
         ({"recipe": "int8", "seed": -1}, "greater than or equal to 0"),

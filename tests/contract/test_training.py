@@ -55,6 +55,8 @@ def test_defaults_follow_the_choice(given: dict[str, Any], field: str, value: fl
         ({"sharded": True}, "give processes, 2 or more"),
         ({"sharded": True, "processes": 2, "optimizer": "adafactor"}, "another optimizer"),
         ({"processes": 8, "batch_size": 7}, "batch_size of 8 or more"),
+        ({"processes": 4, "hosts": 2, "batch_size": 7}, "batch_size of 8 or more"),
+        ({"hosts": 17}, "less than or equal to 16"),
         ({"clip_norm": 0}, "greater than 0"),
     ],
 )

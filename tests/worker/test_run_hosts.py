@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,12 +93,10 @@ def led(bench: Bench, job: JobRecord, owner: str = "worker-1") -> None:
 
 def run(bench: Bench, steps: tuple[Step, ...], others: int = 1) -> JobRecord:
     job = submit(bench, steps)
-    workers = [Worker(bench, f"other-{index}") for index in range(others)]
-    for worker in workers:
-        worker.__enter__()
-    led(bench, job)
-    for worker in workers:
-        worker.__exit__()
+    with ExitStack() as running:
+        for index in range(others):
+            running.enter_context(Worker(bench, f"other-{index}"))
+        led(bench, job)
     return bench.job(job.id)
 
 
@@ -154,7 +152,7 @@ def test_two_hosts_deliver_the_bits_of_two_processes(bench: Bench, whole: tuple[
     assert not any(bench.settings.scratch.iterdir())
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_on_each_of_two_hosts(tmp_path: Path, sharded: bool) -> None:
     bench = bench_in(tmp_path, worker_threads=2)
     steps = over(2, STEPS["one process among them"], processes=2, sharded=sharded)
@@ -167,12 +165,15 @@ def test_two_processes_on_each_of_two_hosts(tmp_path: Path, sharded: bool) -> No
     bench.store.close()
 
 
+@pytest.mark.slow
 def test_three_hosts(bench: Bench) -> None:
     record, _, told = delivered(bench, run(bench, over(3, STEPS["found settings"]), others=2).id)
     assert (record.attempt, told[0]["details"]["training_hosts"]) == (1, 3)
 
 
-@pytest.mark.parametrize("lost", ["a seat's process", "the leader's process", "a seat's worker"])
+@pytest.mark.parametrize(
+    "lost", [pytest.param("a seat's process", marks=pytest.mark.slow), "the leader's process", "a seat's worker"]
+)
 def test_whoever_is_lost_costs_neither_the_job_nor_its_bits(
     lost: str, bench: Bench, whole: tuple[str, list[dict[str, Any]]]
 ) -> None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from app.contract.errors import Problem, RankLost, ServiceUnavailable, TersorError
 from worker.limits import PR_SET_PDEATHSIG
-from worker.ranks.lines import Lines, pairs
+from worker.ranks.lines import Gone, pairs
 from worker.ranks.meeting import Place
 from worker.ranks.ranks import Group, Ranks
 from worker.sandbox import descriptors, network
@@ -123,8 +123,8 @@ def _close(sockets: Iterable[socket.socket]) -> None:
 def _connected(index: int, place: Place, lines: Ends) -> Ranks:
     """Of the process with this number on its host."""
     try:
-        made = Group(place.first + index, place, Lines(lines))
-        network.close(connections=place.size - 1)
+        made = Group(place.first + index, place, {place.first + other: line for other, line in lines.items()})
+        network.close(connections=place.connections)
     except (RuntimeError, OSError) as error:
         raise ServiceUnavailable(
             f"The {place.size} processes of the training could not be connected: {str(error).splitlines()[0]}"
@@ -134,7 +134,7 @@ def _connected(index: int, place: Place, lines: Ends) -> Ranks:
 
 def _elsewhere(error: Exception, place: Place) -> TersorError | None:
     """What it means that a connection broke while all processes of this host are well; None for any other error."""
-    if place.hosts == 1 or isinstance(error, TersorError) or GLOO not in str(error):
+    if place.hosts == 1 or not (isinstance(error, Gone) or GLOO in str(error)):
         return None
     return RankLost(f"Host {place.host} of the training lost its connection to another one.")
 

@@ -1,4 +1,4 @@
-"""Unix sockets between the ranks of one machine, for messages that are too small for gloo.
+"""Lines between the ranks of a job, for messages that are too small for gloo. Those of one host are Unix sockets.
 
 A collective of gloo wakes four threads; two processes that are as far as each other exchange a few hundred bytes over
 a socket in three microseconds, if they look for a moment before they sleep. BatchNorm does so twice a layer and step.
@@ -52,7 +52,7 @@ class Lines:
             return self._sockets[rank].send(rest, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:
             raise Gone(f"process {rank} is gone") from error
 
     def _received(self, rank: int, rest: memoryview) -> int:
@@ -60,7 +60,7 @@ class Lines:
             count = self._sockets[rank].recv_into(rest, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
-        except ConnectionResetError as error:
+        except OSError as error:
             raise Gone(f"process {rank} is gone") from error
         if not count:
             raise Gone(f"process {rank} is gone")

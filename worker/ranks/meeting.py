@@ -43,6 +43,11 @@ class Place:
         return self.processes * self.hosts
 
     @property
+    def connections(self) -> int:
+        """Of each rank, beyond Unix sockets: gloo's to all others, and a line to each of another host."""
+        return self.size - 1 + self.size - self.processes
+
+    @property
     def first(self) -> int:
         """The rank that is the first one here."""
         return self.processes * self.host

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from worker.ranks.lines import Lines
 from worker.ranks.meeting import Meeting, Place
+from worker.ranks.remote import Remote
 from worker.scratch import CARDS
 
 T = TypeVar("T")
@@ -98,18 +100,19 @@ def _packed(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Group(Ranks):
-    """One of several processes, connected to the others by gloo; on one host by `lines` too, for what is small."""
+    """One of several processes, connected to the others by gloo, and by lines for what is small."""
 
-    def __init__(self, rank: int, place: Place, lines: Lines | None = None) -> None:
-        """Returns once all are connected. Raises RuntimeError."""
+    def __init__(self, rank: int, place: Place, beside: Mapping[int, socket.socket]) -> None:
+        """Returns once all are connected; `beside`: lines to those of the same host. Raises RuntimeError, OSError."""
         self.rank, self.size, self.beside = rank, place.size, place.processes
-        self._lines = lines if place.hosts == 1 else None
         os.environ["GLOO_SOCKET_IFNAME"] = place.interface
         store = Meeting(place.folder / CARDS, place.others)
+        remote = Remote(rank, place, store) if place.hosts > 1 else None  # its card lies there before gloo's does
         wait = datetime.timedelta(seconds=place.patience)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=wait)
         dist.barrier()
         dist.distributed_c10d._set_pg_timeout(WAIT)
+        self._lines = Lines({**beside, **({} if remote is None else remote.connected())})
 
     def total(self, values: Tensor) -> Tensor:
         return self.gathered(values).sum(0)  # sooner than by gloo's all_reduce, which takes several turns
@@ -117,7 +120,7 @@ class Group(Ranks):
     def gathered(self, values: Tensor) -> Tensor:
         found = values.new_empty((self.size, *values.shape))
         values = values.contiguous()
-        if self._lines is None or values.nbytes > SMALL_BYTES:
+        if values.nbytes > SMALL_BYTES:
             dist.all_gather(list(found.unbind()), values)
             return found
         found[self.rank] = values

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from app.contract.errors import RankLost
 from worker.ranks.ranks import Ranks
 from worker.training.states import load_masks, mask_state, trained
 
@@ -21,6 +24,15 @@ def same_module(module: nn.Module, ranks: Ranks) -> None:
         return
     load_masks(module, ranks.told(lambda: mask_state(module)))
     ranks.alike(tensor for _, tensor in trained(module))
+
+
+def check_saved(saved: Mapping[str, Path], ranks: Ranks) -> None:
+    """Raises RankLost where hosts have fetched different checkpoints, as while a lost attempt stores one more."""
+    if ranks.size == ranks.beside:
+        return
+    digests = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in saved.items()}
+    if any(other != digests for other in ranks.listed(digests)):
+        raise RankLost("The hosts of the training found different checkpoints of an earlier attempt.")
 
 
 def check_same(module: nn.Module, ranks: Ranks) -> None:

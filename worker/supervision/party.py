@@ -30,6 +30,7 @@ log = logging.getLogger("tersor.supervise")
 LOOK_SECONDS = 1.0  # how often a leader looks after the others
 WAIT_SECONDS = 0.2
 CAUSE_SECONDS = 5.0  # from a broken connection until its cause is told: a killed child, a limit, a lease
+CARDS_EACH = 2  # gloo's and that of its lines, of every process
 MAX_CARD_BYTES = 4096  # gloo's have some 200
 
 
@@ -60,6 +61,7 @@ class Party:
     def __init__(self, store: JobStore, part: Part, spec: ResolvedSpec, scratch: Path) -> None:
         self._store, self._part, self._spec = store, part, spec
         self._own, self._others = scratch / WORK / CARDS, scratch / OTHERS
+        self._expected = CARDS_EACH * spec.processes
         self._laid = self._met = False
 
     def turn(self) -> None:
@@ -71,7 +73,7 @@ class Party:
 
     def _lay(self) -> None:
         cards = [path for path in self._own.iterdir() if not path.name.startswith(".")]
-        if len(cards) < self._spec.processes:
+        if len(cards) < self._expected:
             return
         found = {path.name: path.read_bytes()[:MAX_CARD_BYTES].hex() for path in cards}
         with _patience():
@@ -80,7 +82,7 @@ class Party:
 
     def _take(self) -> None:
         found = self._seats()
-        if len(found) < self._spec.hosts or any(len(seat.cards) < self._spec.processes for seat in found):
+        if len(found) < self._spec.hosts or any(len(seat.cards) < self._expected for seat in found):
             return
         for seat in found:
             for name, card in seat.cards.items() if seat.host != self._part.host else ():

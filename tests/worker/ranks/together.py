@@ -21,16 +21,31 @@ Work = Callable[..., Any]
 def together(size: int, folder: Path, work: Work, *arguments: Any) -> list[Any]:
     """What `work` gives in each of them; called with its ranks and the arguments. Importable by its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = bench.context().Process(target=_first, args=(size, folder, work, arguments))
-    process.start()
-    process.join()
+    return _results([Place(size, folder)], work, arguments)
+
+
+def apart(hosts: int, processes: int, folder: Path, work: Work, *arguments: Any) -> list[Any]:
+    """The same for processes of several hosts, which are all this one. They lay their cards in one folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _results([Place(processes, folder, host, hosts) for host in range(hosts)], work, arguments)
+
+
+def _results(places: list[Place], work: Work, arguments: tuple[Any, ...]) -> list[Any]:
+    started = [bench.context().Process(target=_first, args=(place, work, arguments)) for place in places]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    folder = places[0].folder
     troubles = [path.read_text() for path in sorted(folder.glob("trouble-*"))]
     assert not troubles, "\n".join(troubles)
-    assert process.exitcode == 0
-    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(size)]
+    assert all(process.exitcode == 0 for process in started)
+    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(places[0].size)]
 
 
-def _first(size: int, folder: Path, work: Work, arguments: tuple[Any, ...]) -> None:
+def _first(place: Place, work: Work, arguments: tuple[Any, ...]) -> None:
+    folder = place.folder
+
     def one(ranks: Ranks) -> None:
         torch.set_num_threads(1)
         try:
@@ -39,7 +54,7 @@ def _first(size: int, folder: Path, work: Work, arguments: tuple[Any, ...]) -> N
             (folder / f"trouble-{ranks.rank}").write_text(traceback.format_exc())
         ranks.listed(None)  # until all are done
 
-    with crew(Place(size, folder), one, _problem) as ranks:
+    with crew(place, one, _problem) as ranks:
         one(ranks)
 
 

@@ -269,3 +269,16 @@ def held(ranks: Ranks, sharded: bool) -> dict[str, int]:
         "optimizer": sum(local(value).nbytes for value in kept if value.ndim),
         "released": sum(weight.nbytes for weight in module.parameters()) if sharded else 0,
     }
+
+
+def exchanged(ranks: Ranks) -> dict[str, Any]:
+    """What each of them gets from all others: little by lines, more by gloo."""
+    mine = float(ranks.rank)
+    return {
+        "rank": ranks.rank,
+        "leads": ranks.leads,
+        "total": ranks.total(torch.full((3,), mine)),
+        "large": ranks.total(torch.full((1 << 18,), mine)),
+        "listed": ranks.listed(ranks.rank),
+        "told": ranks.told(lambda: f"from {ranks.rank}"),
+    }

@@ -48,6 +48,23 @@ def test_nobody_reaches_them(cell: Cell, kernel: dict[str, Any]) -> None:
     assert cell.run("ranks.both", "ranks.connected", ranks=True, **kernel) == "127.0.0.1, 127.0.0.1, 3"
 
 
+@pytest.mark.parametrize(
+    "probe", ["network.connect_tcp", "network.send_udp", "ranks.send_elsewhere", "ranks.connect_elsewhere"]
+)
+def test_those_of_several_hosts_reach_nobody_else(probe: str, cell: Cell, port: int) -> None:
+    refused = "refused: EACCES"
+    assert cell.run("ranks.apart", probe, port, ranks=True) == f"{refused}, {refused}, 3"
+    if probe.startswith("network"):
+        assert cell.run("ranks.apart", probe, port, walls=False) == "reached, reached, 3"
+
+
+def test_nobody_reaches_those_of_several_hosts(cell: Cell) -> None:
+    assert cell.run("ranks.apart", "ranks.listening", ranks=True) == "0, 0, 3"
+    assert cell.run("ranks.apart", "ranks.listening", walls=False) == "1, 1, 3"
+    assert cell.run("ranks.apart", "ranks.connections", ranks=True) == "2, 2, 3"  # gloo's, and a line
+    assert cell.run("ranks.apart", "network.listen_tcp", ranks=True) == "refused: EACCES, refused: EACCES, 3"
+
+
 def test_without_walls_they_go_on_listening(cell: Cell) -> None:
     """The same probe sees a listener where there is one."""
     assert cell.run("ranks.both", "ranks.listening", walls=False) == "1, 1, 3"

@@ -21,6 +21,18 @@ from worker.ranks.ranks import Ranks
 
 def both(request: ProbeRequest, probe: str, *arguments: Any) -> str:
     """What another probe says in each of the two, and the sum that they can still form together."""
+    return _in_each(Place(2, request.work), request, probe, arguments)
+
+
+def apart(request: ProbeRequest, probe: str, *arguments: Any) -> str:
+    """The same for one process on each of two hosts, which are both this one."""
+    if os.fork():
+        return _in_each(Place(1, request.work, 0, 2), request, probe, arguments)
+    _in_each(Place(1, request.work, 1, 2), request, probe, arguments)
+    os._exit(0)
+
+
+def _in_each(place: Place, request: ProbeRequest, probe: str, arguments: tuple[Any, ...]) -> str:
     module, name = probe.split(".")
     work = getattr(importlib.import_module(f"tests.worker.sandbox.probes.{module}"), name)
 
@@ -35,7 +47,7 @@ def both(request: ProbeRequest, probe: str, *arguments: Any) -> str:
     def follow(ranks: Ranks) -> None:
         tried(ranks)
 
-    with crew(Place(2, request.work), follow, _problem) as ranks:
+    with crew(place, follow, _problem) as ranks:
         return tried(ranks)
 
 
@@ -51,6 +63,11 @@ def listening(request: ProbeRequest) -> str:
 def connected(request: ProbeRequest) -> str:
     """Whom its sockets of TCP are connected to."""
     return " ".join(sorted({found.getpeername()[0] for found in _tcp()}))
+
+
+def connections(request: ProbeRequest) -> str:
+    """How many of its sockets of TCP are connected."""
+    return str(sum(not _listens(found) for found in _tcp()))
 
 
 def send_elsewhere(request: ProbeRequest, port: int) -> None:
