@@ -134,7 +134,7 @@ def _connected(index: int, place: Place, lines: Ends) -> Ranks:
 
 def _elsewhere(error: Exception, place: Place) -> TersorError | None:
     """What it means that a connection broke while all processes of this host are well; None for any other error."""
-    if place.hosts == 1 or not (isinstance(error, Gone) or GLOO in str(error)):
+    if place.hosts == 1 or isinstance(error, TersorError) or not (isinstance(error, Gone) or GLOO in str(error)):
         return None
     return RankLost(f"Host {place.host} of the training lost its connection to another one.")
 

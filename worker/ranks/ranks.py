@@ -107,12 +107,13 @@ class Group(Ranks):
         self.rank, self.size, self.beside = rank, place.size, place.processes
         os.environ["GLOO_SOCKET_IFNAME"] = place.interface
         store = Meeting(place.folder / CARDS, place.others)
-        remote = Remote(rank, place, store) if place.hosts > 1 else None  # its card lies there before gloo's does
+        # First the lines: unlike gloo they try again where a host cannot be reached at once.
+        remote = Remote(rank, place, store).connected() if place.hosts > 1 else {}
         wait = datetime.timedelta(seconds=place.patience)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=wait)
         dist.barrier()
         dist.distributed_c10d._set_pg_timeout(WAIT)
-        self._lines = Lines({**beside, **({} if remote is None else remote.connected())})
+        self._lines = Lines({**beside, **remote})
 
     def total(self, values: Tensor) -> Tensor:
         return self.gathered(values).sum(0)  # sooner than by gloo's all_reduce, which takes several turns

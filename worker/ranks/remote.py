@@ -5,9 +5,11 @@ A card says where a rank waits, and a secret by which those whom it calls know i
 
 from __future__ import annotations
 
+import datetime
 import hmac
 import secrets
 import socket
+import sys
 import time
 from typing import NamedTuple
 
@@ -17,7 +19,9 @@ from worker.ranks.meeting import Meeting, Place
 
 SECRET_BYTES = 16
 HANDSHAKE_SECONDS = 5.0  # for whoever has called to say who it is
+CALL_SECONDS, AGAIN_SECONDS = 10.0, 0.5
 NUMBER_BYTES = 4
+LOST_MILLISECONDS = 60_000  # without an answer from the other host's kernel; by default it takes a quarter of an hour
 
 
 class Card(NamedTuple):
@@ -39,7 +43,7 @@ class Card(NamedTuple):
 
 
 class Remote:
-    """Of one rank: listens from the start, and is connected once the others do so too."""
+    """Of one rank: listens from the start, and calls those before it until they answer."""
 
     def __init__(self, rank: int, place: Place, meeting: Meeting) -> None:
         self._rank, self._place, self._meeting = rank, place, meeting
@@ -50,16 +54,18 @@ class Remote:
         meeting.set(_key(rank), self._card.text())
 
     def connected(self) -> dict[int, socket.socket]:
-        """A line to each rank of another host, by its number; every card has to lie there. Raises OSError."""
+        """A line to each rank of another host, by its number. Raises OSError where that takes longer than the patience,
+        RuntimeError where one of them lays no card."""
         own = range(self._place.first, self._place.first + self._place.processes)
         others = [rank for rank in range(self._place.size) if rank not in own]
+        self._meeting.wait([_key(rank) for rank in others], datetime.timedelta(seconds=self._place.patience))
         cards = {rank: Card.of(self._meeting.get(_key(rank))) for rank in others}
         with self._listener:
-            found = {rank: self._called(cards[rank]) for rank in others if rank < self._rank}
-            waiting = {rank for rank in others if rank > self._rank}
             deadline = time.monotonic() + self._place.patience
+            found = {rank: self._called(cards[rank], deadline) for rank in others if rank < self._rank}
+            waiting = {rank for rank in others if rank > self._rank}
             while waiting:
-                self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+                self._listener.settimeout(max(0.1, deadline - time.monotonic()))
                 caller, _ = self._listener.accept()
                 rank = _introduced(caller, cards)
                 if rank in waiting:
@@ -70,12 +76,21 @@ class Remote:
         for line in found.values():
             line.settimeout(None)
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sys.platform == "linux":
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_MILLISECONDS)
         return found
 
-    def _called(self, card: Card) -> socket.socket:
-        line = socket.create_connection((card.address, card.port), self._place.patience)
-        line.sendall(self._rank.to_bytes(NUMBER_BYTES, "big") + self._card.secret)
-        return line
+    def _called(self, card: Card, deadline: float) -> socket.socket:
+        while True:
+            try:
+                line = socket.create_connection((card.address, card.port), CALL_SECONDS)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(AGAIN_SECONDS)
+                continue
+            line.sendall(self._rank.to_bytes(NUMBER_BYTES, "big") + self._card.secret)
+            return line
 
 
 def _introduced(caller: socket.socket, cards: dict[int, Card]) -> int | None:

@@ -62,34 +62,35 @@ class Party:
         self._store, self._part, self._spec = store, part, spec
         self._own, self._others = scratch / WORK / CARDS, scratch / OTHERS
         self._expected = CARDS_EACH * spec.processes
-        self._laid = self._met = False
+        self._laid: set[str] = set()
+        self._taken: set[str] = set()
+        self._met = False
 
     def turn(self) -> None:
         """Carries cards, until all processes have those of all others."""
-        if not self._laid:
+        if len(self._laid) < self._expected:
             self._lay()
         if not self._met:
             self._take()
 
     def _lay(self) -> None:
         cards = [path for path in self._own.iterdir() if not path.name.startswith(".")]
-        if len(cards) < self._expected:
+        if len(cards) == len(self._laid):
             return
         found = {path.name: path.read_bytes()[:MAX_CARD_BYTES].hex() for path in cards}
         with _patience():
             self._store.lay_cards(self._part.job_id, self._part.attempt, self._part.host, found)
-            self._laid = True
+            self._laid = set(found)
 
     def _take(self) -> None:
-        found = self._seats()
-        if len(found) < self._spec.hosts or any(len(seat.cards) < self._expected for seat in found):
-            return
-        for seat in found:
-            for name, card in seat.cards.items() if seat.host != self._part.host else ():
+        others = [seat for seat in self._seats() if seat.host != self._part.host]
+        for name, card in ((name, card) for seat in others for name, card in seat.cards.items()):
+            if name not in self._taken:
                 unfinished = self._others / f".{name}"
                 unfinished.write_bytes(bytes.fromhex(card))
                 unfinished.rename(self._others / name)
-        self._met = True
+                self._taken.add(name)
+        self._met = len(self._taken) == self._expected * (self._spec.hosts - 1)
 
     def _seats(self) -> list[SeatRecord]:
         with _patience():
