@@ -1,18 +1,21 @@
 """Training in two processes against one
 
 The same steps on the same batches, in turns within one run: a loop written by hand on one and on two threads, Tersor's
-in one process on one and on two threads, and in two processes of one thread each, which sum their gradients. Tersor's
-check of its masks, losses and weights is in all of its figures.
+in one process on one and on two threads, and in two processes of one thread each, which sum their gradients: of one
+host, and, in a second run, of two that both are this one. Tersor's check of its masks, losses and weights is in all of
+its figures.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from app.contract.errors import JobFailed, Problem
@@ -51,7 +54,7 @@ def by_hand(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, size
         optimizer.step()
 
 
-def measured(ranks: Ranks) -> dict[str, dict[str, list[float]]]:
+def measured(ranks: Ranks, hosts: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each way by network, in the first process; the other one helps."""
     arrays = mnist()
     inputs, targets = torch.from_numpy(arrays["train_inputs"]), torch.from_numpy(arrays["train_targets"])
@@ -60,15 +63,23 @@ def measured(ranks: Ranks) -> dict[str, dict[str, list[float]]]:
         torch.manual_seed(0)
         own, plain = context(make(), inputs, targets), make()
         for number in range(ROUNDS + 1):  # the first round pays for allocations
-            for way, taken in _round(ranks, own, plain, inputs, targets, size, steps).items():
+            for way, taken in _round(ranks, hosts, own, plain, inputs, targets, size, steps).items():
                 if number:
                     found.setdefault(name, {}).setdefault(way, []).append(taken)
     return found
 
 
 def _round(
-    ranks: Ranks, own: Context, plain: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, size: int, steps: int
+    ranks: Ranks,
+    hosts: int,
+    own: Context,
+    plain: nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    size: int,
+    steps: int,
 ) -> dict[str, float]:
+    """Seconds by way; over two hosts only of that and of what it is held against."""
     training = Training(steps=steps, batch_size=size, divergence_retries=0)
 
     def alone(threads: int, work: Callable[[], object]) -> float:
@@ -83,32 +94,51 @@ def _round(
         train(own, training)
 
     taken = {}
-    for threads, label in THREADS.items():
+    for threads, label in THREADS.items() if hosts == 1 else ():
         taken[f"by hand, {label}"] = ranks.told(lambda: alone(threads, hand))  # noqa: B023
         taken[f"Tersor, {label}"] = ranks.told(lambda: alone(threads, tersor))  # noqa: B023
-    torch.set_num_threads(2)  # of which each of two processes takes one
+    if hosts > 1:
+        taken[ONE] = ranks.told(lambda: alone(1, tersor))
+    torch.set_num_threads(ranks.beside)  # of which each process takes one
     own.ranks = ranks
-    taken["Tersor, 2 processes, 1 thread each"] = seconds(
-        lambda: train(own, training.model_copy(update={"processes": 2}))
-    )
+    together = training.model_copy(update={"processes": 2 // hosts, "hosts": hosts})
+    taken[f"Tersor, 2 {'processes' if hosts == 1 else 'hosts'}, 1 thread each"] = seconds(lambda: train(own, together))
     return taken
 
 
-def main() -> None:
-    """Prints the table."""
+def crewed(hosts: int, folder: Path, host: int = 0) -> dict[str, dict[str, list[float]]]:
+    """What is measured by two processes."""
 
     def follow(ranks: Ranks) -> None:
-        measured(ranks)
+        measured(ranks, hosts)
 
     def problem_of(error: Exception) -> Problem:
         return JobFailed(str(error)).problem()
 
-    with tempfile.TemporaryDirectory() as folder, crew(Place(2, Path(folder)), follow, problem_of) as ranks:
-        found = measured(ranks)
-    rows = [
-        [name, way, f"{size * steps / statistics.median(taken):,.0f}", f"{ratio(ways[ONE], taken):.2f}"]
-        for (name, ways), (_, size, steps) in zip(found.items(), CASES.values(), strict=True)
-        for way, taken in ways.items()
-    ]
+    with crew(Place(2 // hosts, folder, host, hosts), follow, problem_of) as ranks:
+        return measured(ranks, hosts)
+
+
+def main() -> None:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = os.fork()
+        if not other:
+            crewed(2, Path(folder), 1)
+            os._exit(0)
+        apart = crewed(2, Path(folder))
+        os.waitpid(other, 0)
+    dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        found = crewed(1, Path(folder))
+    rows = []
+    for name, (_, size, steps) in CASES.items():
+        (one, base), (over, taken) = apart[name].items()
+        ways = [(way, own, found[name][ONE]) for way, own in found[name].items()] + [(over, taken, base)]
+        rows += [
+            [name, way, f"{size * steps / statistics.median(own):,.0f}", f"{ratio(against, own):.2f}"]
+            for way, own, against in ways
+        ]
+        assert one == ONE
     table(["network", "way", "samples/s, median", f"ratio to {ONE}"], rows)
     where("torch", "mlxtend")
