@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import optuna
 
@@ -21,9 +20,12 @@ from worker.training.finding.range_test import highest
 from worker.training.finding.rehearsal import brief, rehearsal
 from worker.training.loop import train
 
-# Around the rate that the range test suggests, which is rather too low than too high.
+# Around the rate that the range test suggests, which is rather too low than too high: where the loss stands still at
+# first, as with deep networks from scratch, by a factor of fifty. So the rate that people begin with is in it too.
 BELOW, ABOVE = 4.0, 12.0
+BELOW_USUAL, ABOVE_USUAL = 3.0, 10.0
 FIRST_FACTORS = (1.0, 3.0)
+BOLDER = 3.0
 ALIKE = 1.5  # rates nearer to each other say the same
 LOST = -math.inf  # the score of what diverged
 
@@ -76,10 +78,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Space:
-    """What may be raced: a rate for each optimizer at each batch size, which is a suggestion where `free_lr`."""
+    """What may be raced: a rate for each optimizer at each batch size, which is a suggestion where `free_lr`.
+
+    `usual` are the rates that people begin with, for the same.
+    """
 
     suggested: dict[tuple[Optimizer, int], float]
     free_lr: bool
+    usual: Mapping[tuple[Optimizer, int], float] = field(default_factory=dict)
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -88,8 +94,18 @@ class Space:
     def bounds(self, optimizer: Optimizer, batch_size: int, training: Training) -> tuple[float, float]:
         """Between which rates one is sought."""
         middle = self.suggested[optimizer, batch_size]
+        usual = self.usual.get((optimizer, batch_size), middle)
         most = highest(training.model_copy(update={"optimizer": optimizer}))
-        return middle / BELOW, max(middle, min(most, middle * ABOVE))
+        lowest = min(middle / BELOW, usual / BELOW_USUAL)
+        return lowest, max(middle, min(most, max(middle * ABOVE, usual * ABOVE_USUAL)))
+
+    def first(self, optimizer: Optimizer, batch_size: int) -> list[float]:
+        """The rates that a race begins with, which goes on to others from there."""
+        middle = self.suggested[optimizer, batch_size]
+        if not self.free_lr:
+            return [middle]
+        usual = self.usual.get((optimizer, batch_size))
+        return [*([] if usual is None else [usual]), *(middle * factor for factor in FIRST_FACTORS)]
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -116,7 +132,18 @@ def race(context: Context, training: Training, space: Space, rounds: Sequence[Ro
         following = rounds[number + 1].candidates if number + 1 < len(rounds) else 1
         alike = [[one.like(other) for other in _settings(runs[begun:])] for one in _settings(runs[begun:])]
         alive = [runs[begun + i].setting for i in survivors(scores, following, alike)]
+        bolder = beyond(alive[0], _settings(runs), highest(alive[0].on(training)))
+        if bolder is not None and following > 1:
+            alive[-1] = bolder
     return runs
+
+
+def beyond(best: Setting, tried: Sequence[Setting], most: float) -> Setting | None:
+    """A higher rate than any that was tried, where that one is the best: the bounds were a guess. None elsewhere."""
+    same = [one.lr for one in tried if (one.optimizer, one.batch_size) == (best.optimizer, best.batch_size)]
+    if best.lr * ALIKE < max(same) or best.lr * ALIKE > most:
+        return None
+    return replace(best, lr=min(most, best.lr * BOLDER))
 
 
 def winner(runs: Sequence[Run]) -> Setting:
@@ -128,13 +155,16 @@ def winner(runs: Sequence[Run]) -> Setting:
 def _study(space: Space, seed: int, training: Training) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    first = FIRST_FACTORS if space.free_lr else FIRST_FACTORS[:1]
     # Smaller batches first, each optimizer in turn: where the budget is short, the rest is left out.
-    for batch_size, factor, name in itertools.product(space.batch_sizes, first, space.optimizers):
-        place = {"optimizer": space.optimizers.index(name), "batch_size": space.batch_sizes.index(batch_size)}
-        lowest, most = space.bounds(name, batch_size, training)
-        share = math.log(space.suggested[name, batch_size] * factor / lowest) / math.log(most / lowest)
-        study.enqueue_trial(place | {"share": min(1.0, max(0.0, share))})
+    for batch_size in space.batch_sizes:
+        rates = {name: space.first(name, batch_size) for name in space.optimizers}
+        for name, rate in (
+            pair for turn in zip(*rates.values(), strict=True) for pair in zip(rates, turn, strict=True)
+        ):
+            place = {"optimizer": space.optimizers.index(name), "batch_size": space.batch_sizes.index(batch_size)}
+            lowest, most = space.bounds(name, batch_size, training)
+            share = math.log(rate / lowest) / math.log(most / lowest)
+            study.enqueue_trial(place | {"share": min(1.0, max(0.0, share))})
     return study
 
 

@@ -17,7 +17,7 @@ STEPS = 100
 FIRST, LAST = 1e-6, 10.0
 # A step of these is about the rate itself, in every weight: with more, nothing of the weights is left.
 NORMALIZED: tuple[Optimizer, ...] = ("adam", "adamw", "nadam", "radam", "rmsprop", "adafactor")
-LAST_NORMALIZED = 0.1
+LAST_NORMALIZED = 0.03
 # Where the loss never falls, which happens to models that have nothing to learn: a rate that harms none.
 CAUTIOUS = 1e-4
 

@@ -23,6 +23,8 @@ RACED: tuple[Optimizer, ...] = ("adamw", "sgd")
 BATCH_FACTORS = (1, 4)
 DEFAULT_LR = 1e-3  # where the rate is given for no batch size in particular
 REFERENCE_BATCH = 64  # the contract's default, which a given rate is taken to be meant for
+USUAL: dict[Optimizer, float] = {"adagrad": 1e-2, "adafactor": 1e-2, "adadelta": 1.0}
+USUAL_SGD = 0.1  # without momentum, by which a gradient counts 1 / (1 - momentum) times
 # Beginners of a race, by how many settings are sought.
 CANDIDATES = {1: 6, 2: 12, 3: 18}
 LEAST_STEPS = 24  # of a run with the smallest batches: below, a rate says nothing of itself
@@ -118,16 +120,24 @@ def _samples(training: Training, train: int, batch_size: int) -> int:
 
 
 def _space(training: Training, optimizers: tuple[Optimizer, ...], sizes: list[int], curves: list[Curve]) -> Space:
-    suggested = {}
+    suggested, common = {}, {}
     for name in optimizers:
         for size in sizes:
+            common[name, size] = rescaled(usual(name, training.momentum), name, REFERENCE_BATCH, size)
             if training.lr == "auto":
                 curve = next(one for one in curves if one.optimizer == name)
                 suggested[name, size] = rescaled(curve.suggested, name, curve.batch_size, size)
             else:
                 given = REFERENCE_BATCH if training.batch_size == "auto" else size
                 suggested[name, size] = rescaled(training.lr, name, given, size)
-    return Space(suggested, free_lr=training.lr == "auto")
+    return Space(suggested, free_lr=training.lr == "auto", usual=common)
+
+
+def usual(optimizer: Optimizer, momentum: float) -> float:
+    """The rate that people begin with: the default of the optimizer's authors, or of the literature on it."""
+    if optimizer == "sgd":
+        return USUAL_SGD * (1 - momentum)
+    return USUAL.get(optimizer, DEFAULT_LR)
 
 
 def longer(raced: int, samples: int) -> float:

@@ -22,9 +22,9 @@ from worker.data.splits import Part
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.training.finding import throughput
 from worker.training.finding.judging import judged
-from worker.training.finding.race import Space
+from worker.training.finding.race import Setting, Space, beyond
 from worker.training.finding.range_test import range_test
-from worker.training.finding.settle import longer, rescaled, settle
+from worker.training.finding.settle import longer, rescaled, settle, usual
 from worker.training.finding.throughput import Load, fastest, loads
 from worker.training.loop import train
 
@@ -190,9 +190,32 @@ def test_longer_trainings_take_lower_rates(raced: int, samples: int, factor: flo
 
 
 def test_rates_are_sought_below_the_highest() -> None:
-    space = Space({("adamw", 8): 0.05, ("sgd", 8): 0.05, ("adamw", 64): 0.4}, free_lr=True)
+    space = Space({("adamw", 8): 0.02, ("sgd", 8): 0.05, ("adamw", 64): 0.4}, free_lr=True)
     training = Training()
-    assert space.bounds("adamw", 8, training) == (0.0125, 0.1)
+    assert space.bounds("adamw", 8, training) == (0.005, 0.03)
     assert space.bounds("sgd", 8, training) == (0.0125, pytest.approx(0.6))
     assert space.bounds("sgd", 8, Training(optimizer="sgd", momentum=0.99)) == (0.0125, pytest.approx(0.1))
     assert space.bounds("adamw", 64, training) == (0.1, 0.4)  # what was suggested is not cut off
+
+
+def test_what_people_begin_with_is_raced_wherever_the_range_test_points() -> None:
+    """Where a loss stands still at first, the test suggests a fiftieth of what trains."""
+    space = Space({("adamw", 64): 1e-5}, free_lr=True, usual={("adamw", 64): 1e-3})
+    lowest, most = space.bounds("adamw", 64, Training())
+    assert (lowest, most) == (pytest.approx(2.5e-6), pytest.approx(1e-2))
+    assert space.first("adamw", 64) == [1e-3, 1e-5, pytest.approx(3e-5)]
+    assert dataclasses.replace(space, free_lr=False).first("adamw", 64) == [1e-5]
+
+
+def test_usual_rates() -> None:
+    assert usual("sgd", 0.9) == pytest.approx(0.01)
+    assert (usual("adamw", 0.9), usual("adadelta", 0.0)) == (1e-3, 1.0)
+
+
+def test_beyond_the_highest_rate_that_was_tried_lies_another() -> None:
+    best = Setting("sgd", 0.1, 32)
+    others = [Setting("sgd", 0.01, 32), Setting("adamw", 0.02, 32), Setting("sgd", 0.3, 64)]
+    assert beyond(best, [best, *others], 1.0) == Setting("sgd", pytest.approx(0.3), 32)
+    assert beyond(best, [best, *others], 0.2) == Setting("sgd", 0.2, 32)
+    assert beyond(best, [best, *others], 0.1) is None
+    assert beyond(best, [best, *others, Setting("sgd", 0.4, 32)], 1.0) is None
