@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from worker.data.batch import Batch
@@ -15,7 +16,7 @@ def combined(task: Task, student: Tensor, said: Tensor, batch: Batch, alpha: flo
     """
     if teacher_alone(task, batch) or alpha == 1:
         return said
-    return alpha * said + (1 - alpha) * task.loss(student, batch)
+    return torch.lerp(task.loss(student, batch), said, alpha)
 
 
 def teacher_alone(task: Task, batch: Batch) -> bool:

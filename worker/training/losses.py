@@ -26,9 +26,10 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float, counts: T
     T^2 keeps the size of the gradients independent of T (Hinton, Vinyals & Dean 2015). The mean is taken over all
     leading positions, or over those where `counts` (bool, of their shape) is true.
     """
-    soft_student = functional.log_softmax(student / temperature, dim=-1)
-    soft_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    divergence = functional.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(-1)
     if counts is not None:
-        divergence = divergence[counts]
-    return temperature**2 * divergence.mean()
+        student, teacher = student[counts], teacher[counts]
+    soft_teacher = functional.log_softmax(teacher / temperature, dim=-1)
+    divergence = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1), soft_teacher, reduction="sum", log_target=True
+    )
+    return divergence * (temperature**2 / max(1, soft_teacher[..., 0].numel()))

@@ -100,9 +100,9 @@ class Distilled(Objective):
             outputs = self._ask(batch.inputs)
         mask = None if self._mask_input is None else batch.inputs[self._mask_input].bool()
         lesson = Lesson(batch, Answer(outputs, dict(taken)), theirs, mask, self._ask, self.teacher.ask)
-        weights = (loss.weight for loss in self._distill.losses)
-        said = torch.stack([weight * term(lesson) for weight, term in zip(weights, self.terms, strict=True)]).sum()
-        return combined(self.task, outputs, said, batch, self._distill.alpha)
+        said = [_times(term(lesson), loss.weight) for term, loss in zip(self.terms, self._distill.losses, strict=True)]
+        together = said[0] if len(said) == 1 else torch.stack(said).sum()
+        return combined(self.task, outputs, together, batch, self._distill.alpha)
 
     def details(self) -> Details:
         found: Details = {"distill_losses": ", ".join(loss.kind for loss in self._distill.losses)}
@@ -117,6 +117,10 @@ class Distilled(Objective):
         else:
             found |= self.cache.details()
         return found
+
+
+def _times(loss: Tensor, weight: float) -> Tensor:
+    return loss if weight == 1 else weight * loss
 
 
 def objective(context: Context, task: Task, distill: Distill | None, *, samples: int, fixed: bool = True) -> Objective:
