@@ -165,5 +165,7 @@ class Leader(Party):
                 raise Trouble(seat.problem) if seat.problem.retryable else HostFailed(seat.problem)
 
     def _gives_way(self) -> bool:
-        older = self._store.next_work(["seat"], self._claim.owner)
-        return older is not None and older[4:] < self._claim.work_id[4:]
+        with _patience():
+            older = self._store.next_work(["seat"], self._claim.owner)
+            return older is not None and older[4:] < self._claim.work_id[4:]
+        return False
