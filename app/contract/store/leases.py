@@ -71,11 +71,11 @@ def drop_seats(connection: Connection, job_id: str) -> None:
 
 def end_work(connection: Connection, claim: Claim) -> None:
     """Marks the work as done; raises LeaseLost where the attempt is no longer the current one."""
-    if claim.kind == "job":
-        drop_seats(connection, claim.work_id)
     ended = connection.execute(update(work).where(held(claim)).values(state=DONE, owner=None, lease_until=None))
     if ended.rowcount != 1:
         raise LeaseLost()
+    if claim.kind == "job":  # after the job's own row, which a claim locks first too
+        drop_seats(connection, claim.work_id)
 
 
 def claimable(owner: str, now: float) -> ColumnElement[bool]:
