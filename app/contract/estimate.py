@@ -30,7 +30,7 @@ class Estimate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float
-    memory_bytes: int = Field(description="At the job's peak, with its runtime.")
+    memory_bytes: int = Field(description="At the job's peak, with its runtime, on one worker.")
 
 
 def estimate(
@@ -51,10 +51,7 @@ def estimate(
         training = training_of(step)
         if training is not None:
             passes += share * _training_passes(training, dataset) + _teacher_passes(training, model, dataset, costs)
-            at_once = training.micro_batch_size or _batch_size(training)
-            averaged = cost.weight_bytes if training.averaging is not None else 0
-            others = sum(one.weight_bytes for one in costs.values())
-            needs.append(cost.training_bytes + at_once * cost.activation_bytes + averaged + others)
+            needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
@@ -63,6 +60,17 @@ def estimate(
         seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
         memory_bytes=RUNTIME_BYTES + max(needs),
     )
+
+
+def _training_bytes(training: Training, cost: Cost, others: int) -> int:
+    """What a training holds on one worker, in all of its processes there; `others` are the weights of teachers."""
+    shares = training.ranks if training.sharded else 1
+    averaged = cost.weight_bytes if training.averaging is not None else 0
+    each = (cost.training_bytes + averaged) // shares + others
+    at_once = _batch_size(training) // training.hosts
+    if training.micro_batch_size is not None:
+        at_once = min(at_once, training.micro_batch_size * training.processes)
+    return training.processes * each + at_once * cost.activation_bytes
 
 
 def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:

@@ -91,3 +91,17 @@ def test_memory_is_that_of_the_hungriest_part() -> None:
     parts = {"batch_size": 50, "micro_batch_size": 10, "averaging": {"kind": "ema"}}
     averaged = of({"technique": "finetune", "training": parts})
     assert averaged.memory_bytes == RUNTIME_BYTES + 20_000 + 10 * 700 + 4_000
+
+
+@pytest.mark.parametrize(
+    ("training", "held"),
+    [
+        ({"batch_size": 48, "processes": 2}, 2 * 20_000 + 48 * 700),
+        ({"batch_size": 48, "processes": 2, "hosts": 3}, 2 * 20_000 + 16 * 700),
+        ({"batch_size": 48, "processes": 2, "micro_batch_size": 5}, 2 * 20_000 + 10 * 700),
+        ({"batch_size": 48, "processes": 2, "hosts": 2, "sharded": True}, 2 * 5_000 + 24 * 700),
+        ({"batch_size": 48, "processes": 2, "averaging": {"kind": "ema"}}, 2 * 24_000 + 48 * 700),
+    ],
+)
+def test_processes_hold_a_training_each_and_share_the_batch(training: dict[str, Any], held: int) -> None:
+    assert of({"technique": "finetune", "training": training}).memory_bytes == RUNTIME_BYTES + held
