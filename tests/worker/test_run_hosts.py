@@ -172,7 +172,12 @@ def test_three_hosts(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [pytest.param("a seat's process", marks=pytest.mark.slow), "the leader's process", "a seat's worker"]
+    "lost",
+    [
+        pytest.param("a seat's process", marks=pytest.mark.slow),
+        pytest.param("the leader's process", marks=pytest.mark.slow),
+        "a seat's worker",
+    ],
 )
 def test_whoever_is_lost_costs_neither_the_job_nor_its_bits(
     lost: str, bench: Bench, whole: tuple[str, list[dict[str, Any]]]
