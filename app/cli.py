@@ -131,6 +131,23 @@ def fetch(
             console.print(f"{path}  {artifact['size_bytes']} bytes  sha256 {artifact['sha256']}")
 
 
+@app.command("unpack")
+def unpack_artifact(
+    file: Annotated[Path, typer.Argument(help="A packed artifact (.tsr).", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The safetensors file to write.")],
+    max_bytes: Annotated[int, typer.Option(help="Refuse files that hold more bytes of tensors.")] = 4 << 30,
+) -> None:
+    """Unpacks a packed artifact into a safetensors file, with the same tensors bit for bit."""
+    try:
+        from app.unpacking import unpack_file
+    except ImportError as missing:
+        raise TersorError(f"unpack needs {missing.name}: pip install 'tersor[packed]'.") from None
+    tensors = unpack_file(file, out, max_bytes)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    ratio = size / file.stat().st_size
+    console.print(f"{out}  {len(tensors)} tensors, {size} bytes ({ratio:.1f} times the {file.stat().st_size} packed)")
+
+
 @app.command()
 def doctor(
     worker: Annotated[bool, typer.Option("--worker", help="Ask only whether a worker of this host is alive.")] = False,

@@ -75,7 +75,8 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
 
 
 def _planned(format: ExportFormat, model: ModelFacts) -> PlannedArtifact:
-    return PlannedArtifact(name=model.native_file if format == "native" else f"model.{format}", format=format)
+    names = {"native": model.native_file, "onnx": "model.onnx", "packed": "model.tsr"}
+    return PlannedArtifact(name=names[format], format=format)
 
 
 def fingerprint(spec: JobSpec) -> str:

@@ -24,7 +24,7 @@ class Technique:
     applies_to: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     may_not_follow: frozenset[str] = field(default_factory=frozenset)
-    exports: tuple[str, ...] = ("native", "onnx")
+    exports: tuple[str, ...] = ("native", "onnx", "packed")
     requires_export: str | None = None
     methods: tuple[Strict, ...] = ()
     """A step for each way of using it, with which a model is asked whether it applies."""

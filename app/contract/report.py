@@ -40,11 +40,24 @@ class LayerReport(Part):
     shape: tuple[int, ...]
     parameters: int
     sparsity: float = Field(description="Share of exact zeros as stored.")
-    bits: int = Field(description="Bits a weight as stored.")
+    bits: float = Field(description="Bits a weight as stored; a mean where they are entropy-coded.")
     sqnr_db: float | None = Field(
         description="Signal to quantization noise of the stored weight against the trained float weight it encodes; "
         "null where nothing was lost."
     )
+
+
+class PackedSizes(Part):
+    """What the bytes of a packed artifact are for; together they are its size. Shares of a coded stream are fractions.
+
+    Tensors of fewer than two dimensions (biases, norms) are `biases` with all that is in them.
+    """
+
+    positions: float = Field(description="Where the nonzero weights are.")
+    values: float = Field(description="Which values they have.")
+    codebooks: float = Field(description="Which values there are.")
+    biases: float
+    header: float = Field(description="Names, shapes, digest.")
 
 
 class Measurement(Part):
@@ -80,6 +93,7 @@ class ArtifactReport(Part):
         description="Uploaded model, converted unchanged to the artifact's runtime / artifact: "
         "the gain without that of the runtime."
     )
+    packed_bytes: PackedSizes | None = Field(None, description="How a packed artifact's size splits.")
 
 
 class StepReport(Part):

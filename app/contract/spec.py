@@ -16,7 +16,7 @@ MAX_METADATA_BYTES = 16_384
 Pattern = Annotated[
     str, Field(min_length=1, max_length=256, description="A layer's name; * and ? match as in a shell.")
 ]
-ExportFormat = Literal["native", "onnx"]
+ExportFormat = Literal["native", "onnx", "packed"]
 
 
 class Prune(Strict):

@@ -12,6 +12,7 @@ import torch
 
 from app.contract.errors import ArtifactUnverified
 from app.contract.facts import ModelFacts, OutputKind
+from app.contract.packed import Sizes
 from app.contract.report import LayerReport
 from worker.data.batch import Inputs
 from worker.evaluation.layers import graph_layers, graph_parameters, module_layers
@@ -148,6 +149,39 @@ class OnnxFile:
     def float_reference(self) -> OnnxFile:
         """The float file, loaded the same way."""
         return OnnxFile(self._reference, self._reference, self._facts, self._threads, single=self._single)
+
+
+class PackedFile:
+    """A packed file, measured as what it unpacks to: `native` is a file of the upload's own format, loaded again."""
+
+    def __init__(self, path: Path, native: TorchFile | OnnxFile, sizes: Sizes) -> None:
+        self.path, self.native, self._sizes = path, native, sizes
+        self.runtime: Runtime = native.runtime
+        self.output_kind = native.output_kind
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        return self.native(inputs)
+
+    def outputs(self, inputs: Inputs) -> np.ndarray:
+        return self.native.outputs(inputs)
+
+    def parameters(self) -> tuple[int, int]:
+        return self.native.parameters()
+
+    def macs(self, sample: Inputs) -> int:
+        return self.native.macs(sample)
+
+    def layers(self) -> tuple[LayerReport, ...]:
+        """With the bits that a weight takes here, its share of everything that was written for its tensor."""
+        return tuple(
+            layer.model_copy(update={"bits": 8 * self._sizes.tensors[layer.name] / layer.parameters})
+            if layer.name in self._sizes.tensors
+            else layer
+            for layer in self.native.layers()
+        )
+
+    def probe(self, sample: Inputs, scratch: Path) -> Probe:
+        return self.native.probe(sample, scratch)
 
 
 def fresh_folder(scratch: Path) -> Path:

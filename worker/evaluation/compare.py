@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from app.contract.report import ArtifactReport, Latency, Measurement
+from app.contract.errors import ArtifactUnverified
+from app.contract.packed import Sizes
+from app.contract.report import ArtifactReport, Latency, Measurement, PackedSizes
 from app.contract.spec import Quantize
 from worker.constraints import baked
 from worker.context import Context
 from worker.data.batch import Inputs
-from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile, fresh_folder
+from worker.evaluation.artifact import OnnxFile, PackedFile, Reloaded, TorchFile, fresh_folder
 from worker.evaluation.measure import Bench, latencies, measure, memories
+from worker.export.native import export_native
 from worker.export.onnx import export_onnx
 from worker.export.registry import Exported
 from worker.model import Model
+from worker.packed import load
 from worker.request import RunRequest
 from worker.vetting.sniff import sniff
 
@@ -28,13 +32,29 @@ CHUNK = 1 << 20
 def reload(request: RunRequest, context: Context, exported: Exported) -> Reloaded:
     """An artifact in the runtime that its format is for."""
     facts = context.model.facts
+    if exported.sizes is not None:
+        return _unpacked(request, context, exported.path, exported.sizes)
     if exported.reference is not None:
         single = facts.single_samples and not facts.trainable
         return OnnxFile(exported.path, exported.reference, facts, request.threads, single=single)
     return _in_own_format(request, context, context.model, exported.path, exported.path.name)
 
 
-def _in_own_format(request: RunRequest, context: Context, model: Model, path: Path, filename: str) -> Reloaded:
+def _unpacked(request: RunRequest, context: Context, path: Path, sizes: Sizes) -> PackedFile:
+    """A packed file in the upload's own format, with the weights that come out of it."""
+    module = baked(context.model.module).cpu()
+    state = load(path)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactUnverified(f"{path.name} does not fit the model: {error}") from error
+    native = export_native(module, context.model, fresh_folder(request.scratch))
+    return PackedFile(path, _in_own_format(request, context, context.model, native, native.name), sizes)
+
+
+def _in_own_format(
+    request: RunRequest, context: Context, model: Model, path: Path, filename: str
+) -> TorchFile | OnnxFile:
     """A file of a model in its own format, in the runtime that such files are for."""
     facts = model.facts
     if facts.format != "onnx":
@@ -94,6 +114,17 @@ def _side_by_side(
         metric_change=change,
         speedup=uploaded.latency.median_s / own,
         speedup_same_runtime=unchanged[measurement.runtime].median_s / own,
+        packed_bytes=None if exported.sizes is None else _split(exported.sizes),
+    )
+
+
+def _split(sizes: Sizes) -> PackedSizes:
+    return PackedSizes(
+        positions=sizes.positions,
+        values=sizes.values,
+        codebooks=sizes.codebooks,
+        biases=sizes.biases,
+        header=sizes.header,
     )
 
 

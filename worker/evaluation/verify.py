@@ -11,7 +11,7 @@ from torch import nn
 from app.contract.errors import ArtifactUnverified
 from worker.data.batch import Inputs
 from worker.data.feed import Feed
-from worker.evaluation.artifact import OnnxFile, Reloaded, TorchFile
+from worker.evaluation.artifact import OnnxFile, PackedFile, Reloaded, TorchFile
 from worker.export.registry import Exported
 from worker.loading.heads import to_outputs
 from worker.model import Model
@@ -43,12 +43,13 @@ def verify(exported: Exported, module: nn.Module, samples: Inputs, reload: Calla
     they are is for the report to say).
     """
     loaded = reload(exported)
+    native = loaded.native if isinstance(loaded, PackedFile) else loaded
     with torch.inference_mode():
         expected = to_outputs(loaded.output_kind, module(*samples).float().numpy())
-    if isinstance(loaded, TorchFile):
-        _check_equal(loaded, samples, expected, TOLERANCE_SAME_RUNTIME)
-    elif isinstance(loaded, OnnxFile):
-        judged = loaded if exported.reference in (None, exported.path) else loaded.float_reference()
+    if isinstance(native, TorchFile):
+        _check_equal(native, samples, expected, TOLERANCE_SAME_RUNTIME)
+    elif isinstance(native, OnnxFile):
+        judged = native if exported.reference in (None, exported.path) else native.float_reference()
         _check_equal(judged, samples, expected, TOLERANCE_HALF if judged.half else TOLERANCE_OTHER_RUNTIME)
     _check_finite(loaded, samples, expected)
     return loaded

@@ -128,7 +128,7 @@ def _not_smaller(artifact: ArtifactReport, uploaded: Measurement, spec: Resolved
         and not artifact.name.endswith(".zip")
         and any(isinstance(step, Prune) for step in spec.steps)
     )
-    why = ": native keeps zeros in a dense file, so sparsity does not make it smaller" if dense else ""
+    why = ": native keeps zeros in a dense file; export packed for a file that sparsity makes smaller" if dense else ""
     yield f"{artifact.name} is not smaller than the upload ({sizes}){why}."
 
 
@@ -137,7 +137,7 @@ def _not_as_asked(spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[Art
     if step is None:
         return
     for artifact in artifacts:
-        if artifact.format == "native":
+        if artifact.format in ("native", "packed"):
             yield f"{artifact.name} is floating point; the int8 weights are in model.onnx."
     if step.method == "dynamic":
         left = sum(layer.type in CONVOLUTIONS for layer in facts.layers)

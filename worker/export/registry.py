@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from app.contract.facts import calibration_split
+from app.contract.packed import Sizes
 from app.contract.spec import ExportFormat, Quantize
 from worker.context import Context
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
+from worker.export.packed import export_packed
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, StreamingReader
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
@@ -24,12 +26,14 @@ ZIP = "application/zip"
 
 @dataclass(frozen=True)
 class Exported:
-    """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX."""
+    """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX; `sizes`
+    says what the bytes are for, where it is packed."""
 
     path: Path
     format: ExportFormat
     media_type: str
     reference: Path | None
+    sizes: Sizes | None = None
 
 
 Exporter = Callable[[nn.Module, Context, Path], Exported]
@@ -55,6 +59,13 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     return Exported(path, "onnx", BINARY, reference)
 
 
+def write_packed(module: nn.Module, context: Context, folder: Path) -> Exported:
+    """The weights alone, entropy-coded; floating point even after a quantize step that lives in the ONNX file."""
+    path = folder / "model.tsr"
+    sizes = export_packed(module.cpu(), context.model, path)
+    return Exported(path, "packed", BINARY, None, sizes)
+
+
 def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> StreamingReader | None:
     if step.method == "dynamic":
         return None
@@ -69,4 +80,4 @@ def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) ->
     return StreamingReader(batches, names, -(-samples // batch))
 
 
-EXPORTERS: dict[ExportFormat, Exporter] = {"native": write_native, "onnx": write_onnx}
+EXPORTERS: dict[ExportFormat, Exporter] = {"native": write_native, "onnx": write_onnx, "packed": write_packed}

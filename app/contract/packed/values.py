@@ -1,0 +1,148 @@
+"""Which values the elements have: the few that there are and which of them, or parts of their bits.
+
+- codebook: the distinct bit patterns, then for each element its place among them, by their frequencies;
+- planes: of each element the 8 bits that hold most of its exponent, by their frequencies, and the others as they are.
+Either of the values themselves, or, where none loses anything by it, of a float format half as wide.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.contract.packed import models
+from app.contract.packed.draft import Draft, Source
+from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words
+from app.contract.packed.wire import Damaged
+
+CODEBOOK, PLANES = 0, 1
+NARROW = ("", "F16", "BF16")  # formats that float32 is written in where it loses nothing
+MOST_ENTRIES = 4096
+SAMPLE = 1 << 16  # elements that tell whether it is worth to sort all
+
+
+def write(words: Words, dtype: str, draft: Draft) -> float:
+    """Writes one element or more; returns how many of the bits are for the codebook."""
+    narrow = _narrowest(words) if dtype == "F32" else 0
+    if narrow:
+        words, dtype = _narrowed(words, NARROW[narrow]), NARROW[narrow]
+    entries = _entries(words)
+    ways = []
+    if entries is not None:
+        ways.append(_by_codebook(words, entries, narrow))
+    if dtype in FLOATS or entries is None:
+        ways.append((_by_planes(words, narrow), 0.0))
+    best, codebook = min(ways, key=lambda way: way[0].bits)
+    draft.extend(best)
+    return codebook
+
+
+def read(count: int, dtype: str, source: Source) -> Words:
+    """`count` elements, one or more. Raises Damaged."""
+    byte = source.header.byte()
+    kind, narrow = byte % 2, byte // 2
+    if narrow >= len(NARROW) or (narrow and dtype != "F32"):
+        raise Damaged("Values are written in a way that this version does not know, or the file is damaged.")
+    words = (_read_planes if kind == PLANES else _read_codebook)(count, NARROW[narrow] or dtype, source)
+    return _widened(words, NARROW[narrow]) if narrow else words
+
+
+def _entries(words: Words) -> Words | None:
+    """The distinct ones in ascending order, or None where they are too many for a codebook."""
+    if len(words) > SAMPLE and len(np.unique(words[:: len(words) // SAMPLE])) > MOST_ENTRIES:
+        return None
+    entries = np.unique(words)
+    return entries if len(entries) <= MOST_ENTRIES else None
+
+
+def _by_codebook(words: Words, entries: Words, narrow: int) -> tuple[Draft, float]:
+    draft = Draft()
+    draft.header.raw(bytes([CODEBOOK + 2 * narrow]))
+    draft.header.number(len(entries) - 1)
+    draft.header.raw(entries.astype(entries.dtype.newbyteorder("<")).tobytes())
+    if len(entries) > 1:
+        places = np.searchsorted(entries, words)
+        bytes_ = models.quantized(np.bincount(places))
+        draft.header.raw(bytes_.tobytes())
+        codebook = draft.bits
+        draft.coded.put(places, models.probabilities(bytes_))
+        return draft, codebook
+    return draft, draft.bits
+
+
+def _read_codebook(count: int, dtype: str, source: Source) -> Words:
+    number = source.header.number(MOST_ENTRIES - 1) + 1
+    word = WORDS[DTYPES[dtype]]
+    entries = np.frombuffer(source.header.raw(number * DTYPES[dtype]), np.dtype(word).newbyteorder("<")).astype(word)
+    if number == 1:
+        return np.full(count, entries[0])
+    chances = models.probabilities(np.frombuffer(source.header.raw(number), np.uint8))
+    words = np.empty(count, word)
+    for part, places in source.coded.chunks(count, chances):
+        np.take(entries, places, out=words[part])
+    return words
+
+
+def _by_planes(words: Words, narrow: int) -> Draft:
+    draft = Draft()
+    draft.header.raw(bytes([PLANES + 2 * narrow]))
+    columns = _rotated(words, 1).astype(words.dtype.newbyteorder("<")).view(np.uint8).reshape(len(words), -1)
+    known = np.unique(columns[:, -1])
+    draft.header.number(len(known) - 1)
+    draft.header.raw(known.tobytes())
+    if len(known) > 1:
+        places = np.searchsorted(known, columns[:, -1])
+        bytes_ = models.quantized(np.bincount(places))
+        draft.header.raw(bytes_.tobytes())
+        draft.coded.put(places, models.probabilities(bytes_))
+    draft.bare.raw(columns[:, :-1].tobytes())
+    return draft
+
+
+def _read_planes(count: int, dtype: str, source: Source) -> Words:
+    number = source.header.number(255) + 1
+    known = np.frombuffer(source.header.raw(number), np.uint8)
+    wide = DTYPES[dtype]
+    columns = np.empty((count, wide), np.uint8)
+    if wide > 1:
+        rest = np.frombuffer(source.bare.raw(count * (wide - 1)), np.uint8)
+        columns[:, :-1] = rest.reshape(count, wide - 1)
+    columns[:, -1] = known[0]
+    if number > 1:
+        chances = models.probabilities(np.frombuffer(source.header.raw(number), np.uint8))
+        for part, places in source.coded.chunks(count, chances):
+            columns[part, -1] = known[places]
+    word = WORDS[wide]
+    return _rotated(columns.view(np.dtype(word).newbyteorder("<")).reshape(-1).astype(word, copy=False), -1)
+
+
+def _rotated(words: Words, left: int) -> Words:
+    """Bits moved to the left by one place (1: the sign comes last, and the exponent first) or to the right (-1)."""
+    top = words.dtype.itemsize * 8 - 1
+    one, rest = words.dtype.type(1), words.dtype.type(top)
+    found: Words = words << one | words >> rest if left > 0 else words >> one | words << rest
+    return found
+
+
+def _narrowest(words: Words) -> int:
+    """The place in NARROW of a format that holds these float32, bit for bit; 0 where none does."""
+    for place in (1, 2):
+        if np.array_equal(_widened(_narrowed(words[:SAMPLE], NARROW[place]), NARROW[place]), words[:SAMPLE]) and (
+            np.array_equal(_widened(_narrowed(words, NARROW[place]), NARROW[place]), words)
+        ):
+            return place
+    return 0
+
+
+def _narrowed(words: Words, dtype: str) -> Words:
+    if dtype == "BF16":
+        return (words >> np.uint32(16)).astype(np.uint16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves: NDArray[np.float16] = words.view(np.float32).astype(np.float16)
+    return halves.view(np.uint16)
+
+
+def _widened(words: Words, dtype: str) -> Words:
+    if dtype == "BF16":
+        return words.astype(np.uint32) << np.uint32(16)
+    return words.view(np.float16).astype(np.float32).view(np.uint32)
