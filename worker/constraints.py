@@ -31,9 +31,20 @@ class Mask(nn.Module):
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask.to(torch.bool))
+        self.watched = False
+        self.gradient: Tensor | None = None
+        """While `watched`: the sum of the gradients of the weight that the layer computes with. Unlike that of the
+        parameter it is not zero where the mask is false."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        return torch.where(self.mask, weight, 0.0)
+        masked = torch.where(self.mask, weight, 0.0)
+        if self.watched and masked.requires_grad:
+            masked.register_hook(self._see)
+        return masked
+
+    def _see(self, gradient: Tensor) -> None:
+        gradient = gradient.detach()
+        self.gradient = gradient.clone() if self.gradient is None else self.gradient + gradient
 
 
 def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
@@ -57,6 +68,29 @@ def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
             parametrize.register_parametrization(layer, key, shared)
     with torch.no_grad():
         weight.masked_fill_(~mask, 0.0)
+
+
+def set_mask(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Keeps the parameter `name` just where `mask` is true, whatever was kept before.
+
+    Behind the mask the parameter keeps its values. Raises as `impose_mask` does.
+    """
+    owner, attribute = _locate(module, name)
+    weight = stored(owner, attribute)
+    if _mask_of(owner, attribute) is None:
+        values = weight.detach().clone()
+        impose_mask(module, name, mask)
+        with torch.no_grad():
+            weight.copy_(values)
+    mask_of(owner, attribute).mask.copy_(mask)
+
+
+def mask_of(owner: nn.Module, attribute: str) -> Mask:
+    """The mask of a layer's weight. Raises AttributeError where it has none."""
+    mask = _mask_of(owner, attribute)
+    if mask is None:
+        raise AttributeError(f"{type(owner).__name__}.{attribute} has no mask")
+    return mask
 
 
 def masks(module: nn.Module) -> dict[str, Tensor]:

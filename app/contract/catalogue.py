@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.contract.errors import OrderRefused
-from app.contract.spec import DistillStep, Finetune, Prune, Quantize, ResolvedSpec
+from app.contract.pruning import Prune
+from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
 
 Family = Literal["pruning", "training", "distillation", "quantization"]

@@ -11,7 +11,8 @@ from app.contract.catalogue import check_order
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
-from app.contract.spec import DistillStep, Prune, Quantize, ResolvedSpec, Step, training_of
+from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
+from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 
@@ -64,7 +65,9 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
     if isinstance(step, Prune | Quantize):
-        _check_patterns(step.exclude, model, pointer)
+        _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
+    if isinstance(step, Prune):
+        _check_patterns({f"layers/{_escaped(pattern)}": pattern for pattern in step.layers}, model, pointer)
 
 
 def check_named(
@@ -124,12 +127,31 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
         training = training_of(step)
         if training is not None:
             _check_training(training, dataset, task, pointer)
+        if isinstance(step, Prune):
+            _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:
             raise DatasetMismatch(
                 "Static quantization needs a `calibration`, `train` or `validation` split to find activation ranges; "
                 + _has(dataset),
                 pointer=pointer if dataset is not None else "/dataset",
             )
+
+
+def _check_pruning_data(step: Prune, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    """Criteria that look at gradients need labels, those that look at inputs and scope auto any samples."""
+    where = pointer if dataset is not None else "/dataset"
+    if step.criterion in OF_GRADIENTS:
+        train = dataset.splits.get("train") if dataset is not None else None
+        if train is None or not _labelled(train, task):
+            raise DatasetMismatch(
+                f"Criterion {step.criterion} needs a `train` split with {_targets(task)}; " + _has(dataset),
+                pointer=where,
+            )
+    if (step.criterion in OF_INPUTS or step.within == "auto") and calibration_split(dataset) is None:
+        what = f"Criterion {step.criterion}" if step.criterion in OF_INPUTS else "Scope auto"
+        raise DatasetMismatch(
+            f"{what} needs a `calibration`, `train` or `validation` split; " + _has(dataset), pointer=where
+        )
 
 
 def check_pair(model: ModelFacts, dataset: DatasetFacts) -> None:
@@ -211,15 +233,20 @@ def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:
     )
 
 
-def _check_patterns(patterns: tuple[str, ...], model: ModelFacts, pointer: str) -> None:
-    """A pattern that names no layer is most likely a misspelt one."""
+def _escaped(name: str) -> str:
+    """As a part of a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _check_patterns(patterns: Mapping[str, str], model: ModelFacts, pointer: str) -> None:
+    """A pattern, by the end of its pointer, that names no layer is most likely a misspelt one."""
     names = [layer.name for layer in model.layers]
     known = {way for name in names for way in (name, f"{name}.weight", name.rpartition(".")[0])}
-    for index, pattern in enumerate(patterns):
+    for end, pattern in patterns.items():
         if not fnmatch.filter(known, pattern):
             shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
             raise InvalidSpec(
-                f"{pattern!r} matches no layer. The model's layers are {shown}.", pointer=f"{pointer}/exclude/{index}"
+                f"{pattern!r} matches no layer. The model's layers are {shown}.", pointer=f"{pointer}/{end}"
             )
 
 

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
-from app.contract.spec import Finetune, JobSpec, Prune, Quantize, ResolvedSpec, Step
+from app.contract.pruning import Prune
+from app.contract.spec import Finetune, JobSpec, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
 from app.contract.training import Training
 

@@ -7,44 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from app.contract.distillation import Distill, Student
+from app.contract.pruning import Pattern, Prune
 from app.contract.strict import Strict
 from app.contract.training import Training
 
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
 
-Pattern = Annotated[
-    str, Field(min_length=1, max_length=256, description="A layer's name; * and ? match as in a shell.")
-]
 ExportFormat = Literal["native", "onnx", "packed"]
-
-
-class Prune(Strict):
-    """Removes weights: the smallest by magnitude become zero and stay zero through every later step."""
-
-    technique: Literal["prune"] = "prune"
-    granularity: Literal["unstructured"] = "unstructured"
-    criterion: Literal["magnitude"] = "magnitude"
-    sparsity: Annotated[float | None, Field(gt=0, lt=1, description="Share of the prunable weights to remove.")] = None
-    threshold: Annotated[float | None, Field(gt=0, description="Remove every weight with |w| below this.")] = None
-    scope: Literal["global", "layer"] = Field(
-        "global", description="Whether `sparsity` is met over all prunable weights together or in every layer."
-    )
-    schedule: Literal["one_shot", "cubic"] = Field(
-        "one_shot", description="All at once, or growing along a cubic during training (Zhu & Gupta 2017)."
-    )
-    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-    training: Training | None = Field(None, description="Training that follows (one_shot) or accompanies (cubic).")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Prune:
-        if (self.sparsity is None) == (self.threshold is None):
-            raise ValueError("give exactly one of sparsity and threshold")
-        if self.schedule == "cubic" and self.training is None:
-            raise ValueError("schedule cubic grows the sparsity during training: give training")
-        if self.schedule == "cubic" and self.sparsity is None:
-            raise ValueError("schedule cubic grows towards a sparsity: give sparsity instead of threshold")
-        return self
 
 
 class Finetune(Strict):

@@ -23,7 +23,7 @@ def test_resolving_fills_in_every_default() -> None:
     prune, quantize = resolved.steps
     assert isinstance(prune, Prune)
     assert isinstance(quantize, Quantize)
-    assert (prune.scope, prune.schedule, prune.granularity, prune.criterion) == (
+    assert (prune.within, prune.schedule, prune.granularity, prune.criterion) == (
         "global",
         "one_shot",
         "unstructured",

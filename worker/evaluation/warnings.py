@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
+from app.contract.pruning import Prune
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
-from app.contract.spec import Prune, Quantize, ResolvedSpec, Step
+from app.contract.spec import Quantize, ResolvedSpec, Step
 from app.contract.tasks import TASKS
 from worker.loading.onnx_constants import IN_A_BRANCH
 from worker.techniques.quantization.quantize import CONVOLUTIONS

@@ -141,6 +141,7 @@ class _Run:
         parts: dict[str, HasState | None] = {"optimizer": self.stepper, "plateau": self.plateau}
         parts |= {"stopper": self.stopper, "averaged": self.averaged}
         parts["objective"] = self.loss if self.loss.learns else None
+        parts["constraints"] = on_step if isinstance(on_step, HasState) else None
         self.recovery = Recovery(context, training, self.guard, self.at, self.noise, parts)
         self.sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
 

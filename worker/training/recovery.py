@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from worker.training.randomness import random_state
 from worker.training.states import State, Unusable, mask_state, module_state
 
 
+@runtime_checkable
 class HasState(Protocol):
     """A part of a training that knows where it stands."""
 

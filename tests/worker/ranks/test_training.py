@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from app.contract.distillation import Distill, HiddenStates, SoftTargets
-from app.contract.spec import DistillStep, Finetune, Prune, Step
+from app.contract.pruning import Prune, Regrowth
+from app.contract.spec import DistillStep, Finetune, Step
 from app.contract.training import EarlyStopping, Training
 from tests.worker.ranks import works
 from tests.worker.ranks.together import together
@@ -92,6 +93,10 @@ TRAINING = Training(epochs=3, lr=0.01, batch_size=64)
 STEPS: dict[str, Step] = {
     "finetune": Finetune(training=TRAINING),
     "gradual pruning": Prune(sparsity=0.6, schedule="cubic", training=TRAINING),
+    "regrowth": Prune(sparsity=0.6, regrow=Regrowth(every=2), training=TRAINING),
+    "movement": Prune(sparsity=0.6, schedule="cubic", criterion="movement", training=TRAINING),
+    "by inputs": Prune(sparsity=0.6, criterion="sparsegpt", training=TRAINING),
+    "measured": Prune(sparsity=0.6, scope="auto", training=TRAINING),
     "distill": DistillStep(training=TRAINING.model_copy(update={"distill": Distill()})),
     "distill with projections": DistillStep(
         training=TRAINING.model_copy(

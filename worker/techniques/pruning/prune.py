@@ -1,4 +1,4 @@
-"""Unstructured magnitude pruning: by sparsity or threshold, over all layers or in each, at once or gradually."""
+"""Pruning of weights: single ones, N of M, or blocks; by any criterion, at once or gradually."""
 
 from __future__ import annotations
 
@@ -7,86 +7,141 @@ from typing import ClassVar
 from torch import Tensor
 
 from app.contract.errors import InvalidSpec
-from app.contract.spec import Prune
+from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from worker.context import Context
 from worker.model import Model
+from worker.ranks.ranks import Ranks
 from worker.techniques.base import Details
-from worker.techniques.pruning import magnitude_math, schedule_math
+from worker.techniques.pruning import selection_math
+from worker.techniques.pruning.by_inputs import prune_by_inputs, scored_by_inputs
+from worker.techniques.pruning.choosing import Chooser, drop_groups
+from worker.techniques.pruning.grain import Blocks, Elements, Grain, fits_groups
+from worker.techniques.pruning.growing import Growing, Regrowing, way
+from worker.techniques.pruning.rounds import prune_in_rounds
+from worker.techniques.pruning.scoring import scorer
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
 
 class PruneTechnique:
-    """Sets the smallest weights to zero, by masks that every later step keeps."""
+    """Sets the least important weights to zero, by masks that every later step keeps."""
 
     name: ClassVar[str] = "prune"
 
     def applies(self, step: Prune, model: Model) -> str | None:
         """A network needs a Linear, convolution, Embedding, recurrent or attention layer.
 
-        Raises InvalidSpec where `exclude` names none of them, or all.
+        Raises InvalidSpec where `exclude` or `layers` name none of them, or nothing is left to prune.
         """
-        if step.training is not None and not model.facts.trainable:
+        if not model.facts.trainable and (step.training is not None or step.criterion in OF_GRADIENTS):
             return model.facts.untrainable_reason
         if not prunable(model.module):
             return "The model has no layer with weights that can be pruned."
-        select(model.module, step.exclude)
+        chosen = select(model.module, step.exclude, tuple(step.layers))
+        if step.criterion in OF_INPUTS and not scored_by_inputs(chosen):
+            return (
+                f"{step.criterion} needs Linear, Conv1d or Conv2d layers that torch computes, and the model has none."
+            )
+        fitting(step, chosen)
         return None
 
     def apply(self, step: Prune, context: Context) -> Details:
-        """Prunes, and trains where the step says so; one_shot before the training, cubic during it."""
+        """Prunes, and trains where the step says so; one_shot before the training, the other schedules during it."""
         module = context.model.module
-        weights = WeightSet(module, select(module, step.exclude))
-        found: Details = {}
-        if step.schedule == "cubic":
-            assert step.training is not None
-            gradual = Gradual(step, weights)
-            training, found = settle(context, step.training)
-            found |= train(context, training, gradual).details()
+        chosen = select(module, step.exclude, tuple(step.layers))
+        weights = WeightSet(module, fitting(step, chosen))
+        left = [weight for weight in chosen if weight not in weights.weights]
+        if step.sparsity is None or step.criterion in OF_INPUTS:
+            found, chooser = _at_once(step, context, weights), None
         else:
-            _prune(step, weights, step.sparsity)
-            if step.training is not None:
-                training, found = settle(context, step.training)
-                found |= train(context, training).details()
-        return _details(step, weights) | found
+            chooser = Chooser(step, context, weights, grain_of(step), scorer(step, context, weights))
+            found = _towards(step, context, weights, chooser)
+        return _details(weights, chooser, left) | found
 
 
-class Gradual:
-    """The loop's hook that lets the sparsity grow along the cubic."""
-
-    def __init__(self, step: Prune, weights: WeightSet) -> None:
-        self._step = step
-        self._weights = weights
-        self._initial = weights.removed() / weights.total()
-
-    def __call__(self, step: int, total: int) -> bool:
-        """Prunes where an update is due; true once the final sparsity is reached."""
-        assert self._step.sparsity is not None
-        due = schedule_math.updates(total)
-        if step in due:
-            # A step after another prune step starts from the sparsity that it finds, and never goes back.
-            start = min(self._initial, self._step.sparsity)
-            _prune(self._step, self._weights, schedule_math.cubic(step, due[-1], start, self._step.sparsity))
-        return step >= due[-1]
+def grain_of(step: Prune) -> Grain:
+    """What goes as one."""
+    return Elements() if step.block is None else Blocks(*step.block, step.norm)
 
 
-def _prune(step: Prune, weights: WeightSet, sparsity: float | None) -> None:
-    """One pruning of the whole set; `sparsity` stands in place of the step's while it grows."""
-    if sparsity is None:
+def fitting(step: Prune, weights: list[PrunableWeight]) -> list[PrunableWeight]:
+    """Those of the weights that the step's pattern and criterion are for. Raises InvalidSpec where there are none."""
+    if step.criterion in OF_INPUTS:
+        weights = scored_by_inputs(weights)
+    if step.n_of_m is not None:
+        found = [weight for weight in weights if fits_groups(weight, step.n_of_m[1])]
+    else:
+        found = [weight for weight in weights if grain_of(step).fits(weight)]
+    if not found:
+        what = (
+            f"blocks of {step.block[0]}x{step.block[1]}" if step.block is not None else f"groups of {step.granularity}"
+        )
+        raise InvalidSpec(f"No weight of the model can be cut into {what}. Give smaller ones, or unstructured.")
+    return found
+
+
+def _at_once(step: Prune, context: Context, weights: WeightSet) -> Details:
+    """What no sparsity grows to: thresholds, N of M, and criteria that look at inputs; and the training behind it."""
+    found: Details = {}
+    if step.criterion in OF_INPUTS:
+        found = context.ranks.told(lambda: prune_by_inputs(step, context, weights))
+        _agree(context, weights)
+    elif step.n_of_m is not None:
+        drop_groups(step, weights, scorer(step, context, weights)())
+    else:
         assert step.threshold is not None
-        dropped = magnitude_math.below(weights.values(), step.threshold)
+        dropped = selection_math.below(weights.values(), step.threshold)
         _refuse_emptied(weights, dropped, step.threshold)
         weights.drop(dropped)
-        return
-    choose = magnitude_math.smallest_overall if step.scope == "global" else magnitude_math.smallest_each
-    try:
-        weights.drop(choose(weights.values(), weights.kept(), sparsity))
-    except ValueError as error:
-        raise InvalidSpec(
-            f"A sparsity of {step.sparsity:g} leaves too few of {weights.total()} weights for "
-            f"{len(weights.weights)} layers, which keep one each at least. Use a lower sparsity."
-        ) from error
+    return found | _trained(step, context)
+
+
+def _agree(context: Context, weights: WeightSet) -> None:
+    """What the first process found out about weights, in all of them."""
+    kept = weights.kept()
+    context.ranks.alike(kept)
+    weights.drop([~mask for mask in kept])
+    context.ranks.alike(parameter.data for parameter in context.model.module.parameters())
+
+
+def _towards(step: Prune, context: Context, weights: WeightSet, chooser: Chooser) -> Details:
+    """Pruning to a sparsity, by the step's schedule."""
+    if step.rewind is not None:
+        return prune_in_rounds(step, context, chooser, weights)
+    if step.training is None or step.schedule == "one_shot":
+        rounds = step.rounds if step.schedule == "iterative" else 1
+        held = weights.kept()
+        for number in range(rounds):
+            chooser.prune(way(step, chooser, number + 1) if rounds > 1 else 1.0)
+        return _trained(step, context, None, weights, held)
+    return _trained(step, context, chooser, weights, weights.kept())
+
+
+def _trained(
+    step: Prune,
+    context: Context,
+    chooser: Chooser | None = None,
+    weights: WeightSet | None = None,
+    held: list[Tensor] | None = None,
+) -> Details:
+    """The step's training, with what happens to masks in it: growing where there is a chooser, and regrowth.
+
+    `held` are the masks from before the step."""
+    if step.training is None:
+        return {}
+    training, found = settle(context, step.training)
+    ranks = context.ranks if training.ranks > 1 else Ranks()
+    growing = None
+    if chooser is not None and weights is not None:
+        growing = Growing(step, chooser, weights, ranks)
+    if step.regrow is None or weights is None or held is None:
+        return found | train(context, training, growing).details()
+    if chooser is not None:
+        weights.drop([~mask for mask in held])  # every weight has a mask from the first step on
+    regrowing = Regrowing(step.regrow, weights, grain_of(step), held, ranks, growing)
+    details = train(context, training, regrowing).details()
+    return found | {"regrown_weights": regrowing.exchanged} | details
 
 
 def _refuse_emptied(weights: WeightSet, dropped: list[Tensor], threshold: float) -> None:
@@ -99,22 +154,23 @@ def _refuse_emptied(weights: WeightSet, dropped: list[Tensor], threshold: float)
             )
 
 
-def _details(step: Prune, weights: WeightSet) -> Details:
-    """Totals, and a row a layer; `minimum` is what a layer keeps at least, null where a threshold decided."""
-    layers = [_layer(step, weight, kept) for weight, kept in zip(weights.weights, weights.kept(), strict=True)]
+def _details(weights: WeightSet, chooser: Chooser | None, left: list[PrunableWeight]) -> Details:
+    """Totals, and a row a layer; `minimum` is what a layer keeps at least, null where it was not asked."""
+    rows: list[dict[str, float | int | str | None]] = []
+    for place, (weight, kept) in enumerate(zip(weights.weights, weights.kept(), strict=True)):
+        count, own = kept.numel(), int(kept.count_nonzero())
+        minimum = None if chooser is None else chooser.minimum(place)
+        rows.append(
+            {"name": weight.name, "weights": count, "kept": own, "sparsity": 1 - own / count, "minimum": minimum}
+        )
     removed, total = weights.removed(), weights.total()
-    return {
+    details: Details = {
         "prunable_weights": total,
         "removed_weights": removed,
         "sparsity": removed / total,
-        "layers_held_at_minimum": sum(row["kept"] == row["minimum"] for row in layers),
-        "layers": layers,
+        "layers_held_at_minimum": sum(row["kept"] == row["minimum"] for row in rows),
+        "layers": rows,
     }
-
-
-def _layer(step: Prune, weight: PrunableWeight, kept: Tensor) -> dict[str, float | int | str | None]:
-    count, left = kept.numel(), int(kept.count_nonzero())
-    minimum = None
-    if step.sparsity is not None:
-        minimum = magnitude_math.floor(count, step.sparsity) if step.scope == "global" else 1
-    return {"name": weight.name, "weights": count, "kept": left, "sparsity": 1 - left / count, "minimum": minimum}
+    if left:
+        details["layers_left_alone"] = [{"name": weight.name, "weights": weight.value().numel()} for weight in left]
+    return details | (chooser.details if chooser is not None else {})

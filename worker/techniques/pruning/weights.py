@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from app.contract.errors import InvalidSpec
-from worker.constraints import computed, impose_mask, masks, stored
+from worker.constraints import Mask, computed, impose_mask, mask_of, masks, set_mask, stored
 from worker.loading.program_module import Holder
 from worker.model import WeightHolder
 
@@ -31,6 +31,12 @@ class PrunableWeight:
         """The weight that the layer computes with."""
         return getattr(self.owner, self.attribute).detach()
 
+    def by_output(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape with outputs first and inputs second, or one of those turned back."""
+        if tensor.ndim < 2 or not _inputs_first(self.owner):
+            return tensor
+        return tensor.transpose(0, 1)
+
 
 def prunable(module: nn.Module) -> list[PrunableWeight]:
     """Every weight that can be pruned, in the network's order; one that layers share is there once."""
@@ -45,16 +51,20 @@ def prunable(module: nn.Module) -> list[PrunableWeight]:
     return found
 
 
-def select(module: nn.Module, exclude: tuple[str, ...]) -> list[PrunableWeight]:
-    """The prunable weights without those whose layer or own name matches a pattern.
+def select(module: nn.Module, exclude: tuple[str, ...], named: tuple[str, ...] = ()) -> list[PrunableWeight]:
+    """The prunable weights without those whose layer or own name matches a pattern of `exclude`.
 
-    Raises InvalidSpec for a pattern that matches nothing, naming the layers that there are, and where nothing is left.
+    Raises InvalidSpec for a pattern, there or in `named`, that matches nothing, naming the layers that there are, and
+    where nothing is left.
     """
     weights = prunable(module)
-    for pattern in exclude:
-        if not any(_matches(weight, pattern) for weight in weights):
-            raise InvalidSpec(f"exclude: {pattern!r} matches no layer that can be pruned. There are {_names(weights)}.")
-    left = [weight for weight in weights if not any(_matches(weight, pattern) for pattern in exclude)]
+    for field, patterns in (("exclude", exclude), ("layers", named)):
+        for pattern in patterns:
+            if not any(matches(weight, pattern) for weight in weights):
+                raise InvalidSpec(
+                    f"{field}: {pattern!r} matches no layer that can be pruned. There are {_names(weights)}."
+                )
+    left = [weight for weight in weights if not any(matches(weight, pattern) for pattern in exclude)]
     if not left:
         raise InvalidSpec(f"exclude leaves nothing to prune of {_names(weights)}. Give fewer patterns.")
     return left
@@ -83,6 +93,15 @@ class WeightSet:
         for weight, gone in zip(self.weights, dropped, strict=True):
             impose_mask(self.module, weight.name, ~gone)
 
+    def only(self, kept: list[Tensor]) -> None:
+        """Keeps just these, also such as were pruned; what is pruned keeps its value behind the mask."""
+        for weight, mask in zip(self.weights, kept, strict=True):
+            set_mask(self.module, weight.name, mask)
+
+    def layers(self) -> list[Mask]:
+        """The masks themselves; every weight has to have one."""
+        return [mask_of(weight.owner, weight.attribute) for weight in self.weights]
+
     def total(self) -> int:
         return sum(value.numel() for value in self.values())
 
@@ -94,7 +113,7 @@ def _attributes(layer: nn.Module) -> Iterator[str]:
     """The names of a layer's own parameters that can be pruned; none where the network computes its weights."""
     if computed(layer):
         return
-    if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding, WeightHolder)) or _is_transformers_conv1d(layer):
+    if isinstance(layer, (nn.Linear, _ConvNd, nn.Embedding, WeightHolder)) or is_transformers_conv1d(layer):
         yield "weight"
     elif isinstance(layer, nn.MultiheadAttention):
         projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -105,14 +124,20 @@ def _attributes(layer: nn.Module) -> Iterator[str]:
         yield from (name for name in layer._flat_weights_names if name.startswith("weight_"))
 
 
-def _is_transformers_conv1d(layer: nn.Module) -> bool:
+def _inputs_first(layer: nn.Module) -> bool:
+    """Whether the weight has a row for each input."""
+    return isinstance(layer, _ConvTransposeNd) or is_transformers_conv1d(layer)
+
+
+def is_transformers_conv1d(layer: nn.Module) -> bool:
     """GPT-2's linear layer; by name, since importing transformers for a type would cost seconds."""
     return any(
         cls.__module__ == "transformers.pytorch_utils" and cls.__name__ == "Conv1D" for cls in type(layer).__mro__
     )
 
 
-def _matches(weight: PrunableWeight, pattern: str) -> bool:
+def matches(weight: PrunableWeight, pattern: str) -> bool:
+    """Whether the pattern is for the weight's layer, or for the weight itself."""
     return fnmatchcase(weight.layer, pattern) or fnmatchcase(weight.name, pattern)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
-from app.contract.spec import Finetune, Prune
+from app.contract.pruning import Prune
+from app.contract.spec import Finetune
 from app.contract.training import EarlyStopping, Training
 from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
 from tests.worker.test_constraints import Tied
@@ -20,7 +21,11 @@ from worker.constraints import baked, masks
 from worker.context import Context
 from worker.data.base import Data
 from worker.techniques.base import Details
-from worker.techniques.pruning.prune import Gradual, PruneTechnique
+from worker.techniques.pruning.choosing import Chooser
+from worker.techniques.pruning.grain import Elements
+from worker.techniques.pruning.growing import Growing
+from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.pruning.scoring import scorer
 from worker.techniques.pruning.weights import WeightSet, select
 from worker.techniques.training.finetune import FinetuneTechnique
 from worker.training.loop import train
@@ -94,7 +99,8 @@ def test_the_sparsity_grows_along_the_cubic(context: Context, initial: float) ->
     if initial:
         prune(context, sparsity=initial)
     step = Prune(sparsity=0.9, schedule="cubic", training=Training(steps=96))
-    gradual = Gradual(step, WeightSet(context.model.module, select(context.model.module, ())))
+    weights = WeightSet(context.model.module, select(context.model.module, ()))
+    gradual = Growing(step, Chooser(step, context, weights, Elements(), scorer(step, context, weights)), weights)
     seen: list[float] = []
 
     def watched(number: int, total: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.techniques.pruning.schedule_math import UPDATES, cubic, updates
+from worker.techniques.pruning.schedule_math import UPDATES, beginnings, cubic, geometric, updates
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,14 @@ def test_updates_are_even_few_and_leave_time_to_recover(total: int) -> None:
     assert len(steps) <= 2 * UPDATES + 1
     if total >= 100:
         assert steps[-1] > 0.7 * total
+
+
+def test_every_round_leaves_the_same_share_of_what_it_finds() -> None:
+    found = [geometric(number, 4, 0.0, 0.9375) for number in range(6)]
+    assert found == pytest.approx([0.0, 0.5, 0.75, 0.875, 0.9375, 0.9375])
+    assert geometric(1, 2, 0.5, 0.875) == pytest.approx(0.75)
+
+
+def test_rounds_begin_at_even_distances() -> None:
+    assert beginnings(100, 4) == [0, 25, 50, 75]
+    assert beginnings(2, 4) == [0, 0, 1, 1]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worker.techniques.pruning import magnitude_math as maths
+from worker.techniques.pruning import selection_math as maths
 
 # Few distinct values, so that most tensors have ties.
 LAYERS = st.lists(
@@ -21,6 +21,15 @@ LAYERS = st.lists(
 SPARSITIES = st.floats(min_value=0.01, max_value=0.95)
 
 Choose = Callable[[Sequence[Tensor], Sequence[Tensor], float], list[Tensor]]
+
+
+def smallest_overall(weights: Sequence[Tensor], kept: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    return maths.lowest_overall([weight.abs() for weight in weights], kept, sparsity)
+
+
+def smallest_each(weights: Sequence[Tensor], kept: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    counts = [maths.removals(weight.numel(), sparsity) for weight in weights]
+    return maths.lowest_each([weight.abs() for weight in weights], kept, counts)
 
 
 def tensors(layers: list[list[float]]) -> list[Tensor]:
@@ -54,9 +63,9 @@ def test_global_pruning_hits_the_count_and_takes_the_smallest(layers: list[list[
     expected = overall_by_sorting(layers, sparsity)
     if expected is None:
         with pytest.raises(ValueError, match="emptying a layer"):
-            maths.smallest_overall(weights, all_kept(weights), sparsity)
+            smallest_overall(weights, all_kept(weights), sparsity)
         return
-    dropped = maths.smallest_overall(weights, all_kept(weights), sparsity)
+    dropped = smallest_overall(weights, all_kept(weights), sparsity)
     assert sum(int(d.sum()) for d in dropped) == round(sum(map(len, layers)) * sparsity)
     assert all(not bool(d.all()) for d in dropped)
     # Among ties with protected weights the choice may differ; the magnitudes that go may not.
@@ -71,7 +80,7 @@ def test_global_pruning_hits_the_count_and_takes_the_smallest(layers: list[list[
 @given(LAYERS, SPARSITIES)
 def test_layer_pruning_hits_the_count_in_every_layer(layers: list[list[float]], sparsity: float) -> None:
     weights = tensors(layers)
-    for layer, dropped in zip(layers, maths.smallest_each(weights, all_kept(weights), sparsity), strict=True):
+    for layer, dropped in zip(layers, smallest_each(weights, all_kept(weights), sparsity), strict=True):
         count = min(round(len(layer) * sparsity), len(layer) - 1)
         # A stable sort breaks ties by position.
         expected = np.zeros(len(layer), dtype=bool)
@@ -84,15 +93,15 @@ def test_layer_pruning_hits_the_count_in_every_layer(layers: list[list[float]], 
 def test_a_second_pruning_continues_the_first(layers: list[list[float]], first: float, second: float) -> None:
     weights = tensors(layers)
     low, high = sorted((first, second))
-    before = maths.smallest_each(weights, all_kept(weights), low)
+    before = smallest_each(weights, all_kept(weights), low)
     pruned = [weight.masked_fill(gone, 0.0) for weight, gone in zip(weights, before, strict=True)]
-    after = maths.smallest_each(pruned, [~gone for gone in before], high)
+    after = smallest_each(pruned, [~gone for gone in before], high)
     for layer, old, new in zip(layers, before, after, strict=True):
         assert bool((new | ~old).all())  # what was gone stays gone
         assert int(new.sum()) == min(round(len(layer) * high), len(layer) - 1)
 
 
-@pytest.mark.parametrize("choose", [maths.smallest_each, maths.smallest_overall])
+@pytest.mark.parametrize("choose", [smallest_each, smallest_overall])
 def test_a_pruned_weight_goes_before_a_zero_that_is_not(choose: Choose) -> None:
     weights = [torch.tensor([0.0, 0.0, 5.0, 6.0])]
     kept = [torch.tensor([True, False, True, True])]
@@ -111,14 +120,14 @@ def test_lenet_300_100s_size_is_hit_to_the_weight() -> None:
     shapes = [(300, 784), (100, 300), (10, 100)]
     weights = [torch.randn(shape, generator=generator) for shape in shapes]
     total = sum(weight.numel() for weight in weights)
-    dropped = maths.smallest_overall(weights, all_kept(weights), 0.98)
+    dropped = smallest_overall(weights, all_kept(weights), 0.98)
     assert sum(int(d.sum()) for d in dropped) == round(0.98 * total)
     assert [tuple(d.shape) for d in dropped] == shapes
 
 
 def test_a_layer_of_small_weights_keeps_its_floor() -> None:
     weights = [torch.full((1000,), 1e-6), torch.ones(1000)]
-    dropped = maths.smallest_overall(weights, all_kept(weights), 0.6)
+    dropped = smallest_overall(weights, all_kept(weights), 0.6)
     assert int((~dropped[0]).sum()) == math.ceil(0.1 * 0.4 * 1000)
     assert sum(int(d.sum()) for d in dropped) == 1200
 
@@ -132,9 +141,31 @@ def test_a_threshold_removes_what_is_below_and_nothing_else() -> None:
 
 def test_weights_that_are_not_finite_are_never_the_smallest() -> None:
     weights = [torch.tensor([float("nan"), 1.0, float("inf"), 2.0])]
-    assert maths.smallest_each(weights, all_kept(weights), 0.5)[0].tolist() == [False, True, False, True]
+    assert smallest_each(weights, all_kept(weights), 0.5)[0].tolist() == [False, True, False, True]
 
 
 def test_half_precision_is_ranked_as_it_is() -> None:
     weights = [torch.tensor([3.0, -1.0, 2.0, 0.5], dtype=torch.bfloat16)]
-    assert maths.smallest_each(weights, all_kept(weights), 0.5)[0].tolist() == [False, True, False, True]
+    assert smallest_each(weights, all_kept(weights), 0.5)[0].tolist() == [False, True, False, True]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.floats(0, 1)), min_size=1, max_size=8),
+    st.floats(0, 1),
+)
+def test_counts_add_up_and_stay_near_their_shares(layers: list[tuple[int, float]], share: float) -> None:
+    counts, sparsities = [count for count, _ in layers], [sparsity for _, sparsity in layers]
+    total = round(sum(count * sparsity for count, sparsity in layers))
+    found = maths.apportioned(counts, sparsities, total)
+    most = [count - 1 for count in counts]
+    assert all(0 <= own <= limit for own, limit in zip(found, most, strict=True))
+    assert sum(found) == min(total, sum(most))
+    if all(count * sparsity <= count - 1 for count, sparsity in layers):
+        assert all(abs(own - count * sparsity) <= 1 for own, (count, sparsity) in zip(found, layers, strict=True))
+
+
+def test_of_each_group_the_highest_stay_and_of_equal_ones_the_first() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0], [-torch.inf, 1.0, -torch.inf, -torch.inf]])
+    expected = [[True, False, True, False], [False, False, True, True], [False, False, True, True]]
+    assert maths.lowest_of_groups(scores, 2).tolist() == expected

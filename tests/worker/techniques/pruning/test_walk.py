@@ -1,0 +1,121 @@
+"""Stages of a network: each layer once, blocks by what the blocks before them give."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from worker.techniques.pruning.inputs import watching
+from worker.techniques.pruning.walk import stages
+
+
+class Logits(nn.Module):
+    """What Tersor wraps networks of transformers in: one tensor comes out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.network(input_ids=ids, attention_mask=mask).logits
+        return found
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=60, tie_word_embeddings=False,
+    )  # fmt: skip
+    return Logits(LlamaForCausalLM(config)).eval()
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=60)
+    return Logits(BertForSequenceClassification(config)).eval()
+
+
+def batches() -> list[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randint(0, 60, (4, 9), generator=generator), torch.ones(4, 9, dtype=torch.long)) for _ in range(3)]
+
+
+def linears(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_blocks_see_what_the_blocks_before_them_have_become(make: object) -> None:
+    module: nn.Module = make()  # type: ignore[operator]
+    changed = copy.deepcopy(module)
+    given = batches()
+    seen: list[nn.Module] = []
+    moments = {}
+    sizes = []
+    for stage in stages(changed, given, linears(changed)):
+        with watching(stage.layers, full=False) as found:
+            stage.run()
+        sizes.append(len(stage.layers))
+        seen += stage.layers
+        for layer, own in zip(stage.layers, found, strict=True):
+            moments[layer] = own.sum
+        for layer in stage.layers:
+            with torch.no_grad():
+                layer.get_parameter("weight").mul_(0.9)
+    assert sorted(map(id, seen)) == sorted(map(id, linears(changed)))
+    assert len([size for size in sizes if size > 1]) == 3  # the blocks
+    # By hand: each layer's inputs in a network in which all stages before its own are changed already.
+    order = {id(layer): number for number, layer in enumerate(linears(changed))}
+    stage_of, start = {}, 0
+    for number, size in enumerate(sizes):
+        for layer in seen[start : start + size]:
+            stage_of[order[id(layer)]] = number
+        start += size
+    for number in range(len(sizes)):
+        partly = copy.deepcopy(module)
+        for place, layer in enumerate(linears(partly)):
+            if stage_of[place] < number:
+                with torch.no_grad():
+                    layer.get_parameter("weight").mul_(0.9)
+        own = [layer for place, layer in enumerate(linears(partly)) if stage_of[place] == number]
+        theirs = [layer for place, layer in enumerate(linears(changed)) if stage_of[place] == number]
+        with watching(own, full=False) as found, torch.no_grad():
+            for batch in given:
+                partly(*batch)
+        for layer, one in zip(theirs, found, strict=True):
+            torch.testing.assert_close(moments[layer], one.sum, rtol=1e-4, atol=1e-4)
+
+
+def test_only_one_blocks_inputs_are_held() -> None:
+    given = batches()
+    module = llama()
+    held = [stage.held_bytes for stage in stages(module, given, linears(module))]
+    assert set(held[:3]) == {3 * 4 * 9 * 32 * 4}
+
+
+def test_a_network_without_a_row_of_blocks_goes_layer_by_layer() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    found = [stage.layers for stage in stages(module, [(torch.randn(5, 4),)], linears(module))]
+    assert found == [[module[0]], [module[2]]]
+
+
+class Shuffled(nn.Module):
+    """A row of blocks that do not hand their outputs on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(3)])
+
+    def forward(self, given: Tensor) -> Tensor:
+        return sum((block(given) for block in self.blocks), torch.zeros(()))
+
+
+def test_blocks_side_by_side_are_no_row() -> None:
+    module = Shuffled().eval()
+    found = [len(stage.layers) for stage in stages(module, [(torch.randn(5, 4),)], linears(module))]
+    assert found == [1, 1, 1]

@@ -1,0 +1,95 @@
+"""Wanda and SparseGPT on a network: layer by layer, by what comes into each, a block of the network at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.contract.errors import DatasetMismatch, InvalidSpec
+from app.contract.facts import calibration_split
+from app.contract.pruning import Prune
+from worker.constraints import stored
+from worker.context import Context
+from worker.data.batch import Inputs
+from worker.techniques.base import Details
+from worker.techniques.pruning import scores_math, selection_math, sparsegpt_math
+from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix, watching
+from worker.techniques.pruning.walk import stages
+from worker.techniques.pruning.weights import PrunableWeight, WeightSet, matches
+
+BATCH = 8  # samples at a time
+
+
+def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Details:
+    """Prunes every weight once, from front to back; those behind see what those before have become.
+
+    Raises DatasetMismatch without data, InvalidSpec where a layer's inputs are not finite.
+    """
+    module = context.model.module
+    batches = calibration(context, step.samples)
+    by_layer = {weight.owner: weight for weight in weights.weights}
+    training = module.training
+    module.eval()
+    most = 0
+    try:
+        for stage in stages(module, batches, list(by_layer)):
+            with watching(stage.layers, full=step.criterion == "sparsegpt") as moments:
+                stage.run()
+            most = max(most, stage.held_bytes + sum(own.nbytes for own in moments))
+            for layer, own in zip(stage.layers, moments, strict=True):
+                _prune(step, weights, by_layer[layer], own)
+    finally:
+        module.train(training)
+    return {"calibration_samples": sum(len(batch[0]) for batch in batches), "calibration_bytes": most}
+
+
+def calibration(context: Context, samples: int) -> list[Inputs]:
+    """The inputs of some samples that labels are not needed of, on the model's device."""
+    split = calibration_split(context.feed.data.facts) if context.feed is not None else None
+    if context.feed is None or split is None:
+        raise DatasetMismatch("The criterion looks at inputs of layers: give a dataset.", pointer="/dataset")
+    order = torch.Generator().manual_seed(context.seed)
+    batches = context.feed.batches(split, BATCH, shuffle=order, limit=samples)
+    return [batch.to(context.device).inputs for batch in batches]
+
+
+def scored_by_inputs(weights: list[PrunableWeight]) -> list[PrunableWeight]:
+    """Those whose layers have inputs that a column of the weight is for, each layer's one weight."""
+    return [weight for weight in weights if takes_columns(weight.owner)]
+
+
+def _prune(step: Prune, weights: WeightSet, weight: PrunableWeight, moments: Moments) -> None:
+    value, kept = matrix(weight, weight.value()), matrix(weight, _kept(weights, weight))
+    if moments.sum is None or not bool(moments.sum.isfinite().all()):
+        raise InvalidSpec(
+            f"{step.criterion}: nothing finite comes into {weight.layer!r} from the samples. "
+            "Exclude it, or give other samples."
+        )
+    sparsity = next((own for pattern, own in step.layers.items() if matches(weight, pattern)), step.sparsity)
+    if step.criterion == "sparsegpt":
+        value, dropped = sparsegpt_math.pruned(value, moments.sum, kept, sparsity, step.n_of_m)
+        with torch.no_grad():
+            parameter = stored(weight.owner, weight.attribute)
+            parameter.copy_(unmatrix(weight, value).to(parameter.dtype))
+    else:
+        scores = scores_math.wanda(value.float(), moments.sum.sqrt())
+        dropped = _row_by_row(scores, kept, sparsity, step.n_of_m)
+    WeightSet(weights.module, [weight]).drop([unmatrix(weight, dropped)])
+
+
+def _row_by_row(scores: Tensor, kept: Tensor, sparsity: float | None, groups: tuple[int, int] | None) -> Tensor:
+    """Wanda compares the weights of one output with each other; the layer's count is exact."""
+    scores = torch.where(kept, scores, -torch.inf)
+    if groups is not None:
+        return selection_math.lowest_of_groups(scores.reshape(-1, groups[1]), groups[0]).view(scores.shape)
+    assert sparsity is not None
+    rows, columns = scores.shape
+    ends = [selection_math.removals((row + 1) * columns, sparsity) for row in range(rows)]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return torch.stack(
+        selection_math.lowest_each(list(scores), [torch.ones_like(row, dtype=torch.bool) for row in scores], counts)
+    )
+
+
+def _kept(weights: WeightSet, weight: PrunableWeight) -> Tensor:
+    return WeightSet(weights.module, [weight]).kept()[0]

@@ -1,0 +1,70 @@
+"""How much each layer minds being pruned: measured, a layer and a sparsity at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from app.contract.errors import DatasetMismatch
+from app.contract.facts import calibration_split
+from worker.constraints import stored
+from worker.context import Context
+from worker.data.batch import Batch
+from worker.techniques.pruning.weights import PrunableWeight
+
+LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+BATCH = 64
+
+Curve = list[float]
+"""By how much the outputs diverge at each of LEVELS."""
+
+
+def curves(
+    context: Context, weights: list[PrunableWeight], dropped: Callable[[int, float], Tensor], samples: int
+) -> list[Curve]:
+    """For each weight and level: how far the outputs are from those of the network as it is, by the task's divergence
+    (Kullback-Leibler for classes, squared error for values), where only this weight is pruned to that level.
+
+    `dropped(number, level)` says what would go (bool, of the weight's shape). Needs no labels. The network is left as
+    it was. Raises DatasetMismatch without data.
+    """
+    batches = _batches(context, samples)
+    module = context.model.module
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            usual = [module(*batch.inputs) for batch in batches]
+            return [
+                [_one(context, weight, dropped(number, level), batches, usual) for level in LEVELS]
+                for number, weight in enumerate(weights)
+            ]
+    finally:
+        module.train(training)
+
+
+def _one(context: Context, weight: PrunableWeight, dropped: Tensor, batches: list[Batch], usual: list[Tensor]) -> float:
+    parameter = stored(weight.owner, weight.attribute)
+    values = parameter.detach().clone()
+    task, module = context.model.task, context.model.module
+    try:
+        parameter.masked_fill_(dropped, 0.0)
+        told = [
+            len(batch) * float(task.divergence(module(*batch.inputs), before, batch, 1.0))
+            for batch, before in zip(batches, usual, strict=True)
+        ]
+    finally:
+        parameter.copy_(values)
+    return sum(told) / sum(map(len, batches))
+
+
+def _batches(context: Context, samples: int) -> list[Batch]:
+    split = calibration_split(context.feed.data.facts) if context.feed is not None else None
+    if context.feed is None or split is None:
+        raise DatasetMismatch("Scope auto measures the layers on data: give a dataset.", pointer="/dataset")
+    order = torch.Generator().manual_seed(context.seed)
+    found = context.feed.batches(split, BATCH, shuffle=order, limit=samples)
+    noise = torch.Generator().manual_seed(context.seed)
+    return [context.model.task.prepare(batch, noise).to(context.device) for batch in found]

@@ -1,0 +1,177 @@
+"""Through a network from front to back with samples, a block at a time: one block's inputs are all that is held.
+
+Networks of transformers are rows of equal blocks. The samples are brought to the first of them, and from there on only
+from one block to the next, so that each block sees what those before it, as they are now, have made of them. Layers
+that lie in no such row are visited one by one, each with passes of the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.data.batch import Inputs
+
+# What blocks are told to keep for the next token: nothing is generated here, and it would grow with every pass.
+CACHES = ("past_key_values", "past_key_value", "layer_past")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some of the layers, and how to bring all samples through them."""
+
+    layers: list[nn.Module]
+    run: Callable[[], None]
+    held_bytes: int
+    """What the samples take that wait in front of it."""
+
+
+@dataclass
+class _Call:
+    """How a block is called with one batch."""
+
+    given: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def with_hidden(self, hidden: Tensor) -> _Call:
+        if self.given:
+            return _Call((hidden, *self.given[1:]), self.named)
+        return _Call((), self.named | {"hidden_states": hidden})
+
+    @property
+    def hidden(self) -> Tensor:
+        found: Tensor = self.given[0] if self.given else self.named["hidden_states"]
+        return found
+
+
+class _Reached(Exception):
+    """The samples are where they were to be brought."""
+
+
+def stages(module: nn.Module, batches: Sequence[Inputs], layers: Sequence[nn.Module]) -> Iterator[Stage]:
+    """Every one of `layers` in one stage, in the order of the network; whoever takes a stage may change its weights.
+
+    The module is in eval mode and its device holds the batches.
+    """
+    blocks = _row(module, batches[0], layers)
+    inside: set[nn.Module] = set()
+    if blocks:
+        yield from _blockwise(module, batches, blocks, layers)
+        inside = {layer for block in blocks for layer in block.modules()}
+    held = sum(tensor.nbytes for batch in batches for tensor in batch)
+    for layer in layers:
+        if layer not in inside:
+            yield Stage([layer], lambda: _whole(module, batches), held)
+
+
+def _whole(module: nn.Module, batches: Sequence[Inputs]) -> None:
+    with torch.no_grad():
+        for batch in batches:
+            module(*batch)
+
+
+def _blockwise(
+    module: nn.Module, batches: Sequence[Inputs], blocks: list[nn.Module], layers: Sequence[nn.Module]
+) -> Iterator[Stage]:
+    calls = [_call_of(module, blocks[0], batch) for batch in batches]
+    for block in blocks:
+        own = set(block.modules())
+        held = sum(call.hidden.nbytes for call in calls)
+        yield Stage([layer for layer in layers if layer in own], lambda: _ask(block, calls), held)  # noqa: B023
+        with torch.no_grad():  # as it is now
+            calls = [call.with_hidden(_hidden(block(*call.given, **call.named))) for call in calls]
+
+
+def _ask(block: nn.Module, calls: Sequence[_Call]) -> None:
+    with torch.no_grad():
+        for call in calls:
+            block(*call.given, **call.named)
+
+
+def _call_of(module: nn.Module, block: nn.Module, batch: Inputs) -> _Call:
+    """How the network calls a block with a batch."""
+    found: list[_Call] = []
+
+    def take(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        named = {name: None if name in CACHES else value for name, value in named.items()}
+        found.append(_Call(given, named))
+        raise _Reached
+
+    hook = block.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            module(*batch)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def _row(module: nn.Module, batch: Inputs, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The longest row of blocks of one class that holds some of the layers and hands its outputs on; empty: none."""
+    wanted = set(layers)
+    rows = [
+        list(row)
+        for row in module.modules()
+        if isinstance(row, nn.ModuleList)
+        and len(row) > 1
+        and len({type(block) for block in row}) == 1
+        and all(wanted & set(block.modules()) for block in row)
+    ]
+    rows.sort(key=len, reverse=True)
+    return next((row for row in rows if _hands_on(module, batch, row)), [])
+
+
+def _hands_on(module: nn.Module, batch: Inputs, blocks: list[nn.Module]) -> bool:
+    """Whether each block gets what the one before it gave, and nothing else that changes from block to block."""
+    inputs: list[_Call] = []
+    outputs: list[Tensor | None] = []
+
+    def before(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs.append(_Call(given, named))
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(_hidden(output))
+
+    hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(after) for block in blocks]
+    try:
+        with torch.no_grad():
+            module(*(tensor[:1] for tensor in batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not len(inputs) == len(outputs) == len(blocks):
+        return False
+    try:
+        handed = all(call.hidden is own for call, own in zip(inputs[1:], outputs[:-1], strict=True))
+    except (KeyError, IndexError):
+        return False
+    return handed and all(_same(inputs[0], call) for call in inputs[1:])
+
+
+def _same(one: _Call, other: _Call) -> bool:
+    """Whether two calls have all but their first tensor in common."""
+    if len(one.given) != len(other.given) or one.named.keys() != other.named.keys():
+        return False
+    pairs = [*zip(one.given[1:], other.given[1:], strict=True)]
+    pairs += [(one.named[name], other.named[name]) for name in one.named if name not in ("hidden_states", *CACHES)]
+    return all(mine is yours or _equal(mine, yours) for mine, yours in pairs)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+
+
+def _hidden(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
