@@ -1,4 +1,5 @@
-"""What a step leaves on a weight, so that every later step keeps it: masks, as parametrizations of `torch.nn.utils`.
+"""What a step leaves on a weight, so that every later step keeps it: masks and codebooks, as parametrizations of
+`torch.nn.utils`.
 
 Names are those of the plain state dict (`0.weight`, `encoder.layer.1.attention.self.query.weight`), whether a weight is
 constrained or not. A weight that several layers share (tied) has one mask and is listed once, under its first name.
@@ -47,6 +48,86 @@ class Mask(nn.Module):
         self.gradient = gradient.clone() if self.gradient is None else self.gradient + gradient
 
 
+class _Shared(torch.autograd.Function):
+    """entries[codes], whose gradient sums what is said of each entry; `straight` hands it to the weight as well."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, entries: Tensor, codes: Tensor, straight: bool) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.count, ctx.straight = len(entries), straight
+        return entries[codes.long()]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (codes,) = ctx.saved_tensors
+        own = gradient.new_zeros(ctx.count)
+        own.index_add_(0, codes.flatten().long(), gradient.flatten())
+        return gradient if ctx.straight else None, own, None, None
+
+
+class Shared(nn.Module):
+    """Weights of a few values: element i is `entries[codes[i]]`, and entry 0 is zero for good.
+
+    `entries` [n + 1] learn. `straight`: so do the weights behind them, as if they were what is computed with (the
+    straight-through estimator: Bengio, Leonard & Courville 2013), for codes that are to be found again.
+    """
+
+    codes: Tensor
+
+    def __init__(self, codes: Tensor, entries: Tensor, straight: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes.to(torch.int32))
+        self.entries = nn.Parameter(entries)
+        self.straight = straight
+
+    def forward(self, weight: Tensor) -> Tensor:
+        found: Tensor = _Shared.apply(weight, self.entries, self.codes, self.straight)
+        return torch.where(self.codes > 0, found, 0.0)
+
+
+def impose_codebook(module: nn.Module, name: str, codes: Tensor, entries: Tensor) -> Shared:
+    """Makes the parameter `name` what `entries` [n] say: code 0 is zero, code k the entry k - 1.
+
+    A second codebook on the same weight takes the place of the first. Raises as `impose_mask` does.
+    """
+    owner, attribute = _locate(module, name)
+    weight = stored(owner, attribute)
+    if codes.shape != weight.shape:
+        raise ValueError(f"the codes of {name} have shape {tuple(codes.shape)}, the weight {tuple(weight.shape)}")
+    entries = torch.cat([entries.new_zeros(1), entries.detach()]).to(weight)
+    existing = codebook_of(owner, attribute)
+    if existing is not None:
+        existing.codes.copy_(codes)
+        if existing.entries.shape == entries.shape:  # an optimizer may hold the parameter
+            with torch.no_grad():
+                existing.entries.copy_(entries)
+        else:
+            existing.entries = nn.Parameter(entries)
+        return existing
+    shared = Shared(codes.to(weight.device), entries)
+    for layer, key in list(_owners(module, weight)):
+        parametrize.register_parametrization(layer, key, shared)
+    return shared
+
+
+def codebooks(module: nn.Module) -> dict[str, Shared]:
+    """The codebook of every weight that has one, by the weight's name."""
+    found: dict[str, Shared] = {}
+    for prefix, layer in module.named_modules():
+        for attribute in _parametrized(layer):
+            own = codebook_of(layer, attribute)
+            if own is not None and not any(own is other for other in found.values()):
+                found[f"{prefix}.{attribute}".lstrip(".")] = own
+    return found
+
+
+def codebook_of(owner: nn.Module, attribute: str) -> Shared | None:
+    """The codebook of a layer's weight."""
+    if not parametrize.is_parametrized(owner, attribute):
+        return None
+    return next((entry for entry in _parametrizations(owner)[attribute] if isinstance(entry, Shared)), None)
+
+
 def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
     """Keeps the parameter `name` of `module` at zero wherever `mask` is false, in every layer that shares it.
 
@@ -68,6 +149,8 @@ def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
             parametrize.register_parametrization(layer, key, shared)
     with torch.no_grad():
         weight.masked_fill_(~mask, 0.0)
+        if (shared_values := codebook_of(owner, attribute)) is not None:
+            shared_values.codes.masked_fill_(~mask, 0)
 
 
 def set_mask(module: nn.Module, name: str, mask: Tensor) -> None:
@@ -125,7 +208,9 @@ def computed(layer: nn.Module) -> bool:
     """Whether a layer has weights that the network itself computes, by parametrizations that are no constraints."""
     if not parametrize.is_parametrized(layer):
         return False
-    return not all(isinstance(entry, Mask) for entries in _parametrizations(layer).values() for entry in entries)
+    return not all(
+        isinstance(entry, Mask | Shared) for entries in _parametrizations(layer).values() for entry in entries
+    )
 
 
 def stored(owner: nn.Module, attribute: str) -> nn.Parameter:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.contract.codebook import Codebook
 from app.contract.errors import OrderRefused
 from app.contract.pruning import Prune
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
+
+INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
 
 Family = Literal["pruning", "training", "distillation", "quantization"]
 
@@ -20,15 +23,19 @@ class Technique:
     name: str
     family: Family
     title: str
-    spec: type[Strict]
+    specs: tuple[type[Strict], ...]
     needs: str
     applies_to: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     may_not_follow: frozenset[str] = field(default_factory=frozenset)
     exports: tuple[str, ...] = ("native", "onnx", "packed")
-    requires_export: str | None = None
     methods: tuple[Strict, ...] = ()
     """A step for each way of using it, with which a model is asked whether it applies."""
+
+    @property
+    def requires_export(self) -> str | None:
+        """The artifact in which int8 (of quantize: methods static and dynamic) is delivered, and in no other."""
+        return INT8_EXPORT if any(isinstance(step, Quantize) for step in self.methods) else None
 
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -36,7 +43,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="prune",
         family="pruning",
         title="Prune weights",
-        spec=Prune,
+        specs=(Prune,),
         needs="A labelled `train` split where `training` is given; no data otherwise.",
         applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers.",
         may_not_follow=frozenset({"quantize"}),
@@ -46,7 +53,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="finetune",
         family="training",
         title="Train, with or without distillation",
-        spec=Finetune,
+        specs=(Finetune,),
         needs="A labelled `train` split; `validation` for early stopping.",
         applies_to="Every model.",
         may_not_follow=frozenset({"quantize"}),
@@ -56,7 +63,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="distill",
         family="distillation",
         title="Distil into a student",
-        spec=DistillStep,
+        specs=(DistillStep,),
         needs="A `train` split, labels not needed; `validation` for early stopping.",
         applies_to="auto and architecture: models that came as an architecture or with a config of transformers. "
         "model, or no student: every model.",
@@ -66,14 +73,15 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="quantize",
         family="quantization",
-        title="Quantize to int8",
-        spec=Quantize,
-        needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data.",
-        applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions.",
+        title="Quantize to int8, or to a codebook",
+        specs=(Quantize, Codebook),
+        needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
+        "a `train` split where `training` is given.",
+        applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
+        "prune is for.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
-        requires_export="onnx",
-        methods=(Quantize(method="static"), Quantize(method="dynamic")),
+        methods=(Quantize(method="static"), Quantize(method="dynamic"), Codebook()),
     ),
 )
 
@@ -84,7 +92,7 @@ def check_order(spec: ResolvedSpec) -> None:
     """Raises OrderRefused, with the pointer of the later step, where two steps cannot follow each other."""
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
-            if earlier.technique in BY_NAME[step.technique].may_not_follow:
+            if isinstance(earlier, Quantize) and earlier.technique in BY_NAME[step.technique].may_not_follow:
                 raise OrderRefused(
                     f"{step.technique} cannot follow {earlier.technique}: post-training quantization freezes "
                     "the weights, so it has to be the last step. Move it to the end.",
@@ -99,8 +107,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 "distill with a student makes a new network, so what prune did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        needed = BY_NAME[step.technique].requires_export
-        if needed is not None and needed not in spec.export:
+        if isinstance(step, Quantize) and INT8_EXPORT not in spec.export:
             raise OrderRefused(
-                f"{step.technique} is delivered as {needed}: add {needed!r} to export.", pointer="/export"
+                f"{step.technique} is delivered as {INT8_EXPORT}: add {INT8_EXPORT!r} to export.", pointer="/export"
             )

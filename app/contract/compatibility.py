@@ -8,6 +8,7 @@ from math import prod
 
 from app.contract.augmentable import check_augmentable
 from app.contract.catalogue import check_order
+from app.contract.codebook import Codebook
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
@@ -60,11 +61,12 @@ def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
 
 def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     """Raises Unsupported or InvalidSpec unless the step finds in the model what it works on."""
-    if isinstance(step, Prune) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
-        raise Unsupported("The model has no layer with weights that can be pruned.", pointer=pointer)
+    if isinstance(step, Prune | Codebook) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
+        what = "be pruned" if isinstance(step, Prune) else "share values"
+        raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize):
+    if isinstance(step, Prune | Quantize | Codebook):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{_escaped(pattern)}": pattern for pattern in step.layers}, model, pointer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from app.contract.codebook import Codebook
 from app.contract.distillation import Distill, Student
 from app.contract.pruning import Pattern, Prune
 from app.contract.strict import Strict
@@ -66,7 +67,25 @@ class Quantize(Strict):
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
 
-Step = Annotated[Prune | Finetune | DistillStep | Quantize, Field(discriminator="technique")]
+def _kind(step: Any) -> Any:
+    """What tells steps apart: the technique, and of quantize the method where it is codebook."""
+    fields = step if isinstance(step, dict) else {name: getattr(step, name, None) for name in ("technique", "method")}
+    technique, method = fields.get("technique"), fields.get("method")
+    return "codebook" if (technique, method) == ("quantize", "codebook") else technique
+
+
+Step = Annotated[
+    Annotated[Prune, Tag("prune")]
+    | Annotated[Finetune, Tag("finetune")]
+    | Annotated[DistillStep, Tag("distill")]
+    | Annotated[Quantize, Tag("quantize")]
+    | Annotated[Codebook, Tag("codebook")],
+    Discriminator(
+        _kind,
+        custom_error_type="technique",
+        custom_error_message="technique is one of prune, finetune, distill and quantize",
+    ),
+]
 
 
 def training_of(step: Step) -> Training | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, Union
+
 from fastapi import APIRouter
+from pydantic import TypeAdapter
 
 from app.auth import Account
 from app.contract.catalogue import TECHNIQUES, Technique
@@ -24,8 +27,16 @@ def _view(technique: Technique) -> TechniqueView:
         may_not_follow=tuple(sorted(technique.may_not_follow)),
         exports=technique.exports,
         requires_export=technique.requires_export,
-        step_schema=technique.spec.model_json_schema(),
+        step_schema=_schema(technique),
     )
+
+
+def _schema(technique: Technique) -> dict[str, Any]:
+    """Of its step, or of any of its steps."""
+    if len(technique.specs) == 1:
+        return technique.specs[0].model_json_schema()
+    either: Any = Union[technique.specs]  # noqa: UP007 - of a tuple
+    return TypeAdapter(either).json_schema()
 
 
 VIEWS = [_view(technique) for technique in TECHNIQUES]

@@ -18,6 +18,7 @@ from torch import nn
 
 from app.contract.report import StepReport
 from worker.checkpoints import file
+from worker.constraints import codebooks
 from worker.training.randomness import load_random, random_state
 from worker.training.states import State, Unusable, load_masks, load_module, mask_state, module_state, trained
 
@@ -154,4 +155,6 @@ def load_state(module: nn.Module, parts: Parts, device: torch.device, random: st
 
 
 def _layout(module: nn.Module) -> list[tuple[str, torch.Size]]:
-    return sorted((name, tensor.shape) for name, tensor in trained(module))
+    """What has to be the same for a state to be taken up; codebooks come with it."""
+    entries = {id(own.entries) for own in codebooks(module).values()}
+    return sorted((name, tensor.shape) for name, tensor in trained(module) if id(tensor) not in entries)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from worker.constraints import Mask, impose_mask, masks
+from worker.constraints import Mask, Shared, codebooks, impose_codebook, impose_mask, masks
 from worker.ranks.sharded import alike
 
 State: TypeAlias = dict[str, Any]
@@ -24,12 +24,13 @@ class Unusable(Exception):
 
 def trained(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Everything that training changes, parameters and running statistics, once each, by its plain name: as it is
-    called without constraints. Masks are not among it: they are imposed."""
+    called without constraints. Masks and codes are not among it: they are imposed."""
     seen: set[int] = set()
     for prefix, layer in module.named_modules():
         if isinstance(layer, Mask):
             continue
-        for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        buffers = {} if isinstance(layer, Shared) else layer._buffers  # codes are imposed too
+        for name, tensor in (*layer._parameters.items(), *buffers.items()):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield _BEHIND_A_CONSTRAINT.sub(r"\1", f"{prefix}.{name}".lstrip(".")), tensor
@@ -50,16 +51,29 @@ def load_module(module: nn.Module, state: State) -> None:
 
 
 def mask_state(module: nn.Module) -> State:
-    """The masks on a module, and the order in which they come: parameters are listed in it."""
-    imposed = masks(module)
-    return {"order": list(imposed), **{f"mask.{name}": mask for name, mask in imposed.items()}}
+    """The masks and codebooks on a module, and the order in which masks come: parameters are listed in it."""
+    imposed, shared = masks(module), codebooks(module)
+    found: State = {"order": list(imposed), **{f"mask.{name}": mask for name, mask in imposed.items()}}
+    for name, own in shared.items():
+        found |= {f"codes.{name}": own.codes, f"entries.{name}": own.entries.detach().clone()}
+    return found | {"codebooks": list(shared), "straight": [name for name, own in shared.items() if own.straight]}
 
 
 def load_masks(module: nn.Module, state: State) -> None:
-    """Imposes just these masks. One that the module has beyond them keeps everything from now on.
+    """Imposes just these masks, and these codebooks. A mask that the module has beyond them keeps all from now on.
 
     Raises Unusable where a mask fits no weight.
     """
+    _load_plain_masks(module, state)
+    for name in state.get("codebooks", ()):
+        try:
+            own = impose_codebook(module, name, state[f"codes.{name}"], state[f"entries.{name}"][1:])
+            own.straight = name in state["straight"]
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise Unusable(f"the codebook of {name} fits no weight") from error
+
+
+def _load_plain_masks(module: nn.Module, state: State) -> None:
     order = list(state.get("order", ()))
     held = masks(module)
     if list(held) == order and all(_equal(mask, state.get(f"mask.{name}")) for name, mask in held.items()):

@@ -1,6 +1,7 @@
 """Which values the elements have: the few that there are and which of them, or parts of their bits.
 
 - codebook: the distinct bit patterns, then for each element its place among them, by their frequencies;
+- bare: bit patterns as they are;
 - planes: of each element the 8 bits that hold most of its exponent, by their frequencies, and the others as they are.
 Either of the values themselves, or, where none loses anything by it, of a float format half as wide.
 """
@@ -15,7 +16,8 @@ from app.contract.packed.draft import Draft, Source
 from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words
 from app.contract.packed.wire import Damaged
 
-CODEBOOK, PLANES = 0, 1
+CODEBOOK, PLANES, BARE = 0, 1, 2
+KINDS = 4  # that a byte has room for, beside what values are narrowed to
 NARROW = ("", "F16", "BF16")  # formats that float32 is written in where it loses nothing
 MOST_ENTRIES = 4096
 SAMPLE = 1 << 16  # elements that tell whether it is worth to sort all
@@ -30,6 +32,7 @@ def write(words: Words, dtype: str, draft: Draft) -> float:
     ways = []
     if entries is not None:
         ways.append(_by_codebook(words, entries, narrow))
+    ways.append((_bare(words, narrow), 0.0))
     if dtype in FLOATS or entries is None:
         ways.append((_by_planes(words, narrow), 0.0))
     best, codebook = min(ways, key=lambda way: way[0].bits)
@@ -40,10 +43,10 @@ def write(words: Words, dtype: str, draft: Draft) -> float:
 def read(count: int, dtype: str, source: Source) -> Words:
     """`count` elements, one or more. Raises Damaged."""
     byte = source.header.byte()
-    kind, narrow = byte % 2, byte // 2
-    if narrow >= len(NARROW) or (narrow and dtype != "F32"):
+    kind, narrow = byte % KINDS, byte // KINDS
+    if kind not in _READERS or narrow >= len(NARROW) or (narrow and dtype != "F32"):
         raise Damaged("Values are written in a way that this version does not know, or the file is damaged.")
-    words = (_read_planes if kind == PLANES else _read_codebook)(count, NARROW[narrow] or dtype, source)
+    words = _READERS[kind](count, NARROW[narrow] or dtype, source)
     return _widened(words, NARROW[narrow]) if narrow else words
 
 
@@ -57,7 +60,7 @@ def _entries(words: Words) -> Words | None:
 
 def _by_codebook(words: Words, entries: Words, narrow: int) -> tuple[Draft, float]:
     draft = Draft()
-    draft.header.raw(bytes([CODEBOOK + 2 * narrow]))
+    draft.header.raw(bytes([CODEBOOK + KINDS * narrow]))
     draft.header.number(len(entries) - 1)
     draft.header.raw(entries.astype(entries.dtype.newbyteorder("<")).tobytes())
     if len(entries) > 1:
@@ -85,7 +88,7 @@ def _read_codebook(count: int, dtype: str, source: Source) -> Words:
 
 def _by_planes(words: Words, narrow: int) -> Draft:
     draft = Draft()
-    draft.header.raw(bytes([PLANES + 2 * narrow]))
+    draft.header.raw(bytes([PLANES + KINDS * narrow]))
     columns = _rotated(words, 1).astype(words.dtype.newbyteorder("<")).view(np.uint8).reshape(len(words), -1)
     known = np.unique(columns[:, -1])
     draft.header.number(len(known) - 1)
@@ -114,6 +117,21 @@ def _read_planes(count: int, dtype: str, source: Source) -> Words:
             columns[part, -1] = known[places]
     word = WORDS[wide]
     return _rotated(columns.view(np.dtype(word).newbyteorder("<")).reshape(-1).astype(word, copy=False), -1)
+
+
+def _bare(words: Words, narrow: int) -> Draft:
+    draft = Draft()
+    draft.header.raw(bytes([BARE + KINDS * narrow]))
+    draft.bare.raw(words.astype(words.dtype.newbyteorder("<")).tobytes())
+    return draft
+
+
+def _read_bare(count: int, dtype: str, source: Source) -> Words:
+    word = WORDS[DTYPES[dtype]]
+    return np.frombuffer(source.bare.raw(count * DTYPES[dtype]), np.dtype(word).newbyteorder("<")).astype(word)
+
+
+_READERS = {CODEBOOK: _read_codebook, PLANES: _read_planes, BARE: _read_bare}
 
 
 def _rotated(words: Words, left: int) -> Words:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from app.contract.augmentation import Augmentation, Mixup
+from app.contract.codebook import Codebook
 from app.contract.distillation import Distill, HiddenStates, SoftTargets
 from app.contract.optimizing import Ema, Swa
 from app.contract.pruning import Prune, Regrowth
@@ -28,6 +29,7 @@ from worker.data.batch import Batch
 from worker.objectives.classification import Classification
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.training.loop import train
 from worker.training.states import Unusable
 
@@ -99,6 +101,10 @@ def prune(**fields: Any) -> Work:
     return lambda context: PruneTechnique().apply(Prune(**fields), context)
 
 
+def share(**fields: Any) -> Work:
+    return lambda context: QuantizeTechnique().apply(Codebook(**fields), context)
+
+
 TRAINING = Training(epochs=5, lr=0.01, checkpoint_steps=EVERY)
 WORKS: dict[str, Work] = {
     "plain": finetune(),
@@ -126,6 +132,8 @@ WORKS: dict[str, Work] = {
     "movement": prune(sparsity=0.8, schedule="cubic", criterion="movement", training=TRAINING),
     "regrowth": prune(sparsity=0.8, regrow=Regrowth(every=EVERY), training=TRAINING),
     "cubic and regrowth": prune(sparsity=0.8, schedule="cubic", regrow=Regrowth(every=3), training=TRAINING),
+    "codebook": share(entries=6, training=TRAINING),
+    "codebook found again": share(entries=6, assignment="reestimated", training=TRAINING),
     "rewound rate": prune(
         sparsity=0.8,
         schedule="iterative",

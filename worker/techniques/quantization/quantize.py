@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import torch
 
+from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
 from app.contract.spec import Quantize
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
+from worker.techniques.quantization import codebook
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
 
@@ -24,12 +26,15 @@ STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
 class QuantizeTechnique:
-    """Post-training quantization to int8, static or dynamic, delivered as ONNX."""
+    """Post-training quantization to int8, static or dynamic, delivered as ONNX; or a codebook, which is of the weights
+    themselves and lives in every artifact."""
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize, model: Model) -> str | None:
-        """None, or why no weight of the model would become int8."""
+    def applies(self, step: Quantize | Codebook, model: Model) -> str | None:
+        """None, or why no weight of the model would be quantized."""
+        if isinstance(step, Codebook):
+            return codebook.applies(step, model)
         if not model.facts.trainable and torch.float16 in model.stored.values():
             return (
                 "The graph runs as it is and computes in float16; int8 is made of float32. Export the model in float32."
@@ -47,8 +52,10 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize, context: Context) -> Details:
-        """Notes the step for the exporter. Details: how it will be done and which layers stay floating point."""
+    def apply(self, step: Quantize | Codebook, context: Context) -> Details:
+        """Shares values, or notes the step for the exporter. Details: how it is done, layer by layer or in numbers."""
+        if isinstance(step, Codebook):
+            return codebook.share_values(step, context)
         context.quantization = step
         layers = context.model.facts.layers
         chosen = [layer for layer in eligible_layers(step, layers) if not excluded(layer.name, step)]
