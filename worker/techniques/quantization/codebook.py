@@ -16,7 +16,8 @@ from worker.techniques.quantization import codebook_math
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
-EVERY = 20  # steps between two assignments that are found again
+EVERY = 5  # steps between two assignments that are found again
+MOVING_SHARE = 0.75  # of the training, in which they are; the rest is for the entries to settle
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -69,11 +70,14 @@ class Reassigning:
             _own(weight).straight = True
 
     def __call__(self, step: int, total: int) -> bool:
-        """Assigns where that is due; never says no to an epoch."""
-        if step and step % EVERY == 0:
+        """Assigns where that is due; true once weights keep their entries."""
+        moving = step < MOVING_SHARE * total
+        if step and step % EVERY == 0 and moving:
             for weight in self._weights.weights:
                 self._reassign(weight)
-        return True
+        if not moving:
+            self.finish()
+        return not moving
 
     def finish(self) -> None:
         """From here on weights keep their entries."""
