@@ -11,8 +11,13 @@ import pytest
 from app import errors as web_errors
 from app.contract.augmentation import Augmentation
 from app.contract.catalogue import TECHNIQUES
+from app.contract.codebook import Codebook
+from app.contract.compression import Compress
 from app.contract.errors import problem_classes
 from app.contract.optimizing import Optimizer, Precision
+from app.contract.packed.models import WEIGHTS
+from app.contract.packed.stored import DTYPES
+from app.contract.pruning import Criterion, Prune, Scope
 from app.contract.recipes import RECIPES
 from app.contract.scheduling import Schedule
 from app.contract.spec import Finetune
@@ -60,6 +65,21 @@ def test_the_page_of_training_lists_every_field_and_its_example_is_taken() -> No
     told = step.training.model_fields_set - {"epochs"}
     same = {name for name in told if getattr(step.training, name) == getattr(unset, name)}
     assert same == {"checkpoint_steps"}  # an example that says nothing new shows nothing
+
+
+def test_the_page_of_pruning_lists_every_field_and_its_example_is_taken() -> None:
+    text = (ROOT / "docs" / "pruning.md").read_text()
+    fields = {*Prune.model_fields, *Codebook.model_fields, *Compress.model_fields} - {"technique", "method"}
+    assert not [name for name in fields if f"`{name}`" not in text]
+    values = (*get_args(Criterion), *get_args(Scope), *get_args(Codebook.model_fields["start"].annotation))
+    assert not [value for value in values if f"`{value}`" not in text]
+    Prune.model_validate_json(text.split("<!-- example -->")[1].split("```json")[1].split("```")[0])
+
+
+def test_the_page_of_the_packed_format_has_its_dtypes_and_weights() -> None:
+    text = (ROOT / "docs" / "packed.md").read_text().replace("\n", " ")
+    assert ", ".join(DTYPES) in text
+    assert ", ".join(str(weight) for weight in WEIGHTS[:8]) in text
 
 
 @pytest.mark.parametrize("page", ["augmentation", "processes"])

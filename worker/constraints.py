@@ -204,6 +204,16 @@ def baked(module: nn.Module) -> nn.Module:
     return plain.eval()
 
 
+def bare(module: nn.Module) -> None:
+    """Takes all constraints off, in place: parameters are what was trained behind them."""
+    for layer in list(module.modules()):
+        if _parametrized(layer):
+            plain = {attribute: stored(layer, attribute) for attribute in _parametrized(layer)}
+            _unparametrize(layer, plain)
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()
+
+
 def computed(layer: nn.Module) -> bool:
     """Whether a layer has weights that the network itself computes, by parametrizations that are no constraints."""
     if not parametrize.is_parametrized(layer):
@@ -233,13 +243,18 @@ def _bake(layer: nn.Module, values: dict[nn.Parameter, nn.Parameter]) -> None:
     `parametrize.remove_parametrizations` would not do on a copy: it takes the attribute off the class, which the copy
     has in common with the original, and leaves the original without its weight.
     """
-    plain: dict[str, nn.Parameter | None] = {}
+    plain: dict[str, nn.Parameter] = {}
     for attribute in _parametrized(layer):
         parameter = stored(layer, attribute)
         if parameter not in values:
             value = getattr(layer, attribute).detach().clone()
             values[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
         plain[attribute] = values[parameter]
+    _unparametrize(layer, plain)
+
+
+def _unparametrize(layer: nn.Module, plain: dict[str, nn.Parameter]) -> None:
+    """Puts parameters in place of a layer's parametrizations."""
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     # First, where torch's own layers have them: the weight before its bias.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.contract.codebook import Codebook
+from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
 from app.contract.pruning import Prune
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
@@ -69,6 +70,16 @@ TECHNIQUES: tuple[Technique, ...] = (
         "model, or no student: every model.",
         may_not_follow=frozenset({"quantize"}),
         methods=(DistillStep(),),
+    ),
+    Technique(
+        name="compress",
+        family="pruning",
+        title="Compress to the fewest bytes that hold the metric",
+        specs=(Compress,),
+        needs="A `train` split, and a labelled `validation` split.",
+        applies_to="What prune and training are for.",
+        may_not_follow=frozenset({"quantize"}),
+        methods=(Compress(),),
     ),
     Technique(
         name="quantize",

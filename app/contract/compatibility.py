@@ -9,6 +9,7 @@ from math import prod
 from app.contract.augmentable import check_augmentable
 from app.contract.catalogue import check_order
 from app.contract.codebook import Codebook
+from app.contract.compression import Compress
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
@@ -61,12 +62,14 @@ def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
 
 def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     """Raises Unsupported or InvalidSpec unless the step finds in the model what it works on."""
-    if isinstance(step, Prune | Codebook) and not any(layer.type.startswith(_PRUNABLE) for layer in model.layers):
-        what = "be pruned" if isinstance(step, Prune) else "share values"
+    if isinstance(step, Prune | Codebook | Compress) and not any(
+        layer.type.startswith(_PRUNABLE) for layer in model.layers
+    ):
+        what = "share values" if isinstance(step, Codebook) else "be pruned"
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook):
+    if isinstance(step, Prune | Quantize | Codebook | Compress):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{_escaped(pattern)}": pattern for pattern in step.layers}, model, pointer)
@@ -129,6 +132,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
         training = training_of(step)
         if training is not None:
             _check_training(training, dataset, task, pointer)
+        if isinstance(step, Compress):
+            _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:
@@ -302,9 +307,14 @@ def _check_training(training: Training, dataset: DatasetFacts | None, task: Task
             f"Training needs a `train` split with {_targets(task)}, or `distill` and no targets; " + _has(dataset),
             pointer=pointer if dataset is not None else "/dataset",
         )
-    validation = dataset.splits.get("validation") if dataset is not None else None
-    if training.judges and (validation is None or not _labelled(validation, task)):
+    if training.judges:
         what = "Early stopping" if training.early_stopping is not None else "Schedule plateau"
+        _check_judged(what, dataset, task, pointer)
+
+
+def _check_judged(what: str, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    validation = dataset.splits.get("validation") if dataset is not None else None
+    if validation is None or not _labelled(validation, task):
         raise DatasetMismatch(
             f"{what} needs a `validation` split with {_targets(task)}; " + _has(dataset), pointer=pointer
         )

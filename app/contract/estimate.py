@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.contract.compression import Compress
 from app.contract.distillation import AutoStudent, ModelStudent, Student
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
+from app.contract.pruning import Prune
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, training_of
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
@@ -20,6 +22,7 @@ CALIBRATION_PASSES = 2
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
+COMPRESS_ROUNDS = 18.0  # of a search that ended, half as much again for the training of its values
 LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
 
@@ -50,7 +53,10 @@ def estimate(
             share = _share(step.student, cost, costs)
         training = training_of(step)
         if training is not None:
-            passes += share * _training_passes(training, dataset) + _teacher_passes(training, model, dataset, costs)
+            rounds = COMPRESS_ROUNDS if isinstance(step, Compress) else 1.0
+            rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
+            passes += rounds * share * _training_passes(training, dataset)
+            passes += rounds * _teacher_passes(training, model, dataset, costs)
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))

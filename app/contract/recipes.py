@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from app.contract.compression import Compress
 from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
-from app.contract.spec import Finetune, JobSpec, Quantize, ResolvedSpec, Step
+from app.contract.spec import ExportFormat, Finetune, JobSpec, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
 from app.contract.training import Training
 
@@ -20,6 +21,7 @@ class Recipe(Strict):
     description: str
     needs: tuple[str, ...] = Field(description="The splits that the dataset must have.")
     steps: tuple[Step, ...]
+    export: tuple[ExportFormat, ...] | None = Field(None, description="Delivered where the job names no formats.")
 
 
 RECIPES: tuple[Recipe, ...] = (
@@ -64,6 +66,15 @@ RECIPES: tuple[Recipe, ...] = (
             Quantize(method="static"),
         ),
     ),
+    Recipe(
+        name="smallest",
+        title="The smallest file",
+        description="Gradual pruning with distillation from the upload, codebooks, entropy coding: as few bytes as "
+        "hold the upload's metric on the validation split.",
+        needs=("train", "validation"),
+        steps=(Compress(),),
+        export=("native", "packed"),
+    ),
 )
 
 BY_NAME: dict[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
@@ -74,7 +85,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
 
     Raises InvalidSpec (pointer /recipe) for a name that is none of the recipes.
     """
-    steps = spec.steps
+    steps, export = spec.steps, spec.export
     if spec.recipe is not None:
         recipe = BY_NAME.get(spec.recipe)
         if recipe is None:
@@ -82,7 +93,9 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
                 f"There is no recipe {spec.recipe!r}. There are: {', '.join(BY_NAME)}.", pointer="/recipe"
             )
         steps = recipe.steps
+        if recipe.export is not None and "export" not in spec.model_fields_set:
+            export = recipe.export
     assert steps is not None
     return ResolvedSpec(
-        model=spec.model, dataset=spec.dataset, recipe=spec.recipe, steps=steps, export=spec.export, seed=spec.seed
+        model=spec.model, dataset=spec.dataset, recipe=spec.recipe, steps=steps, export=export, seed=spec.seed
     )

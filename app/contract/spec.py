@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.contract.codebook import Codebook
+from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
 from app.contract.pruning import Pattern, Prune
 from app.contract.strict import Strict
@@ -79,11 +80,12 @@ Step = Annotated[
     | Annotated[Finetune, Tag("finetune")]
     | Annotated[DistillStep, Tag("distill")]
     | Annotated[Quantize, Tag("quantize")]
-    | Annotated[Codebook, Tag("codebook")],
+    | Annotated[Codebook, Tag("codebook")]
+    | Annotated[Compress, Tag("compress")],
     Discriminator(
         _kind,
         custom_error_type="technique",
-        custom_error_message="technique is one of prune, finetune, distill and quantize",
+        custom_error_message="technique is one of prune, finetune, distill, quantize and compress",
     ),
 ]
 

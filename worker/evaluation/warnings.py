@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.pruning import Prune
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
@@ -37,19 +38,22 @@ def warnings(
     if uploaded.metric is None:
         name = TASKS[facts.task].metric.replace("_", " ")
         found.append(f"The {name} was not measured: the job has no dataset with a labelled test or validation split.")
-    elif uploaded.metric.split == "validation" and any(_stops_early(step) for step in spec.steps):
+    elif uploaded.metric.split == "validation" and any(_chooses(step) for step in spec.steps):
         found.append(
-            f"The {uploaded.metric.name.replace('_', ' ')} was measured on the validation split, by which early "
-            "stopping chose the weights, and is flattered by that. Give the dataset a test split."
+            f"The {uploaded.metric.name.replace('_', ' ')} was measured on the validation split, by which the "
+            "weights were chosen (early stopping, compress), and is flattered by that. Give the dataset a test split."
         )
     found.extend(sentence for number, step in enumerate(steps, 1) for sentence in _diverged(number, step))
-    found.extend(_not_as_asked(spec, facts, artifacts))
+    found.extend(_not_as_asked(spec, facts, artifacts, steps))
     if (made := made_splits(dataset)) is not None:
         found.append(made)
     return tuple(found)
 
 
-def _stops_early(step: Step) -> bool:
+def _chooses(step: Step) -> bool:
+    """Whether the step looks at the validation split to choose what it leaves."""
+    if isinstance(step, Compress):
+        return True
     training = None if isinstance(step, Quantize) else step.training
     return training is not None and training.early_stopping is not None
 
@@ -133,8 +137,19 @@ def _not_smaller(artifact: ArtifactReport, uploaded: Measurement, spec: Resolved
     yield f"{artifact.name} is not smaller than the upload ({sizes}){why}."
 
 
-def _not_as_asked(spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport]) -> Iterator[str]:
+def _nothing_held(steps: Sequence[StepReport]) -> Iterator[str]:
+    if any(step.details.get("held") is False for step in steps if step.technique == "compress"):
+        yield (
+            "No round of compress held the uploaded model's metric on the validation split, so the weights are as they "
+            "were uploaded. Allow a max_accuracy_drop, more steps, or larger codebooks."
+        )
+
+
+def _not_as_asked(
+    spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]
+) -> Iterator[str]:
     step = next((step for step in spec.steps if isinstance(step, Quantize)), None)
+    yield from _nothing_held(steps)
     if step is None:
         return
     for artifact in artifacts:

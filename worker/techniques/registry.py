@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from worker.techniques.base import Technique
+from worker.techniques.compression.compress import CompressTechnique
 from worker.techniques.distillation.distill import DistillTechnique
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization.quantize import QuantizeTechnique
@@ -23,5 +24,5 @@ def table(techniques: Iterable[Technique[Any]]) -> dict[str, Technique[Any]]:
 
 
 TECHNIQUES: dict[str, Technique[Any]] = table(
-    (PruneTechnique(), FinetuneTechnique(), DistillTechnique(), QuantizeTechnique())
+    (PruneTechnique(), FinetuneTechnique(), DistillTechnique(), QuantizeTechnique(), CompressTechnique())
 )

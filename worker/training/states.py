@@ -15,7 +15,7 @@ from worker.ranks.sharded import alike
 State: TypeAlias = dict[str, Any]
 """Tensors and JSON values by name; one level deep. Who reads it has checked nothing but that it is one."""
 
-_BEHIND_A_CONSTRAINT = re.compile(r"parametrizations\.([^.]+)\.original$")
+_BEHIND_A_CONSTRAINT = re.compile(r"parametrizations\.([^.]+)\.(?:original|[0-9]+\.(entries))$")
 
 
 class Unusable(Exception):
@@ -33,7 +33,12 @@ def trained(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in (*layer._parameters.items(), *buffers.items()):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield _BEHIND_A_CONSTRAINT.sub(r"\1", f"{prefix}.{name}".lstrip(".")), tensor
+                yield _plain(f"{prefix}.{name}".lstrip(".")), tensor
+
+
+def _plain(name: str) -> str:
+    """As it is called without constraints; the entries of a codebook have a name of their own."""
+    return _BEHIND_A_CONSTRAINT.sub(lambda found: found[1] + (f".{found[2]}" if found[2] else ""), name)
 
 
 def module_state(module: nn.Module) -> State:

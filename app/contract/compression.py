@@ -1,0 +1,59 @@
+"""The compress step: as few bytes as hold a metric."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from app.contract.distillation import Distill
+from app.contract.pruning import Pattern
+from app.contract.strict import Strict
+from app.contract.training import Training
+
+# Steps, not epochs: small data needs as many as large.
+ROUND = Training(
+    steps=3000,
+    batch_size=128,
+    optimizer="adam",
+    lr="auto",
+    schedule="cosine",
+    distill=Distill(temperature=4.0, alpha=0.7),
+)
+
+
+class Compress(Strict):
+    """Lowers the bytes of the packed artifact, round by round, until the metric on the validation split would fall
+    below the uploaded model's, and stops at the last that held.
+
+    A round prunes a share of what is left, gradually, and trains; then, on a copy, it shares values, trains these, and
+    packs. What has no effect on any output goes too.
+    """
+
+    technique: Literal["compress"] = "compress"
+    max_accuracy_drop: Annotated[
+        float,
+        Field(ge=0, le=1, description="By how much the task's metric on validation may be worse than the upload's."),
+    ] = 0.0
+    keep: Annotated[float, Field(gt=0, lt=1, description="Share of the weights that the first round keeps.")] = 0.3
+    factor: Annotated[
+        float, Field(ge=0.3, le=0.95, description="Share of those that each next round keeps, on the way down.")
+    ] = 0.6
+    rounds: Annotated[int, Field(ge=1, le=100, description="At most.")] = 24
+    patience: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10,
+            description="Rounds in a row that may fail, on the way down and again in smaller steps from the last that held.",
+        ),
+    ] = 3
+    entries: Annotated[int, Field(ge=2, le=256, description="Values of a codebook.")] = 8
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+    training: Training = Field(ROUND, description="Of every round; that of the values takes half as long.")
+
+    @model_validator(mode="after")
+    def _alone(self) -> Compress:
+        if self.training.ranks > 1:
+            raise ValueError("compress trains in one process: leave hosts and processes out")
+        return self

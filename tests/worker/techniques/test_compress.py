@@ -1,0 +1,151 @@
+"""The compress step on real digits: it holds the metric, stops at the last that did, and goes on after a kill."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app.contract.compression import Compress
+from app.contract.training import Training
+from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
+from worker.checkpoints.points import Checkpoints, Kind
+from worker.constraints import baked, masks
+from worker.context import Context
+from worker.data.base import Data
+from worker.packed import packed
+from worker.techniques.base import Details
+from worker.techniques.compression.compress import CompressTechnique
+from worker.training.loop import train
+
+BRIEF = Training(steps=150, batch_size=64, lr=3e-3, schedule="cosine")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    """With a validation split of 200."""
+    raw = digits_data().splits["train"].read(range(1000))
+    assert isinstance(raw.inputs, dict)
+    assert isinstance(raw.targets, Tensor)
+    x, y = raw.inputs["input"], raw.targets
+    return memory_data({"train": (x[:800], y[:800]), "validation": (x[800:], y[800:])})
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    context = context_for(tiny_model(mlp()), digits, tmp_path_factory.mktemp("trained"))
+    train(context, Training(epochs=10, lr=3e-3))
+    return context.model.module
+
+
+@pytest.fixture
+def context(trained: nn.Module, digits: Data, tmp_path: Path) -> Context:
+    return context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
+
+
+def compress(context: Context, **fields: Any) -> Details:
+    return CompressTechnique().apply(Compress(**{"training": BRIEF, "patience": 1, "rounds": 6} | fields), context)
+
+
+def accuracy(context: Context, module: nn.Module) -> float:
+    assert context.feed is not None
+    return context.feed.score(lambda inputs: module(*inputs), "validation")[0]
+
+
+def size(module: nn.Module) -> int:
+    return len(packed(module.state_dict())[0])
+
+
+def test_it_lowers_bytes_and_holds_the_metric(context: Context) -> None:
+    uploaded = context.teacher
+    details = compress(context, rounds=12)
+    module = baked(context.model.module)
+    assert details["held"]
+    assert accuracy(context, module) >= accuracy(context, uploaded) == details["wanted_validation_metric"]
+    assert details["packed_bytes"] == size(module) < size(uploaded) / 8
+    rows = details["rounds"]
+    assert isinstance(rows, list)
+    assert rows[-1]["holds"] == 0
+    held = [row for row in rows if row["holds"]]
+    assert min(row["packed_bytes"] for row in held) == details["packed_bytes"]  # type: ignore[type-var]
+    assert [row["kept"] for row in held] == sorted((row["kept"] for row in held), reverse=True)  # type: ignore[type-var]
+
+
+def test_a_drop_that_is_allowed_makes_it_smaller(context: Context, trained: nn.Module) -> None:
+    strict = compress(context)
+    loose_context = context_for(tiny_model(copy.deepcopy(trained)), context.feed.data, context.scratch)  # type: ignore[union-attr]
+    loose = compress(loose_context, max_accuracy_drop=0.1)
+    assert loose["packed_bytes"] < strict["packed_bytes"]  # type: ignore[operator]
+    assert accuracy(loose_context, baked(loose_context.model.module)) >= accuracy(context, context.teacher) - 0.1
+
+
+def test_where_nothing_holds_the_upload_is_left_as_it_was(context: Context) -> None:
+    before = copy.deepcopy(context.model.module.state_dict())
+    with torch.no_grad():
+        details = None
+    context.teacher = Perfect(context)  # type: ignore[assignment]
+    details = compress(context, rounds=2, keep=0.01, training=Training(steps=1, lr=1e-6))
+    assert details["held"] is False
+    assert details["packed_bytes"] is None
+    assert masks(context.model.module) == {}
+    after = context.model.module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+class Perfect(nn.Module):
+    """Knows all the answers."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        assert context.feed is not None
+        batch = next(iter(context.feed.batches("validation", 300)))
+        assert batch.targets is not None
+        self.known = {
+            tuple(row.tolist()): int(target) for row, target in zip(batch.inputs[0], batch.targets, strict=True)
+        }
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.eye(10)[[self.known.get(tuple(row.tolist()), 0) for row in inputs]]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_after_a_kill_it_goes_on_with_the_round_and_ends_with_equal_bits(
+    context: Context, trained: nn.Module, digits: Data, tmp_path: Path, after: int
+) -> None:
+    expected = compress(context, rounds=4, patience=4)
+    saved: dict[str, Path] = {}
+    first = context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
+
+    def announce(kind: Kind, name: str) -> None:
+        saved[kind] = Path(shutil.copy(tmp_path / name, tmp_path / f"stored-{kind}"))
+
+    first.checkpoints = Checkpoints(tmp_path, announce, 0.0)
+    seen: set[int] = set()
+
+    def count(share: float) -> None:
+        seen.add(int(share * 4 + 1e-9))
+        if share * 4 > after + 0.4:
+            raise Killed
+
+    first.progress = count
+    with pytest.raises(Killed):
+        compress(first, rounds=4, patience=4)
+    assert saved
+    second = context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
+    second.checkpoints = Checkpoints(tmp_path, None, 0.0, saved)
+    shares: list[float] = []
+    second.progress = shares.append
+    assert compress(second, rounds=4, patience=4) == expected
+    assert min(shares) > after / 4  # the rounds before were not taken again
+    ours, theirs = (baked(one.model.module).state_dict() for one in (second, context))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -1,0 +1,45 @@
+"""States that a search goes back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from worker.constraints import bare
+from worker.training.states import State, load_masks, load_module, mask_state, module_state
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights, masks and codebooks of a module, with tensors of their own."""
+
+    module: State
+    masks: State
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a round has come to: the metric (higher is better), the packed bytes, and the state that has both."""
+
+    metric: float
+    size: int
+    state: Snapshot
+
+
+def snapshot(module: nn.Module) -> Snapshot:
+    """The state of a module as it is."""
+    return Snapshot(_cloned(module_state(module)), _cloned(mask_state(module)))
+
+
+def restore(module: nn.Module, state: Snapshot, device: torch.device) -> None:
+    """Puts the module back; constraints that came later are gone."""
+    bare(module)
+    load_masks(module, state.masks)
+    load_module(module, state.module)
+    module.to(device)
+
+
+def _cloned(state: State) -> State:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}

@@ -1,0 +1,241 @@
+"""The compress step: rounds of pruning, training, sharing values and packing, as long as the metric holds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from app.contract.codebook import Codebook
+from app.contract.compression import Compress
+from app.contract.errors import DatasetMismatch
+from app.contract.pruning import Prune
+from app.contract.tasks import TASKS
+from app.contract.training import Settled
+from worker.checkpoints.points import Parts, load_state
+from worker.constraints import baked
+from worker.context import Context
+from worker.model import Model
+from worker.packed import packed
+from worker.techniques.base import Details
+from worker.techniques.compression.attempt import Attempt, Snapshot, restore, snapshot
+from worker.techniques.pruning.dead import drop_dead
+from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.pruning.weights import WeightSet, select
+from worker.techniques.quantization.quantize import QuantizeTechnique
+from worker.training.finding.settle import settle
+from worker.training.randomness import random_state
+from worker.training.states import State, mask_state, module_state
+
+DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
+ENTROPY_WEIGHT = 0.02  # variances that a shorter code is worth: half a bit a weight for a hundredth of their power
+
+
+class CompressTechnique:
+    """Lowers the bytes of the packed artifact until the metric would fall."""
+
+    name: ClassVar[str] = "compress"
+
+    def applies(self, step: Compress, model: Model) -> str | None:
+        """What prune applies to, where it can be trained. Raises InvalidSpec as prune does."""
+        return PruneTechnique().applies(Prune(sparsity=0.5, exclude=step.exclude, training=step.training), model)
+
+    def apply(self, step: Compress, context: Context) -> Details:
+        """Leaves the last state that held in the module; the uploaded one where none did."""
+        return _Search(step, context).run()
+
+
+@dataclass
+class _Place:
+    """How far the search is. `keep` is the share of weights that the next round keeps; first it goes down in large
+    steps, and then, `fine`, in smaller ones from the last that held."""
+
+    keep: float
+    factor: float
+    number: int = 0
+    failures: int = 0
+    held: float | None = None
+    fine: bool = False
+    done: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Search:
+    """One search: what stays the same over its rounds, how far it is, and the best that was found."""
+
+    def __init__(self, step: Compress, context: Context) -> None:
+        self._step, self._context = step, context
+        self._module = context.model.module
+        self._sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
+        training, self._found = settle(context, step.training)
+        self._training: Settled = training
+        self._place = _Place(step.keep, step.factor)
+        self._wanted = self._metric(context.teacher) - step.max_accuracy_drop
+        self._pruned = snapshot(self._module)  # the last that held, before its values were shared
+        self._best: Snapshot | None = None
+        self._bytes: int | None = None
+
+    def run(self) -> Details:
+        self._resume()
+        while self._place.number < self._step.rounds and not self._place.done:
+            self._round()
+            self._save()
+        if self._best is None:
+            restore(self._module, self._pruned, self._context.device)
+        else:
+            restore(self._module, self._best, self._context.device)
+        if self._context.checkpoints is not None:
+            self._context.checkpoints.clear()
+        return {
+            "wanted_validation_metric": self._sign * self._wanted,
+            "held": self._best is not None,
+            "kept_share": self._place.held,
+            "packed_bytes": self._bytes,
+            "rounds": self._place.rows,
+        } | self._found
+
+    def _round(self) -> None:
+        """Prunes to the share that is next, shares values on a copy, and judges that."""
+        place = self._place
+        sparsity = 1 - place.keep
+        self._prune(sparsity)
+        pruned = self._metric(self._module)
+        attempt = self._coded()
+        holds = attempt.metric >= self._wanted
+        place.rows.append(
+            {
+                "round": place.number + 1,
+                "kept": place.keep,
+                "validation_metric_pruned": self._sign * pruned,
+                "validation_metric": self._sign * attempt.metric,
+                "packed_bytes": attempt.size,
+                "holds": int(holds),
+            }
+        )
+        place.number += 1
+        if holds:
+            self._hold(attempt)
+        else:
+            self._fail(attempt.metric)
+
+    def _hold(self, attempt: Attempt) -> None:
+        place = self._place
+        if self._bytes is None or attempt.size < self._bytes:
+            self._best, self._bytes = attempt.state, attempt.size
+        self._pruned = snapshot(self._module)
+        place.held, place.failures = place.keep, 0
+        place.keep *= place.factor
+
+    def _fail(self, metric: float) -> None:
+        """On, since fewer weights may do better; but back to the last that held where it is clearly worse, or has been
+        for as many rounds as patience lasts."""
+        place = self._place
+        place.failures += 1
+        if not place.fine and place.failures < self._step.patience and metric >= self._wanted - self._doubt():
+            place.keep *= place.factor
+            return
+        if place.fine and place.failures >= self._step.patience:
+            place.done = True
+            return
+        if not place.fine:
+            place.fine, place.failures = True, 0
+        restore(self._module, self._pruned, self._context.device)
+        place.factor **= 0.5
+        place.keep = place.factor * (1.0 if place.held is None else place.held)
+
+    def _doubt(self) -> float:
+        """Two standard errors of the metric, where it is a share of samples; of others nothing is known."""
+        share = abs(self._wanted)
+        if self._sign < 0 or share > 1 or self._context.feed is None:
+            return float("inf")
+        return 2 * math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
+
+    def _prune(self, sparsity: float) -> None:
+        step = Prune(sparsity=sparsity, schedule="cubic", exclude=self._step.exclude, training=self._training)
+        PruneTechnique().apply(step, self._part(0.0, 2 / 3))
+        weights = WeightSet(self._module, select(self._module, self._step.exclude))
+        drop_dead(self._context, weights, DEAD_SAMPLES)
+
+    def _coded(self) -> Attempt:
+        """A copy whose weights share values, trained, rounded, and packed."""
+        before = snapshot(self._module)
+        assert self._training.steps is not None or self._training.epochs is not None
+        step = Codebook(
+            entries=self._step.entries,
+            assignment="reestimated",
+            entropy_weight=ENTROPY_WEIGHT,
+            precision="float16",
+            biases=True,
+            exclude=self._step.exclude,
+            training=_half(self._training),
+        )
+        QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
+        module = self._context.model.round_as_stored(baked(self._module).cpu())
+        attempt = Attempt(self._metric(self._module), len(packed(module.state_dict())[0]), snapshot(self._module))
+        restore(self._module, before, self._context.device)
+        return attempt
+
+    def _metric(self, module: Any) -> float:
+        """On validation; higher is better."""
+        feed = self._context.feed
+        if feed is None or "validation" not in feed.data.splits:
+            raise DatasetMismatch("compress judges by a labelled `validation` split.", pointer="/dataset")
+        module.eval()
+        device = self._context.device
+        scores = feed.scores(lambda inputs: module(*(tensor.to(device) for tensor in inputs)), "validation")
+        return self._sign * scores.value
+
+    def _part(self, start: float, width: float) -> Context:
+        """The context of a training that is a part of a round; its checkpoints are none of the job's."""
+        return replace(
+            self._context,
+            checkpoints=None,
+            progress=functools.partial(_progress, self._context, self._place.number + start, width, self._step.rounds),
+        )
+
+    def _save(self) -> None:
+        """A checkpoint after every round."""
+        if self._context.checkpoints is None:
+            return
+        parts: Parts = {
+            "module": module_state(self._module),
+            "masks": mask_state(self._module),
+            "random": random_state(self._context.device),
+            "search": {"place": asdict(self._place), "bytes": self._bytes, "wanted": self._wanted},
+            "pruned_module": self._pruned.module,
+            "pruned_masks": self._pruned.masks,
+        }
+        if self._best is not None:
+            parts |= {"best_module": self._best.module, "best_masks": self._best.masks}
+        self._context.checkpoints.remember(self._found)
+        self._context.checkpoints.save({name: _copied(state) for name, state in parts.items()})
+
+    def _resume(self) -> None:
+        """Takes up what an earlier attempt left, if it did."""
+        parts = None if self._context.checkpoints is None else self._context.checkpoints.waiting()
+        if parts is None:
+            return
+        load_state(self._module, parts, self._context.device)
+        search = parts["search"]
+        self._place, self._bytes = _Place(**search["place"]), search["bytes"]
+        self._wanted = search["wanted"]
+        self._pruned = Snapshot(parts["pruned_module"], parts["pruned_masks"])
+        if "best_module" in parts:
+            self._best = Snapshot(parts["best_module"], parts["best_masks"])
+
+
+def _half(training: Settled) -> Settled:
+    """Half as long."""
+    if training.steps is not None:
+        return training.model_copy(update={"steps": max(1, training.steps // 2)})
+    return training.model_copy(update={"epochs": max(1, (training.epochs or 1) // 2)})
+
+
+def _copied(state: State) -> State:
+    """Tensors of its own: a file must not hold one memory twice."""
+    return {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}
+
+
+def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:
+    context.progress(min(1.0, (number + width * share) / rounds))
