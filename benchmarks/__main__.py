@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.harness import heading
 
-NAMES = ("upload", "polling", "first_step", "training", "estimate", "processes")
+NAMES = ("upload", "polling", "first_step", "training", "estimate", "processes", "packing")
 
 for name in sys.argv[1:] or NAMES:
     module = importlib.import_module(f"benchmarks.{name}")

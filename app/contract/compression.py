@@ -9,11 +9,12 @@ from pydantic import Field, model_validator
 from app.contract.distillation import Distill
 from app.contract.pruning import Pattern
 from app.contract.strict import Strict
-from app.contract.training import Training
+from app.contract.training import Search, Training
 
 # Steps, not epochs: small data needs as many as large.
 ROUND = Training(
-    steps=3000,
+    steps=2000,
+    search=Search(budget=0.5),
     batch_size=128,
     optimizer="adam",
     lr="auto",
@@ -45,7 +46,7 @@ class Compress(Strict):
         Field(
             ge=1,
             le=10,
-            description="Rounds in a row that may fail, on the way down and again in smaller steps from the last that held.",
+            description="Rounds in a row that may fail: on the way down, and again in smaller steps behind it.",
         ),
     ] = 3
     entries: Annotated[int, Field(ge=2, le=256, description="Values of a codebook.")] = 8
