@@ -36,6 +36,15 @@ class Compress(Strict):
         float,
         Field(ge=0, le=1, description="By how much the task's metric on validation may be worse than the upload's."),
     ] = 0.0
+    margin: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3,
+            description="Standard errors of the metric by which a round has to be better than that to be chosen, where "
+            "any is: the best of many rounds is flattered.",
+        ),
+    ] = 0.5
     keep: Annotated[float, Field(gt=0, lt=1, description="Share of the weights that the first round keeps.")] = 0.3
     factor: Annotated[
         float, Field(ge=0.3, le=0.95, description="Share of those that each next round keeps, on the way down.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,8 @@ from worker.training.randomness import random_state
 from worker.training.states import State, mask_state, module_state
 
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
-ENTROPY_WEIGHT = 0.02  # variances that a shorter code is worth: half a bit a weight for a hundredth of their power
+ENTROPY_WEIGHT = 0.005  # variances of the weights that a bit is worth
+PROBED = 0.05  # share of the weights with which the learning rate is found
 
 
 class CompressTechnique:
@@ -49,13 +51,15 @@ class CompressTechnique:
 @dataclass
 class _Place:
     """How far the search is. `keep` is the share of weights that the next round keeps; first it goes down in large
-    steps, and then, `fine`, in smaller ones from the last that held."""
+    steps, and then, `fine`, in smaller ones from the last that held. `firm`: one of those held by the margin."""
 
     keep: float
     factor: float
     number: int = 0
     failures: int = 0
     held: float | None = None
+    size: int | None = None
+    firm: bool = False
     fine: bool = False
     done: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,41 +72,39 @@ class _Search:
         self._step, self._context = step, context
         self._module = context.model.module
         self._sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
-        training, self._found = settle(context, step.training)
+        training, self._found = settle(_pruned(step, context), step.training)
         self._training: Settled = training
         self._place = _Place(step.keep, step.factor)
         self._wanted = self._metric(context.teacher) - step.max_accuracy_drop
         self._pruned = snapshot(self._module)  # the last that held, before its values were shared
         self._best: Snapshot | None = None
-        self._bytes: int | None = None
 
     def run(self) -> Details:
         self._resume()
         while self._place.number < self._step.rounds and not self._place.done:
             self._round()
             self._save()
-        if self._best is None:
-            restore(self._module, self._pruned, self._context.device)
-        else:
-            restore(self._module, self._best, self._context.device)
+        restore(self._module, self._best or self._pruned, self._context.device)
         if self._context.checkpoints is not None:
             self._context.checkpoints.clear()
         return {
             "wanted_validation_metric": self._sign * self._wanted,
             "held": self._best is not None,
+            "held_by_margin": self._place.firm,
             "kept_share": self._place.held,
-            "packed_bytes": self._bytes,
+            "packed_bytes": self._place.size,
             "rounds": self._place.rows,
         } | self._found
 
     def _round(self) -> None:
         """Prunes to the share that is next, shares values on a copy, and judges that."""
         place = self._place
-        sparsity = 1 - place.keep
-        self._prune(sparsity)
+        self._prune(1 - place.keep)
         pruned = self._metric(self._module)
         attempt = self._coded()
         holds = attempt.metric >= self._wanted
+        # Twice measured, as it is and before its values were shared, it is less by chance.
+        firm = holds and (pruned + attempt.metric) / 2 >= self._wanted + self._step.margin * self._error()
         place.rows.append(
             {
                 "round": place.number + 1,
@@ -110,29 +112,27 @@ class _Search:
                 "validation_metric_pruned": self._sign * pruned,
                 "validation_metric": self._sign * attempt.metric,
                 "packed_bytes": attempt.size,
-                "holds": int(holds),
+                "holds": int(holds) + int(firm),
             }
         )
         place.number += 1
-        if holds:
-            self._hold(attempt)
+        better = firm or (holds and not place.firm)
+        if better and (place.size is None or attempt.size < place.size or firm > place.firm):
+            self._best, place.size, place.held = attempt.state, attempt.size, place.keep
+            self._pruned = snapshot(self._module)
+        place.firm |= firm
+        if better or (holds and not place.fine):
+            place.failures = 0
+            place.keep *= place.factor
         else:
             self._fail(attempt.metric)
-
-    def _hold(self, attempt: Attempt) -> None:
-        place = self._place
-        if self._bytes is None or attempt.size < self._bytes:
-            self._best, self._bytes = attempt.state, attempt.size
-        self._pruned = snapshot(self._module)
-        place.held, place.failures = place.keep, 0
-        place.keep *= place.factor
 
     def _fail(self, metric: float) -> None:
         """On, since fewer weights may do better; but back to the last that held where it is clearly worse, or has been
         for as many rounds as patience lasts."""
         place = self._place
         place.failures += 1
-        if not place.fine and place.failures < self._step.patience and metric >= self._wanted - self._doubt():
+        if not place.fine and place.failures < self._step.patience and metric >= self._wanted - 2 * self._error():
             place.keep *= place.factor
             return
         if place.fine and place.failures >= self._step.patience:
@@ -144,12 +144,12 @@ class _Search:
         place.factor **= 0.5
         place.keep = place.factor * (1.0 if place.held is None else place.held)
 
-    def _doubt(self) -> float:
-        """Two standard errors of the metric, where it is a share of samples; of others nothing is known."""
+    def _error(self) -> float:
+        """The standard error of the metric, where it is a share of samples; of others nothing is known."""
         share = abs(self._wanted)
         if self._sign < 0 or share > 1 or self._context.feed is None:
-            return float("inf")
-        return 2 * math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
+            return 0.0
+        return math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
 
     def _prune(self, sparsity: float) -> None:
         step = Prune(sparsity=sparsity, schedule="cubic", exclude=self._step.exclude, training=self._training)
@@ -202,7 +202,7 @@ class _Search:
             "module": module_state(self._module),
             "masks": mask_state(self._module),
             "random": random_state(self._context.device),
-            "search": {"place": asdict(self._place), "bytes": self._bytes, "wanted": self._wanted},
+            "search": {"place": asdict(self._place), "wanted": self._wanted},
             "pruned_module": self._pruned.module,
             "pruned_masks": self._pruned.masks,
         }
@@ -218,11 +218,18 @@ class _Search:
             return
         load_state(self._module, parts, self._context.device)
         search = parts["search"]
-        self._place, self._bytes = _Place(**search["place"]), search["bytes"]
-        self._wanted = search["wanted"]
+        self._place, self._wanted = _Place(**search["place"]), search["wanted"]
         self._pruned = Snapshot(parts["pruned_module"], parts["pruned_masks"])
         if "best_module" in parts:
             self._best = Snapshot(parts["best_module"], parts["best_masks"])
+
+
+def _pruned(step: Compress, context: Context) -> Context:
+    """With a copy of the network that has something to recover from: on a trained one the lowest rate is the best."""
+    model = replace(context.model, module=copy.deepcopy(context.model.module))
+    apart = replace(context, model=model)
+    PruneTechnique().apply(Prune(sparsity=1 - PROBED, exclude=step.exclude), apart)
+    return apart
 
 
 def _half(training: Settled) -> Settled:
