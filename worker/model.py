@@ -21,10 +21,14 @@ EXAMPLE_LENGTH = 32
 
 
 class WeightHolder(nn.Module):
-    """A weight that something other than torch computes with; `kind` is what torch calls such a layer."""
+    """A weight that something other than torch computes with; `kind` is what torch calls such a layer.
 
-    def __init__(self, weight: nn.Parameter, kind: str) -> None:
+    `inputs_first` where the weight has a row for each input rather than for each output.
+    """
+
+    def __init__(self, weight: nn.Parameter, kind: str, inputs_first: bool = False) -> None:
         super().__init__()
+        self.inputs_first = inputs_first
         self.weight = weight
         self.kind = kind
 

@@ -97,8 +97,16 @@ class Prune(Strict):
 
     @property
     def within(self) -> Scope:
-        """The scope, the default filled in."""
-        return self.scope or ("layer" if self.criterion in OF_INPUTS or self.n_of_m else "global")
+        """The scope, which validation has filled in."""
+        assert self.scope is not None
+        return self.scope
+
+    @model_validator(mode="after")
+    def _filled_in(self) -> Prune:
+        if self.scope is None:
+            usual = "layer" if self.criterion in OF_INPUTS or self.n_of_m else "global"
+            object.__setattr__(self, "scope", usual)
+        return self
 
     @model_validator(mode="after")
     def _amount(self) -> Prune:

@@ -39,11 +39,13 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True)
 class GraphWeight:
-    """A weight of a graph: where it is held, what torch calls its layer, and its tensor."""
+    """A weight of a graph: where it is held, what torch calls its layer, and its tensor; `inputs_first` where that has
+    a row for each input rather than for each output."""
 
     place: Place
     kind: str
     tensor: TensorProto
+    inputs_first: bool = False
 
 
 def held_tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
@@ -123,7 +125,21 @@ def find_weights(proto: ModelProto) -> Iterator[GraphWeight]:
                     continue
                 seen.add(place)
                 dimensions = f"{len(tensor.dims) - 2}d" if kind.startswith("Conv") else ""
-                yield GraphWeight(place, f"{kind}{dimensions}{IN_A_BRANCH if number else ''}", tensor)
+                what = f"{kind}{dimensions}{IN_A_BRANCH if number else ''}"
+                yield GraphWeight(place, what, tensor, _inputs_first(node, name, tensor, makers))
+
+
+def _inputs_first(node: NodeProto, name: str, tensor: TensorProto, makers: Mapping[str, NodeProto]) -> bool:
+    """Products multiply rows with a matrix [inputs, outputs], unless it is transposed on its way or by Gemm."""
+    if node.op_type == "ConvTranspose":
+        return True
+    if node.op_type not in ("MatMul", "FusedMatMul", "Gemm", "Attention") or len(tensor.dims) != MIN_DIMENSIONS:
+        return False
+    turned = any(attribute.name in ("transB",) and attribute.i for attribute in node.attribute)
+    while (maker := makers.get(name)) is not None and maker.op_type in ("Identity", "Transpose"):
+        turned ^= maker.op_type == "Transpose"
+        name = maker.input[0]
+    return not turned
 
 
 def source_of(name: str, makers: Mapping[str, NodeProto]) -> str:

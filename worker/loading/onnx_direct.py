@@ -43,7 +43,7 @@ class DirectModule(nn.Module):
         for weight in find_weights(proto):
             name = names.layer(weight.place[1]).replace(".", "_")
             values = nn.Parameter(read_tensor(weight.tensor), requires_grad=False)
-            self.add_module(name, WeightHolder(values, weight.kind))
+            self.add_module(name, WeightHolder(values, weight.kind, weight.inputs_first))
             self.places[name] = weight.place
 
     def forward(self, *inputs: Tensor) -> Tensor:

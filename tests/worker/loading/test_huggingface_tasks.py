@@ -26,7 +26,7 @@ from worker.data.batch import IGNORED, Batch
 from worker.export.onnx import export_onnx
 from worker.loading import load_model
 from worker.model import Model
-from worker.techniques.pruning.magnitude_math import removals, smallest_overall
+from worker.techniques.pruning.selection_math import lowest_overall, removals
 from worker.techniques.pruning.weights import WeightSet, prunable
 from worker.training.distillation import combined
 
@@ -291,7 +291,7 @@ def test_half_of_it_can_be_removed(loaded: tuple[Case, Any, Model], tmp_path: Pa
     case, _, model = loaded
     pruned = copy.deepcopy(model.module)
     weights = WeightSet(pruned, prunable(pruned))
-    weights.drop(smallest_overall(weights.values(), weights.kept(), 0.5))
+    weights.drop(lowest_overall([value.abs() for value in weights.values()], weights.kept(), 0.5))
     again = load_model(model.save(baked(pruned), tmp_path), "again.zip", {}, tmp_path)
     left = [weight.value() for weight in prunable(again.module)]
     assert sum(int((value == 0).sum()) for value in left) == removals(sum(value.numel() for value in left), 0.5)

@@ -126,6 +126,8 @@ def _attributes(layer: nn.Module) -> Iterator[str]:
 
 def _inputs_first(layer: nn.Module) -> bool:
     """Whether the weight has a row for each input."""
+    if isinstance(layer, WeightHolder):
+        return layer.inputs_first
     return isinstance(layer, _ConvTransposeNd) or is_transformers_conv1d(layer)
 
 
