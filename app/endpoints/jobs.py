@@ -10,10 +10,12 @@ from app import schemas
 from app.auth import Account
 from app.bodies import read_json
 from app.conditional import matches
+from app.contract.errors import NotFound
 from app.contract.records import JobRecord
 from app.contract.report import Report
 from app.contract.spec import JobSpec
 from app.contract.states import JobState
+from app.drawing import sensitivity
 from app.identifiers import require_id
 from app.openapi import (
     APPLIED,
@@ -172,6 +174,28 @@ async def get_report(request: Request, account: Account, job_id: str) -> Respons
     """What was measured on the uploaded model and on each artifact; 409 until the job has succeeded."""
     report = await in_thread(services_of(request).store.report, account, require_id(job_id, "job"))
     return schemas.answer(Report.model_validate(report))
+
+
+@router.get(
+    "/{job_id}/report/sensitivity.svg",
+    response_class=Response,
+    responses=answers(
+        {200: {"description": "The picture.", "content": {"image/svg+xml": {"schema": TEXT}}}}, 401, 404, 409, 503
+    ),
+)
+async def get_sensitivity(request: Request, account: Account, job_id: str) -> Response:
+    """How much each layer minds being pruned, drawn: of the first step that measured it (prune with scope auto)."""
+    stored = await in_thread(services_of(request).store.report, account, require_id(job_id, "job"))
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for step in Report.model_validate(stored).steps:
+        rows = step.details.get("sensitivity")
+        if isinstance(rows, list) and not curves:
+            for row in rows:
+                point = float(row["sparsity"] or 0), float(row["divergence"] or 0)
+                curves.setdefault(str(row["layer"]), []).append(point)
+    if not curves:
+        raise NotFound("No step of the job measured how sensitive layers are: prune with scope auto does.")
+    return Response(sensitivity(curves), media_type="image/svg+xml")
 
 
 async def _changed(request: Request, job: JobRecord) -> tuple[JobRecord, int | None]:

@@ -14,7 +14,7 @@ import httpx
 from app.contract.blobs import Blobs
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.records import ArtifactRecord, Claim
-from app.contract.report import Environment, Latency, Measurement, Report
+from app.contract.report import Environment, Latency, Measurement, Report, StepReport
 from app.contract.states import JobState
 from app.contract.store import JobStore
 from app.server import make_server
@@ -24,6 +24,14 @@ from tests.contract.facts import dataset_facts, model_facts
 
 STEPS = [{"technique": "prune", "sparsity": 0.5}]
 HANG_SECONDS = 30.0
+
+
+CURVE: list[dict[str, float | int | str | None]] = [
+    {"layer": layer, "sparsity": sparsity, "divergence": sparsity * steep}
+    for layer, steep in (("0.weight", 0.1), ("2.weight", 2.0))
+    for sparsity in (0.3, 0.6, 0.9)
+]
+MEASURED = StepReport(technique="prune", seconds=1.0, details={"sensitivity": CURVE})
 
 
 class Service:
@@ -77,7 +85,12 @@ class Service:
         found: dict[str, Any] = answer.json()
         return found
 
-    def finished(self, http: httpx.Client | None = None, content: bytes = bytes(range(256)) * 20) -> str:
+    def finished(
+        self,
+        http: httpx.Client | None = None,
+        content: bytes = bytes(range(256)) * 20,
+        steps: tuple[StepReport, ...] = (MEASURED,),
+    ) -> str:
         """A job that has succeeded, with one artifact `model.onnx`."""
         job = self.job(http)["id"]
         claim = self.claim(job)
@@ -96,7 +109,7 @@ class Service:
             uploaded=_measurement(),
             uploaded_sha256="0" * 64,
             artifacts=(),
-            steps=(),
+            steps=steps,
             seconds={"load": 0.1},
             environment=Environment(tersor="0", python="3", libraries={}, cpu="x", threads=1, device="cpu"),
         )

@@ -283,6 +283,16 @@ def test_the_report(service: Service) -> None:
     assert "queued" in early.json()["detail"]
 
 
+def test_the_sensitivity_of_layers_is_drawn_where_it_was_measured(service: Service) -> None:
+    picture = service.http.get(f"/v1/jobs/{service.finished()}/report/sensitivity.svg")
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/svg+xml")
+    assert picture.text.count("<polyline") == 2
+    assert "2.weight" in picture.text
+    none = service.http.get(f"/v1/jobs/{service.finished(steps=())}/report/sensitivity.svg")
+    assert (none.status_code, none.json()["code"]) == (404, "not_found")
+    assert "scope auto" in none.json()["detail"]
+
+
 @pytest.mark.parametrize("id", ["job_" + "0" * 26, "nonsense", "job_%00", "mdl_" + "0" * 26])
 def test_no_such_job(service: Service, id: str) -> None:
     for answer in (service.http.get(f"/v1/jobs/{id}"), service.http.get(f"/v1/jobs/{id}/report")):

@@ -53,6 +53,8 @@ def walk(service: Service) -> None:
         ("POST", f"/v1/jobs/{job}/cancel", {}),
         ("POST", f"/v1/jobs/{service.job()['id']}/cancel", {}),
         ("GET", f"/v1/jobs/{job}/report", {}),
+        ("GET", f"/v1/jobs/{job}/report/sensitivity.svg", {}),
+        ("GET", f"/v1/jobs/job_{NOBODY}/report/sensitivity.svg", {}),
         ("GET", f"/v1/jobs/{job}/artifacts", {}),
         ("GET", artifact, {"headers": {"Range": "bytes=0-1"}}),
         ("GET", artifact, {"headers": {"Range": "bytes=99999999-"}}),
@@ -76,7 +78,7 @@ def test_every_documented_operation_is_exercised(service: Service) -> None:
 
 def test_techniques_carry_the_schema_of_their_step(service: Service) -> None:
     found = {item["name"]: item for item in service.http.get("/v1/techniques").json()}
-    assert set(found) == {"prune", "finetune", "distill", "quantize"}
+    assert set(found) == {"prune", "finetune", "distill", "quantize", "compress"}
     assert found["prune"]["schema"]["properties"]["sparsity"]
     assert found["quantize"]["may_not_follow"] == ["quantize"]
     recipes = {item["name"]: item for item in service.http.get("/v1/recipes").json()}
