@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -114,6 +115,25 @@ def test_more_than_is_allowed_is_refused_before_it_is_taken() -> None:
         unpack(claiming(1 << 40, (1 << 38,)))
     with pytest.raises(Damaged, match="and 1,000 are allowed"):
         unpack(pack({"w": Stored.of(np.ones(1000, np.float32))})[0], 1000)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "groups", "dense", "zeros"])
+def test_unpacking_takes_little_beside_the_tensors_themselves(kind: str) -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(2048, 1024)).astype(np.float32)
+    match kind:
+        case "sparse":
+            weight = np.where(random.random(weight.shape) < 0.1, np.float32(0.5), np.float32(0))
+        case "groups":
+            np.put_along_axis(weight.reshape(-1, 4), np.argsort(random.random((1 << 19, 4)), 1)[:, :2], 0, 1)
+        case "zeros":
+            weight = np.zeros((4096, 4096), np.float32)
+    data = pack({"w": Stored.of(weight)})[0]
+    tracemalloc.start()
+    unpack(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * weight.nbytes + len(data) + (24 << 20)  # CHUNK symbols at a time
 
 
 def test_names_that_inflate_without_end_are_refused() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.constraints import stored
 from worker.context import Context
@@ -29,21 +30,31 @@ def mean_squares(context: Context, weights: list[PrunableWeight], samples: int) 
     return _summed(context, weights, samples, 1, lambda gradient, size: gradient.square())
 
 
+@contextmanager
+def asked(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Meanwhile the module is in eval mode, and even what is not trained has gradients."""
+    training, frozen = module.training, [one for one in parameters if not one.requires_grad]
+    module.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        module.train(training)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def _summed(
     context: Context, weights: list[PrunableWeight], samples: int, batch: int, part: Callable[[Tensor, int], Tensor]
 ) -> list[Tensor]:
     feed, module = fed(context.feed), context.model.module
     parameters = [stored(weight.owner, weight.attribute) for weight in weights]
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     found = [torch.zeros_like(parameter) for parameter in parameters]
     order = torch.Generator().manual_seed(context.seed)
     noise = torch.Generator().manual_seed(context.seed)
-    training = module.training
-    module.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     seen = 0
-    try:
+    with asked(module, parameters):
         for one in feed.batches("train", batch, shuffle=order, limit=samples):
             own: Batch = feed.task.prepare(one, noise).to(context.device)
             loss = feed.task.loss(module(*own.inputs), own)
@@ -52,8 +63,4 @@ def _summed(
             for total, gradient in zip(found, gradients, strict=True):
                 if gradient is not None:
                     total += part(gradient, len(own))
-    finally:
-        module.train(training)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
     return [total / seen for total in found]

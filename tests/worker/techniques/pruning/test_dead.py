@@ -46,3 +46,15 @@ def test_a_network_that_is_alive_keeps_everything(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     context = context_for(tiny_model(module, shape=(6,), classes=3), memory_data({"train": (inputs, None)}), tmp_path)
     assert drop_dead(context, WeightSet(module, select(module, ())), 64) == 0
+
+
+def test_a_saturated_neuron_has_no_gradient_and_still_matters(tmp_path: Path) -> None:
+    inputs = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[0].bias[2] = 200.0  # always 1
+    context = context_for(tiny_model(module, shape=(6,), classes=3), memory_data({"train": (inputs, None)}), tmp_path)
+    before = module(inputs).detach()
+    assert drop_dead(context, WeightSet(module, select(module, ())), 64) == 0
+    assert torch.equal(module(inputs), before)
