@@ -39,6 +39,7 @@ STATUS: dict[type[TersorError], int] = {
     errors.InvalidSpec: 422,
     errors.OrderRefused: 422,
     errors.ModelRejected: 422,
+    errors.PackedDamaged: 422,
     errors.DatasetRejected: 422,
     errors.DatasetMismatch: 422,
     errors.ModelsMismatch: 422,

@@ -74,6 +74,13 @@ class ModelRejected(TersorError):
     title = "Model rejected"
 
 
+class PackedDamaged(TersorError):
+    """The file is no packed artifact, or was damaged on its way."""
+
+    code = "packed_damaged"
+    title = "Packed artifact damaged"
+
+
 class DatasetRejected(TersorError):
     """The uploaded file cannot be read as a dataset."""
 

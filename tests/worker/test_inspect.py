@@ -30,6 +30,8 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("distill", None): True,
         ("quantize", "static"): True,
         ("quantize", "dynamic"): True,
+        ("quantize", "codebook"): True,
+        ("compress", None): True,
     }
 
 

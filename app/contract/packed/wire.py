@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from app.contract.errors import TersorError
+from app.contract.errors import PackedDamaged as Damaged
 
 VARINT_BYTES = 9  # 63 bits are more than any size that a machine can hold
-
-
-class Damaged(TersorError):
-    """The file is no packed artifact, or was damaged on its way."""
-
-    code = "packed_damaged"
-    title = "Packed artifact damaged"
 
 
 class Writer:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
 from app.contract.report import ArtifactReport, Latency, Measurement, Metric, StepReport
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
@@ -89,7 +90,9 @@ def test_what_got_worse_is_said_with_its_figures(one: ArtifactReport, sentence: 
 
 def test_a_sparse_native_file_says_why_it_is_no_smaller() -> None:
     (sentence,) = said(artifact("model.safetensors"), steps=(Prune(sparsity=0.5),))
-    assert sentence.endswith("native keeps zeros in a dense file, so sparsity does not make it smaller.")
+    assert sentence.endswith(
+        "native keeps zeros in a dense file; export packed for a file that sparsity makes smaller."
+    )
 
 
 def test_the_worst_comes_first() -> None:
@@ -127,7 +130,18 @@ def test_accuracy_on_the_split_that_chose_the_weights_is_said(split: str, told: 
     metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split=split, samples=500)
     uploaded = measurement().model_copy(update={"metric": metric})
     found = warnings(spec, FACTS, None, uploaded, (artifact(size=300),))
-    assert any("early stopping chose the weights" in sentence for sentence in found) is told
+    assert any("by which the weights were chosen (early stopping, compress)" in sentence for sentence in found) is told
+
+
+def test_a_search_that_came_to_nothing_says_so_and_what_it_was_judged_by() -> None:
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(Compress(),), export=("packed",), seed=0)
+    metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split="validation", samples=500)
+    uploaded = measurement().model_copy(update={"metric": metric})
+    for held in (True, False):
+        step = StepReport(technique="compress", seconds=1.0, details={"held": held})
+        found = warnings(spec, FACTS, None, uploaded, (artifact(size=300),), (step,))
+        assert any("No round of compress held" in sentence for sentence in found) is not held
+        assert any("early stopping, compress" in sentence for sentence in found)
 
 
 def test_a_zip_is_deflated_and_blames_no_dense_file() -> None:
