@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.contract.errors import PackedDamaged as Damaged
+from app.contract.errors import PackedDamaged
+
+Damaged = PackedDamaged
 
 VARINT_BYTES = 9  # 63 bits are more than any size that a machine can hold
 
