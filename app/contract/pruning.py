@@ -143,6 +143,8 @@ class Prune(Strict):
             raise ValueError(
                 "movement is what one training moves: give training, schedule cubic or iterative, no rewind"
             )
+        if self.criterion in OF_INPUTS and self.block is not None:
+            raise ValueError(f"{self.criterion} prunes single weights or N:M: give another criterion, or no block")
         if self.criterion in OF_INPUTS and (self.schedule != "one_shot" or self.within != "layer"):
             raise ValueError(f"{self.criterion} prunes at once, in every layer alike: leave schedule and scope out")
         return self

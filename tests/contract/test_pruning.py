@@ -69,6 +69,7 @@ def test_what_makes_sense_is_taken(fields: dict[str, Any]) -> None:
         ({"sparsity": 0.5, "criterion": "movement", "schedule": "cubic"}, "give training"),
         ({"sparsity": 0.5, "criterion": "wanda", "scope": "global"}, "prunes at once"),
         ({"sparsity": 0.5, "criterion": "sparsegpt", "schedule": "cubic", "training": TRAINING}, "prunes at once"),
+        ({"sparsity": 0.5, "criterion": "wanda", "granularity": "block", "block": [1, 4]}, "single weights or N:M"),
         ({"sparsity": 0.5, "regrow": {}}, "during one training"),
         ({"threshold": 0.5, "regrow": {}, "training": TRAINING}, "decides for good"),
         ({"sparsity": 0.5, "regrow": {}, "criterion": "wanda", "training": TRAINING}, "decides for good"),

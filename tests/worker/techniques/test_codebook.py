@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,16 @@ from app.contract.codebook import Codebook
 from app.contract.pruning import Prune
 from app.contract.spec import Finetune
 from app.contract.training import Training
-from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
+from tests.worker.helpers import context_for, memory_data, mlp, tiny_model
 from tests.worker.techniques.pruning.nets import KINDS
 from worker.constraints import baked, codebooks, masks
 from worker.context import Context
-from worker.data.base import Data
 from worker.packed import packed
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization import codebook_math as maths
 from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.techniques.training.finetune import FinetuneTechnique
-from worker.training.loop import train
 
 STARTS = ("linear", "density", "kmeans++")
 
@@ -103,23 +100,6 @@ def test_at_the_same_bits_it_errs_less_than_fewer_entries() -> None:
             assert squared(values, codes, entries) < plain[1]
             return
     pytest.fail("no price is high enough")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return digits_data()
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    context = context_for(tiny_model(mlp()), digits, tmp_path_factory.mktemp("trained"))
-    train(context, Training(epochs=15, lr=3e-3))
-    return context.model.module
-
-
-@pytest.fixture
-def context(trained: nn.Module, digits: Data, tmp_path: Path) -> Context:
-    return context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
 
 
 def share(context: Context, **fields: Any) -> Details:

@@ -14,36 +14,17 @@ from app.contract.errors import DatasetMismatch, InvalidSpec
 from app.contract.pruning import Prune
 from app.contract.spec import Finetune
 from app.contract.training import Training
-from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
+from tests.worker.helpers import context_for, memory_data, tiny_model
 from tests.worker.techniques.pruning.nets import KINDS
 from worker.constraints import baked, masks
 from worker.context import Context
-from worker.data.base import Data
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.training.finetune import FinetuneTechnique
-from worker.training.loop import train
 
 WEIGHTS = 6_464  # of mlp()
 AT_ONCE = ("magnitude", "random", "gradient", "taylor", "fisher", "wanda", "sparsegpt")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return digits_data()
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    context = context_for(tiny_model(mlp()), digits, tmp_path_factory.mktemp("trained"))
-    train(context, Training(epochs=15, lr=3e-3))
-    return context.model.module
-
-
-@pytest.fixture
-def context(trained: nn.Module, digits: Data, tmp_path: Path) -> Context:
-    return context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
 
 
 def prune(context: Context, **fields: Any) -> Details:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
 from app.contract.spec import Finetune
 from app.contract.training import EarlyStopping, Training
-from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
+from tests.worker.helpers import context_for, memory_data, mlp, tiny_model
 from tests.worker.test_constraints import Tied
 from worker.constraints import baked, masks
 from worker.context import Context
-from worker.data.base import Data
 from worker.techniques.base import Details
 from worker.techniques.pruning.choosing import Chooser
 from worker.techniques.pruning.grain import Elements
@@ -32,24 +30,6 @@ from worker.training.loop import train
 
 WEIGHTS = 6_464  # of mlp()
 DISTILLED = Training(epochs=8, lr=3e-3, schedule="cosine", distill=Distill())
-
-
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return digits_data()
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """The user's model: an MLP that knows the digits."""
-    context = context_for(tiny_model(mlp()), digits, tmp_path_factory.mktemp("trained"))
-    train(context, Training(epochs=15, lr=3e-3))
-    return context.model.module
-
-
-@pytest.fixture
-def context(trained: nn.Module, digits: Data, tmp_path: Path) -> Context:
-    return context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
 
 
 def prune(context: Context, **fields: Any) -> Details:

@@ -12,32 +12,13 @@ from torch import Tensor, nn
 
 from app.contract.pruning import Prune, Regrowth
 from app.contract.training import Training
-from tests.worker.helpers import context_for, digits_data, mlp, tiny_model
+from tests.worker.helpers import context_for, tiny_model
 from tests.worker.techniques.pruning.test_patterns import WEIGHTS, accuracy, prune, zeros
 from worker.constraints import baked, masks
 from worker.context import Context
-from worker.data.base import Data
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.training.loop import train
 from worker.training.states import module_state
-
-
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return digits_data()
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    context = context_for(tiny_model(mlp()), digits, tmp_path_factory.mktemp("trained"))
-    train(context, Training(epochs=15, lr=3e-3))
-    return context.model.module
-
-
-@pytest.fixture
-def context(trained: nn.Module, digits: Data, tmp_path: Path) -> Context:
-    return context_for(tiny_model(copy.deepcopy(trained)), digits, tmp_path)
-
 
 WAYS: dict[str, dict[str, Any]] = {
     "iterative": {"schedule": "iterative", "rounds": 4, "training": Training(epochs=12, lr=3e-3)},
