@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+JOBS ?= 2
 TORCH := torch==2.13.0
 # On a machine without an NVIDIA driver torch comes from its CPU index, where one can be reached: no CUDA packages.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -30,8 +31,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Whole services run alone, everything else in as many processes as JOBS says.
 test: lint types
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n $(JOBS) --dist loadfile --ignore tests/acceptance --ignore tests/hostile
+	$(BIN)/pytest -m 'not slow' tests/acceptance tests/hostile
 
 test-slow: install
 	PYTHONPATH=.models/python $(BIN)/pytest -m slow
