@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 2
+ALONE := tests/acceptance tests/hostile tests/worker/ranks tests/worker/test_run_ranks.py tests/worker/test_run_hosts.py
 TORCH := torch==2.13.0
 # On a machine without an NVIDIA driver torch comes from its CPU index, where one can be reached: no CUDA packages.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -31,10 +32,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Whole services run alone, everything else in as many processes as JOBS says.
+# What starts whole services, or several processes that wait for each other, runs alone; all else JOBS at a time.
 test: lint types
-	$(BIN)/pytest -m 'not slow' -n $(JOBS) --dist loadfile --ignore tests/acceptance --ignore tests/hostile
-	$(BIN)/pytest -m 'not slow' tests/acceptance tests/hostile
+	$(BIN)/pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -m 'not slow' $(ALONE)
 
 test-slow: install
 	PYTHONPATH=.models/python $(BIN)/pytest -m slow
