@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.contract.errors import pointer_part
+
 MAX_VIOLATIONS = 20  # a client mends the first ones; a hostile document may have thousands
 MAX_SHOWN = 80  # characters of an offending value that are repeated
 
@@ -51,7 +53,7 @@ def pointer(location: Sequence[str | int], document: Any, *, missing: bool = Fal
             here = here[part]
         elif not (missing and index == len(location) - 1):
             continue
-        parts.append(str(part).replace("~", "~0").replace("/", "~1"))
+        parts.append(pointer_part(part))
     return "".join(f"/{part}" for part in parts)
 
 

@@ -74,11 +74,11 @@ class Shared(nn.Module):
 
     codes: Tensor
 
-    def __init__(self, codes: Tensor, entries: Tensor, straight: bool = False) -> None:
+    def __init__(self, codes: Tensor, entries: Tensor) -> None:
         super().__init__()
         self.register_buffer("codes", codes.to(torch.int32))
         self.entries = nn.Parameter(entries)
-        self.straight = straight
+        self.straight = False
 
     def forward(self, weight: Tensor) -> Tensor:
         found: Tensor = _Shared.apply(weight, self.entries, self.codes, self.straight)

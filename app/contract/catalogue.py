@@ -24,7 +24,6 @@ class Technique:
     name: str
     family: Family
     title: str
-    specs: tuple[type[Strict], ...]
     needs: str
     applies_to: str
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -32,6 +31,11 @@ class Technique:
     exports: tuple[str, ...] = ("native", "onnx", "packed")
     methods: tuple[Strict, ...] = ()
     """A step for each way of using it, with which a model is asked whether it applies."""
+
+    @property
+    def specs(self) -> tuple[type[Strict], ...]:
+        """The kinds of its steps."""
+        return tuple(dict.fromkeys(map(type, self.methods)))
 
     @property
     def requires_export(self) -> str | None:
@@ -44,7 +48,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="prune",
         family="pruning",
         title="Prune weights",
-        specs=(Prune,),
         needs="A labelled `train` split where `training` is given; no data otherwise.",
         applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers.",
         may_not_follow=frozenset({"quantize"}),
@@ -54,7 +57,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="finetune",
         family="training",
         title="Train, with or without distillation",
-        specs=(Finetune,),
         needs="A labelled `train` split; `validation` for early stopping.",
         applies_to="Every model.",
         may_not_follow=frozenset({"quantize"}),
@@ -64,7 +66,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="distill",
         family="distillation",
         title="Distil into a student",
-        specs=(DistillStep,),
         needs="A `train` split, labels not needed; `validation` for early stopping.",
         applies_to="auto and architecture: models that came as an architecture or with a config of transformers. "
         "model, or no student: every model.",
@@ -75,7 +76,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="compress",
         family="pruning",
         title="Compress to the fewest bytes that hold the metric",
-        specs=(Compress,),
         needs="A `train` split, and a labelled `validation` split.",
         applies_to="What prune and training are for.",
         may_not_follow=frozenset({"quantize"}),
@@ -85,7 +85,6 @@ TECHNIQUES: tuple[Technique, ...] = (
         name="quantize",
         family="quantization",
         title="Quantize to int8, or to a codebook",
-        specs=(Quantize, Codebook),
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "

@@ -11,7 +11,7 @@ from app.contract.catalogue import check_order
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Student
-from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported
+from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
@@ -72,7 +72,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     if isinstance(step, Prune | Quantize | Codebook | Compress):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
-        _check_patterns({f"layers/{_escaped(pattern)}": pattern for pattern in step.layers}, model, pointer)
+        _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)
 
 
 def check_named(
@@ -238,11 +238,6 @@ def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:
         + ". Name the folders or labels as the model does, or give `labels` in the model's spec.",
         pointer="/dataset",
     )
-
-
-def _escaped(name: str) -> str:
-    """As a part of a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _check_patterns(patterns: Mapping[str, str], model: ModelFacts, pointer: str) -> None:

@@ -24,6 +24,11 @@ class Problem(BaseModel):
     retryable: bool = False
 
 
+def pointer_part(name: str | int) -> str:
+    """A name or a place as a part of a JSON pointer (RFC 6901)."""
+    return str(name).replace("~", "~0").replace("/", "~1")
+
+
 class TersorError(Exception):
     """Something went wrong."""
 

@@ -30,7 +30,7 @@ class Attempt:
 
 def snapshot(module: nn.Module) -> Snapshot:
     """The state of a module as it is."""
-    return Snapshot(_cloned(module_state(module)), _cloned(mask_state(module)))
+    return Snapshot(cloned(module_state(module)), cloned(mask_state(module)))
 
 
 def restore(module: nn.Module, state: Snapshot, device: torch.device) -> None:
@@ -41,5 +41,6 @@ def restore(module: nn.Module, state: Snapshot, device: torch.device) -> None:
     module.to(device)
 
 
-def _cloned(state: State) -> State:
+def cloned(state: State) -> State:
+    """With tensors of its own: a file must not hold one memory twice."""
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}

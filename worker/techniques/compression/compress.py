@@ -17,17 +17,18 @@ from app.contract.training import Settled
 from worker.checkpoints.points import Parts, load_state
 from worker.constraints import baked
 from worker.context import Context
+from worker.export.packed import stored_state
 from worker.model import Model
 from worker.packed import packed
 from worker.techniques.base import Details
-from worker.techniques.compression.attempt import Attempt, Snapshot, restore, snapshot
+from worker.techniques.compression.attempt import Attempt, Snapshot, cloned, restore, snapshot
 from worker.techniques.pruning.dead import drop_dead
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.pruning.weights import WeightSet, select
 from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.training.finding.settle import settle
 from worker.training.randomness import random_state
-from worker.training.states import State, mask_state, module_state
+from worker.training.states import mask_state, module_state
 
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
 ENTROPY_WEIGHT = 0.005  # variances of the weights that a bit is worth
@@ -160,7 +161,6 @@ class _Search:
     def _coded(self) -> Attempt:
         """A copy whose weights share values, trained, rounded, and packed."""
         before = snapshot(self._module)
-        assert self._training.steps is not None or self._training.epochs is not None
         step = Codebook(
             entries=self._step.entries,
             assignment="reestimated",
@@ -172,7 +172,11 @@ class _Search:
         )
         QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
         module = self._context.model.round_as_stored(baked(self._module).cpu())
-        attempt = Attempt(self._metric(self._module), len(packed(module.state_dict())[0]), snapshot(self._module))
+        attempt = Attempt(
+            self._metric(self._module),
+            len(packed(stored_state(module, self._context.model))[0]),
+            snapshot(self._module),
+        )
         restore(self._module, before, self._context.device)
         return attempt
 
@@ -209,7 +213,7 @@ class _Search:
         if self._best is not None:
             parts |= {"best_module": self._best.module, "best_masks": self._best.masks}
         self._context.checkpoints.remember(self._found)
-        self._context.checkpoints.save({name: _copied(state) for name, state in parts.items()})
+        self._context.checkpoints.save({name: cloned(state) for name, state in parts.items()})
 
     def _resume(self) -> None:
         """Takes up what an earlier attempt left, if it did."""
@@ -237,11 +241,6 @@ def _half(training: Settled) -> Settled:
     if training.steps is not None:
         return training.model_copy(update={"steps": max(1, training.steps // 2)})
     return training.model_copy(update={"epochs": max(1, (training.epochs or 1) // 2)})
-
-
-def _copied(state: State) -> State:
-    """Tensors of its own: a file must not hold one memory twice."""
-    return {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}
 
 
 def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:

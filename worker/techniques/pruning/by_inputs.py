@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.contract.errors import DatasetMismatch, InvalidSpec
-from app.contract.facts import calibration_split
+from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
 from worker.constraints import stored
 from worker.context import Context
-from worker.data.batch import Inputs
 from worker.techniques.base import Details
 from worker.techniques.pruning import scores_math, selection_math, sparsegpt_math
+from worker.techniques.pruning.choosing import named_sparsity
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix, watching
+from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.walk import stages
-from worker.techniques.pruning.weights import PrunableWeight, WeightSet, matches
+from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 
 BATCH = 8  # samples at a time
 
@@ -26,7 +26,8 @@ def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Detail
     Raises DatasetMismatch without data, InvalidSpec where a layer's inputs are not finite.
     """
     module = context.model.module
-    batches = calibration(context, step.samples)
+    why = "The criterion looks at inputs of layers"
+    batches = [batch.inputs for batch in calibration(context, BATCH, step.samples, why)]
     by_layer = {weight.owner: weight for weight in weights.weights}
     training = module.training
     module.eval()
@@ -43,16 +44,6 @@ def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Detail
     return {"calibration_samples": sum(len(batch[0]) for batch in batches), "calibration_bytes": most}
 
 
-def calibration(context: Context, samples: int) -> list[Inputs]:
-    """The inputs of some samples that labels are not needed of, on the model's device."""
-    split = calibration_split(context.feed.data.facts) if context.feed is not None else None
-    if context.feed is None or split is None:
-        raise DatasetMismatch("The criterion looks at inputs of layers: give a dataset.", pointer="/dataset")
-    order = torch.Generator().manual_seed(context.seed)
-    batches = context.feed.batches(split, BATCH, shuffle=order, limit=samples)
-    return [batch.to(context.device).inputs for batch in batches]
-
-
 def scored_by_inputs(weights: list[PrunableWeight]) -> list[PrunableWeight]:
     """Those whose layers have inputs that a column of the weight is for, each layer's one weight."""
     return [weight for weight in weights if takes_columns(weight.owner)]
@@ -65,7 +56,7 @@ def _prune(step: Prune, weights: WeightSet, weight: PrunableWeight, moments: Mom
             f"{step.criterion}: nothing finite comes into {weight.layer!r} from the samples. "
             "Exclude it, or give other samples."
         )
-    sparsity = next((own for pattern, own in step.layers.items() if matches(weight, pattern)), step.sparsity)
+    sparsity = named_sparsity(step, weight) or step.sparsity
     if step.criterion == "sparsegpt":
         value, dropped = sparsegpt_math.pruned(value, moments.sum, kept, sparsity, step.n_of_m)
         with torch.no_grad():

@@ -10,10 +10,11 @@ from app.contract.pruning import Prune
 from worker.context import Context
 from worker.techniques.base import Details
 from worker.techniques.pruning import budgets_math, selection_math
-from worker.techniques.pruning.grain import Grain, groups, ungrouped
+from worker.techniques.pruning.grain import Grain
+from worker.techniques.pruning.inputs import matrix, unmatrix
 from worker.techniques.pruning.scoring import Scorer
 from worker.techniques.pruning.sensitivity import LEVELS, curves
-from worker.techniques.pruning.weights import WeightSet, matches
+from worker.techniques.pruning.weights import PrunableWeight, WeightSet, matches
 
 
 class Chooser:
@@ -28,7 +29,7 @@ class Chooser:
         self.details: Details = {}
         self._sizes = [units.numel() for units in self._units(self._weights.kept())]
         self._before = [int((~units).sum()) for units in self._units(self._weights.kept())]
-        own = [_own(step, weights, place) for place in range(len(self._sizes))]
+        own = [named_sparsity(step, weight) for weight in weights.weights]
         rest = [place for place, sparsity in enumerate(own) if sparsity is None]
         self._together = rest if step.within == "global" else []
         self._after = [
@@ -135,12 +136,11 @@ def drop_groups(step: Prune, weights: WeightSet, scores: list[Tensor]) -> None:
     keep, size = step.n_of_m
     dropped = []
     for weight, score, kept in zip(weights.weights, scores, weights.kept(), strict=True):
-        rows = groups(weight, torch.where(kept, score.float(), -torch.inf), size)
-        dropped.append(ungrouped(weight, selection_math.lowest_of_groups(rows, keep)))
+        rows = matrix(weight, torch.where(kept, score.float(), -torch.inf)).reshape(-1, size)
+        dropped.append(unmatrix(weight, selection_math.lowest_of_groups(rows, keep)))
     weights.drop(dropped)
 
 
-def _own(step: Prune, weights: WeightSet, place: int) -> float | None:
+def named_sparsity(step: Prune, weight: PrunableWeight) -> float | None:
     """The sparsity that a layer is given by name."""
-    weight = weights.weights[place]
     return next((own for pattern, own in step.layers.items() if matches(weight, pattern)), None)

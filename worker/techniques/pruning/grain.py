@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from worker.techniques.pruning.weights import PrunableWeight
@@ -68,17 +67,6 @@ class Blocks:
         outputs, inputs, *places = weight.by_output(tensor).shape
         cut = (outputs // self._high, self._high, inputs // self._wide, self._wide, *places)
         return weight.by_output(tensor).reshape(cut)
-
-
-def groups(weight: PrunableWeight, tensor: Tensor, size: int) -> Tensor:
-    """[groups, size]: neighbours along the input dimension."""
-    return weight.by_output(tensor).movedim(1, -1).reshape(-1, size)
-
-
-def ungrouped(weight: PrunableWeight, rows: Tensor) -> Tensor:
-    """What `groups` has cut up, of the weight's shape."""
-    outputs, inputs, *places = weight.by_output(torch.empty(weight.value().shape, device="meta")).shape
-    return weight.by_output(rows.reshape(outputs, *places, inputs).movedim(-1, 1))
 
 
 def fits_groups(weight: PrunableWeight, size: int) -> bool:

@@ -52,14 +52,12 @@ class Moments:
     def __init__(self, full: bool) -> None:
         self._full = full
         self.sum: Tensor | None = None
-        self.seen = 0
 
     def see(self, rows: Tensor) -> None:
         """Takes in [products, columns]."""
         rows = rows.detach().float()
         own = rows.T @ rows if self._full else rows.square().sum(0)
         self.sum = own if self.sum is None else self.sum + own
-        self.seen += len(rows)
 
     @property
     def nbytes(self) -> int:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from app.contract.errors import DatasetMismatch
-from app.contract.facts import calibration_split
 from worker.constraints import stored
 from worker.context import Context
 from worker.data.batch import Batch
+from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.weights import PrunableWeight
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -61,10 +60,6 @@ def _one(context: Context, weight: PrunableWeight, dropped: Tensor, batches: lis
 
 
 def _batches(context: Context, samples: int) -> list[Batch]:
-    split = calibration_split(context.feed.data.facts) if context.feed is not None else None
-    if context.feed is None or split is None:
-        raise DatasetMismatch("Scope auto measures the layers on data: give a dataset.", pointer="/dataset")
-    order = torch.Generator().manual_seed(context.seed)
-    found = context.feed.batches(split, BATCH, shuffle=order, limit=samples)
     noise = torch.Generator().manual_seed(context.seed)
-    return [context.model.task.prepare(batch, noise).to(context.device) for batch in found]
+    found = calibration(context, BATCH, samples, "Scope auto measures the layers on data")
+    return [context.model.task.prepare(batch, noise) for batch in found]
