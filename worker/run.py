@@ -95,9 +95,13 @@ def run_job(
 
 def follow(request: RunRequest, ranks: Ranks) -> None:
     """The part of the other processes in a job: its steps, up to the last that trains."""
-    last = max(index for index, step in enumerate(request.spec.steps) if training_of(step) is not None)
-    spec = request.spec.model_copy(update={"steps": request.spec.steps[: last + 1]})
+    spec = request.spec.model_copy(update={"steps": request.spec.steps[: _last_trained(request.spec) + 1]})
     optimize(replace(request, spec=spec), lambda share, name: None, None, Clock(), ranks)
+
+
+def _last_trained(spec: ResolvedSpec) -> int:
+    """The index of the last step that trains; -1 where none does."""
+    return max((index for index, step in enumerate(spec.steps) if training_of(step) is not None), default=-1)
 
 
 def optimize(
@@ -216,6 +220,8 @@ def _run_steps(
         with _located(spec.pointer(index)):
             details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
+        if index == _last_trained(spec):
+            context.ranks.part()
     return tuple(done)
 
 

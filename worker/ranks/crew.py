@@ -32,6 +32,7 @@ log = logging.getLogger("tersor.job")
 
 # From the first sign that one is gone (its connections close) until the system tells how it ended.
 SETTLE_SECONDS = 2.0
+PART_SECONDS = 10.0  # to end for processes whose part is over: on another host one may still read from them
 POLL_SECONDS = 0.01
 MAX_WORDS = 1 << 16  # what a pipe holds while nobody reads
 GLOO = "gloo/transport"  # in the text of every error of a connection: it names the line of its source
@@ -111,6 +112,8 @@ def crew(place: Place, follow: Work, problem_of: Callable[[Exception], Problem])
         # An error with a meaning is the job's own, unless another process failed before.
         patience = 0.0 if isinstance(error, TersorError) else SETTLE_SECONDS
         raise _cause(followers, time.monotonic() + patience) or _elsewhere(error, place) or error from error
+    else:
+        _wait(followers, time.monotonic() + PART_SECONDS)
     finally:
         _end(followers)
 
@@ -150,6 +153,12 @@ def _cause(followers: list[Follower], deadline: float) -> TersorError | None:
             return min(errors, key=lambda error: error.at if isinstance(error, RankFailed) else 0.0)
         if time.monotonic() >= deadline:
             return None
+        time.sleep(POLL_SECONDS)
+
+
+def _wait(followers: list[Follower], deadline: float) -> None:
+    """Until all have ended, or the deadline."""
+    while any(follower.poll() is None for follower in followers) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 
 

@@ -71,6 +71,9 @@ class Ranks:
         """A forward and backward of what `replicated` gave within it leaves gradients to the next one to sum."""
         return nullcontext()
 
+    def part(self) -> None:
+        """Returns when all have come here: whoever ends before may take with it what another has still to read."""
+
 
 def _mean(ranks: Ranks, bucket: Any) -> torch.futures.Future[Tensor]:
     """DistributedDataParallel's mean of a bucket of gradients; a large one travels while the backward goes on."""
@@ -139,6 +142,9 @@ class Group(Ranks):
         dist.broadcast_object_list(said, src=0)
         result: T = said[0]
         return result
+
+    def part(self) -> None:
+        self.gathered(torch.zeros(1))  # by lines, on which nothing else is then under way
 
     def alike(self, tensors: Iterable[Tensor]) -> None:
         with torch.no_grad():

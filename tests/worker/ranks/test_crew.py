@@ -32,6 +32,14 @@ def test_what_becomes_of_a_job(what: str, expected: str, tmp_path: Path) -> None
     assert together(1, tmp_path, works.crewed, folder, what) == [expected]
 
 
+def test_who_lags_is_waited_for(tmp_path: Path) -> None:
+    """All part together, and those of a host end before its first one goes on."""
+    folder = tmp_path / "crew"
+    folder.mkdir()
+    assert together(1, tmp_path, works.crewed, folder, "lags") == ["3; 0 left"]
+    assert len(list(folder.glob("over-*"))) == 2
+
+
 def test_a_job_of_one_process_starts_no_other(tmp_path: Path) -> None:
     def follow(ranks: Ranks) -> None:
         raise AssertionError

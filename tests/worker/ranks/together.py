@@ -52,7 +52,7 @@ def _first(place: Place, work: Work, arguments: tuple[Any, ...]) -> None:
             torch.save(work(ranks, *arguments), folder / f"result-{ranks.rank}")
         except Exception:
             (folder / f"trouble-{ranks.rank}").write_text(traceback.format_exc())
-        ranks.listed(None)  # until all are done
+        ranks.part()
 
     with crew(place, one, _problem) as ranks:
         one(ranks)

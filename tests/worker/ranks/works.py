@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +205,12 @@ def crewed(_: Ranks, folder: Path, what: str) -> str:
         if ranks.rank == 2:
             _do(what)
         ranks.total(torch.ones(1))
+        if what == "lags":
+            time.sleep(0.3 * ranks.rank)
+            (folder / f"ready-{ranks.rank}").touch()
+            ranks.part()
+            time.sleep(0.3 * ranks.rank)
+            (folder / f"over-{ranks.rank}").touch()
 
     def problem_of(error: Exception) -> Problem:
         return (error if isinstance(error, TersorError) else JobFailed(str(error))).problem()
@@ -213,6 +220,9 @@ def crewed(_: Ranks, folder: Path, what: str) -> str:
         with crew(Place(3, folder), follow, problem_of) as ranks:
             pids = psutil.Process().children()
             total = ranks.total(torch.ones(1)).item()
+            if what == "lags":
+                ranks.part()
+                assert len(list(folder.glob("ready-*"))) == 2
             if what == "first fails":
                 raise InvalidSpec("no good", pointer="/steps/0")
     except TersorError as error:
