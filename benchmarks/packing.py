@@ -45,7 +45,16 @@ def made() -> dict[str, Array]:
         "4x4 blocks of float32, 90 % zero": np.where(blocks, normal, np.float32(0)),
         "int8": np.clip(np.rint(normal * 1500), -127, 127).astype(np.int8),
         "int4 (as int8)": np.clip(np.rint(normal * 120), -8, 7).astype(np.int8),
+        "float32 rounded to 8 bits, a step a row": rounded(normal, SIDE, 127),
+        "float32 rounded to 4 bits, a step for 128": rounded(normal, 128, 7),
     }
+
+
+def rounded(weights: Array, length: int, most: int) -> Array:
+    """Whole numbers, -most to most, times a step for each `length` weights."""
+    runs = weights.reshape(-1, length)
+    steps = np.abs(runs).max(1, keepdims=True) / np.float32(most)
+    return (np.rint(runs / steps) * steps + np.float32(0)).reshape(weights.shape)
 
 
 def entropy(weights: Array) -> float:

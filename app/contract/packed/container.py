@@ -173,7 +173,7 @@ def _coded(tensor: Stored, mask: NDArray[np.bool_]) -> tuple[Draft, float, float
     draft.header.raw(bytes([CODED]))
     kept = positions.write(mask, draft)
     places = draft.bits
-    codebook = values.write(tensor.words[kept.reshape(-1)], tensor.dtype, draft) if kept.any() else 0.0
+    codebook = values.write(tensor.words[kept.reshape(-1)], tensor.dtype, draft, kept) if kept.any() else 0.0
     return draft, places, codebook
 
 
@@ -194,8 +194,8 @@ def _read_tensor(dtype: str, shape: tuple[int, ...], source: Source, earlier: li
     mask = positions.read(shape, source).reshape(-1)
     kept = int(mask.sum())
     if kept == count and count:
-        return Stored(dtype, shape, values.read(count, dtype, source))
+        return Stored(dtype, shape, values.read(count, dtype, source, mask))
     words = np.zeros(count, word)
     if kept:
-        words[mask] = values.read(kept, dtype, source)
+        words[mask] = values.read(kept, dtype, source, mask)
     return Stored(dtype, shape, words)

@@ -1,6 +1,7 @@
 """Which values the elements have: the few that there are and which of them, or parts of their bits.
 
 - codebook: the distinct bit patterns, then for each element its place among them, by their frequencies;
+- steps, of float32: whole numbers by their frequencies, and the step of each run of elements, itself written as values;
 - bare: bit patterns as they are;
 - planes: of each element the 8 bits that hold most of its exponent, by their frequencies, and the others as they are.
 Either of the values themselves, or, where none loses anything by it, of a float format half as wide.
@@ -11,20 +12,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract.packed import models
+from app.contract.packed import models, steps
 from app.contract.packed.draft import Draft, Source
+from app.contract.packed.steps import Mask, Steps
 from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words
 from app.contract.packed.wire import Damaged
 
-CODEBOOK, PLANES, BARE = 0, 1, 2
+CODEBOOK, PLANES, BARE, STEPS = range(4)
 KINDS = 4  # that a byte has room for, beside what values are narrowed to
 NARROW = ("", "F16", "BF16")  # formats that float32 is written in where it loses nothing
 MOST_ENTRIES = 4096
+UNKNOWN = "Values are written in a way that this version does not know, or the file is damaged."
 SAMPLE = 1 << 16  # elements that tell whether it is worth to sort all
 
 
-def write(words: Words, dtype: str, draft: Draft) -> float:
-    """Writes one element or more; returns how many of the bits are for the codebook."""
+def write(words: Words, dtype: str, draft: Draft, mask: Mask | None = None) -> float:
+    """Writes one element or more, those that are set in `mask` where they may lie on a grid; returns how many of the
+    bits are for the codebook."""
+    grid = None if mask is None or dtype != "F32" else steps.find(words, mask)
     narrow = _narrowest(words) if dtype == "F32" else 0
     if narrow:
         words, dtype = _narrowed(words, NARROW[narrow]), NARROW[narrow]
@@ -32,6 +37,8 @@ def write(words: Words, dtype: str, draft: Draft) -> float:
     ways = []
     if entries is not None:
         ways.append(_by_codebook(words, entries, narrow))
+    if grid is not None:
+        ways.append(_by_steps(grid))
     ways.append((_bare(words, narrow), 0.0))
     if dtype in FLOATS or entries is None:
         ways.append((_by_planes(words, narrow), 0.0))
@@ -40,12 +47,16 @@ def write(words: Words, dtype: str, draft: Draft) -> float:
     return codebook
 
 
-def read(count: int, dtype: str, source: Source) -> Words:
-    """`count` elements, one or more. Raises Damaged."""
+def read(count: int, dtype: str, source: Source, mask: Mask | None = None) -> Words:
+    """`count` elements, one or more, those that are set in `mask`. Raises Damaged."""
     byte = source.header.byte()
     kind, narrow = byte % KINDS, byte // KINDS
-    if kind not in _READERS or narrow >= len(NARROW) or (narrow and dtype != "F32"):
-        raise Damaged("Values are written in a way that this version does not know, or the file is damaged.")
+    if narrow >= len(NARROW) or (narrow and dtype != "F32"):
+        raise Damaged(UNKNOWN)
+    if kind == STEPS:
+        if mask is None or dtype != "F32" or narrow:
+            raise Damaged(UNKNOWN)
+        return _read_steps(count, mask, source)
     words = _READERS[kind](count, NARROW[narrow] or dtype, source)
     return _widened(words, NARROW[narrow]) if narrow else words
 
@@ -83,6 +94,48 @@ def _read_codebook(count: int, dtype: str, source: Source) -> Words:
     words = np.empty(count, word)
     for part, places in source.coded.chunks(count, chances):
         np.take(entries, places, out=words[part])
+    return words
+
+
+def _by_steps(grid: Steps) -> tuple[Draft, float]:
+    draft = Draft()
+    draft.header.raw(bytes([STEPS]))
+    draft.header.number(grid.length)
+    codes, counts = np.unique(grid.codes, return_counts=True)
+    draft.header.number(len(codes) - 1)
+    draft.header.number(int(codes[0]) + steps.MOST)
+    for gap in np.diff(codes):
+        draft.header.number(int(gap) - 1)
+    if len(codes) > 1:
+        bytes_ = models.quantized(counts)
+        draft.header.raw(bytes_.tobytes())
+    write(grid.steps.view(np.uint32), "F32", draft)
+    codebook = draft.bits
+    if len(codes) > 1:
+        draft.coded.put(np.searchsorted(codes, grid.codes), models.probabilities(bytes_))
+    return draft, codebook
+
+
+def _read_steps(count: int, mask: Mask, source: Source) -> Words:
+    length = source.header.number(mask.size)
+    if not steps.divides(length, mask):
+        raise Damaged("Runs of elements do not fit their tensor. The file is damaged: fetch it again.")
+    number = source.header.number(steps.MOST + steps.NEGATIVE_ZERO) + 1
+    codes = np.empty(number, np.int16)
+    codes[0] = source.header.number(steps.MOST + steps.NEGATIVE_ZERO) - steps.MOST
+    for place in range(1, number):
+        codes[place] = codes[place - 1] + 1 + source.header.number(steps.MOST + steps.NEGATIVE_ZERO)
+        if codes[place] > steps.NEGATIVE_ZERO:
+            raise Damaged("A value is larger than any can be. The file is damaged: fetch it again.")
+    chances = models.probabilities(np.frombuffer(source.header.raw(number), np.uint8)) if number > 1 else None
+    counts = steps.counts_of(mask, length)
+    counts = counts[counts > 0]
+    per = np.repeat(read(len(counts), "F32", source).view(np.float32), counts)
+    if chances is None:
+        return steps.words_of(np.full(count, codes[0]), per)
+    words = np.empty(count, np.uint32)
+    for part, places in source.coded.chunks(count, chances):
+        words[part] = steps.words_of(codes[places], per[part])
     return words
 
 

@@ -29,6 +29,12 @@ def tensors(draw: st.DrawFn) -> Stored:
     if draw(st.booleans()) and dtype == "F32":
         words = random.normal(size=count).astype(draw(st.sampled_from([np.float16, np.float32]))).astype(np.float32)
         words = words.view(np.uint32)
+    if draw(st.booleans()) and dtype == "F32" and count:
+        most, length = (
+            draw(st.sampled_from([7, 127, 255])),
+            draw(st.sampled_from([count, count // max(1, shape[0] if shape else 1)])),
+        )
+        words = on_a_grid(np.random.RandomState(seed), shape, length, most).reshape(-1).view(np.uint32)
     return Stored(dtype, shape, words * mask(draw, shape, random).reshape(-1).astype(word))
 
 
@@ -45,6 +51,13 @@ def mask(draw: st.DrawFn, shape: tuple[int, ...], random: np.random.Generator) -
             order = np.argsort(random.random((16, 8, 4)), -1)
             whole = (order < 2).reshape(shape)
     return np.asarray(whole)
+
+
+def on_a_grid(random: np.random.RandomState, shape: tuple[int, ...], length: int, most: int) -> NDArray[np.float32]:
+    """Normal numbers rounded to whole ones, -most to most, times a step for each `length` of them."""
+    runs = random.standard_normal(shape or 1).astype(np.float32).reshape(-1, length)
+    steps = np.abs(runs).max(1, keepdims=True) / np.float32(most)
+    return (np.rint(runs / steps) * steps + np.float32(0)).reshape(shape)  # without -0.0
 
 
 def networks() -> dict[str, Stored]:
@@ -74,4 +87,6 @@ def networks() -> dict[str, Stored]:
         "dead.weight": Stored.of(np.zeros((30, 30), np.float32)),
         "steps": Stored.of(np.array(1234, np.int64)),
         "none": Stored.of(np.zeros((0, 3), np.float64)),
+        "rows.weight": Stored.of(on_a_grid(random, (12, 40), 40, 127)),
+        "runs.weight": Stored.of(np.where(random.rand(8, 64) < 0.5, on_a_grid(random, (8, 64), 32, 7), np.float32(0))),
     }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.contract.packed import Stored, pack, unpack
-from tests.contract.packed.made import networks, tensors
+from tests.contract.packed.made import networks, on_a_grid, tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -99,6 +99,32 @@ def test_float32_that_float16_holds_is_written_as_that() -> None:
     exact = np.random.default_rng(0).normal(size=4096).astype(np.float16)
     narrow = pack({"bias": Stored.of(exact.astype(np.float32))})[0]
     assert len(narrow) == pytest.approx(len(pack({"bias": Stored.of(exact)})[0]), abs=8)
+
+
+@pytest.mark.parametrize(("length", "most"), [(1 << 18, 127), (512, 127), (512, 7), (128, 7), (32, 7)])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_what_was_rounded_to_eight_or_four_bits_takes_no_more(length: int, most: int, density: float) -> None:
+    """Floats on a grid: their whole numbers, a step for each run, and nothing of what float32 makes of them."""
+    random = np.random.RandomState(length)
+    weight = np.where(random.rand(512, 512) < density, on_a_grid(random, (512, 512), length, most), np.float32(0))
+    tops = np.abs(weight.reshape(-1, length)).max(1, keepdims=True).clip(1e-9)
+    codes = np.rint(weight.reshape(-1, length) / tops * most)
+    kept = weight != 0
+    least = entropy(np.bincount((codes[kept.reshape(codes.shape)] + most).astype(int)))
+    least += 4 * len(tops)
+    least += entropy(np.bincount(kept.reshape(-1)))
+    data, _ = pack({"weight": Stored.of(weight)})
+    assert len(data) <= 1.03 * least + 5 * most + 64
+    assert same(unpack(data), {"weight": Stored.of(weight)})
+
+
+def test_a_zero_point_and_negative_zeros_are_on_a_grid() -> None:
+    random = np.random.default_rng(0)
+    weight = (random.integers(-20, 235, (64, 256)) * np.float32(0.0123)).astype(np.float32)
+    weight[random.random(weight.shape) < 0.01] = -0.0
+    data, _ = pack({"weight": Stored.of(weight)})
+    assert len(data) < 1.01 * weight.size + 1024
+    assert same(unpack(data), {"weight": Stored.of(weight)})
 
 
 def test_the_sizes_add_up() -> None:
