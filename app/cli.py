@@ -142,7 +142,10 @@ def unpack_artifact(
         from app.unpacking import unpack_file
     except ImportError as missing:
         raise TersorError(f"unpack needs {missing.name}: pip install 'tersor[packed]'.") from None
-    tensors = unpack_file(file, out, max_bytes)
+    try:
+        tensors = unpack_file(file, out, max_bytes)
+    except OSError as error:
+        raise TersorError(f"{out} cannot be written: {error.strerror}.") from None
     size = sum(tensor.nbytes for tensor in tensors.values())
     ratio = size / file.stat().st_size
     console.print(f"{out}  {len(tensors)} tensors, {size} bytes ({ratio:.1f} times the {file.stat().st_size} packed)")

@@ -31,7 +31,10 @@ _DTYPES = {
 
 
 def unpack_file(path: Path, out: Path, max_bytes: int) -> dict[str, Stored]:
-    """Writes `out`, whole or not at all; returns the tensors. Raises Damaged, naming the file."""
+    """Writes `out`, whole or not at all, in a folder that is made where there is none; returns the tensors.
+
+    Raises Damaged, naming the file, and OSError where nothing can be written.
+    """
     try:
         tensors = unpack(path.read_bytes(), max_bytes)
     except Damaged as damaged:
@@ -45,8 +48,12 @@ def unpack_file(path: Path, out: Path, max_bytes: int) -> dict[str, Stored]:
         )
         for name, tensor in tensors.items()
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unpack-") as folder:
         whole = Path(folder) / out.name
+        whole.touch()  # with the rights of any new file: the library would give it to its owner alone
+        rights = whole.stat().st_mode
         serialize_file(specs, whole, {"format": "pt"})
+        whole.chmod(rights)
         os.replace(whole, out)
     return tensors

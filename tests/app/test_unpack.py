@@ -22,13 +22,26 @@ def test_the_tensors_are_in_a_safetensors_file(tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     done = CliRunner().invoke(app, ["unpack", str(GOLDEN), "-o", str(out)])
     assert done.exit_code == 0, done.output
-    assert "14 tensors" in done.output
+    assert "16 tensors" in done.output
     with safe_open(out, framework="pt") as file:
         for name, stored in networks().items():
             tensor = file.get_tensor(name)
             assert tuple(tensor.shape) == stored.shape
             assert bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy()) == stored.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
+    out = tmp_path / "one" / "two" / "model.safetensors"
+    assert CliRunner().invoke(app, ["unpack", str(GOLDEN), "-o", str(out)]).exit_code == 0
+    (plain := tmp_path / "plain").touch()
+    assert out.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["unpack", str(GOLDEN), "-o", str(tmp_path)])
+    assert isinstance(done.exception, TersorError)
+    assert f"{tmp_path} cannot be written: Is a directory." in str(done.exception)
 
 
 def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:
