@@ -95,6 +95,11 @@ def _check_pictures(name: str, model: ModelFacts, kind: DataKind | None, pointer
         )
 
 
+def movable(model: ModelFacts) -> bool:
+    """Whether the model takes pictures whose labels stay what they are where a picture moves by a few pixels."""
+    return model.task in PICTURE_TASKS and model.task != "regression" and _is_picture(model)
+
+
 def _is_picture(model: ModelFacts) -> bool:
     if len(model.inputs) != 1 or len(model.inputs[0].shape) != 3:
         return False

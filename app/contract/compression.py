@@ -11,15 +11,16 @@ from app.contract.pruning import Pattern
 from app.contract.strict import Strict
 from app.contract.training import Search, Training
 
-# Steps, not epochs: small data needs as many as large.
+# Steps, not epochs: small data needs as many as large. Labels weigh more than the teacher: moved pictures teach what it
+# does not know.
 ROUND = Training(
-    steps=2000,
+    steps=3000,
     search=Search(budget=0.5),
     batch_size=128,
     optimizer="adam",
     lr="auto",
     schedule="cosine",
-    distill=Distill(temperature=4.0, alpha=0.7),
+    distill=Distill(temperature=2.0, alpha=0.3),
 )
 
 
@@ -44,11 +45,11 @@ class Compress(Strict):
             description="Standard errors of the metric by which a round has to be better than that to be chosen, where "
             "any is: the best of many rounds is flattered.",
         ),
-    ] = 0.5
+    ] = 1.0
     keep: Annotated[float, Field(gt=0, lt=1, description="Share of the weights that the first round keeps.")] = 0.3
     factor: Annotated[
         float, Field(ge=0.3, le=0.95, description="Share of those that each next round keeps, on the way down.")
-    ] = 0.6
+    ] = 0.5
     rounds: Annotated[int, Field(ge=1, le=100, description="At most.")] = 24
     patience: Annotated[
         int,
@@ -59,6 +60,15 @@ class Compress(Strict):
         ),
     ] = 3
     entries: Annotated[int, Field(ge=2, le=256, description="Values of a codebook.")] = 8
+    shift: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="Pixels by which pictures are moved at random in every training that says nothing of "
+            "augmentation; 0 for none. Models that take no pictures are trained on what there is.",
+        ),
+    ] = 1
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
     training: Training = Field(ROUND, description="Of every round; that of the values takes half as long.")
 

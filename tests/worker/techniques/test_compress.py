@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.contract.augmentation import Augmentation, Flip
 from app.contract.compression import Compress
 from app.contract.training import Training
 from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
@@ -20,7 +21,7 @@ from worker.context import Context
 from worker.data.base import Data
 from worker.packed import packed
 from worker.techniques.base import Details
-from worker.techniques.compression.compress import CompressTechnique
+from worker.techniques.compression.compress import CompressTechnique, moved
 from worker.training.loop import train
 
 BRIEF = Training(steps=150, batch_size=64, lr=3e-3, schedule="cosine")
@@ -95,6 +96,28 @@ def test_where_nothing_holds_the_upload_is_left_as_it_was(context: Context) -> N
     after = context.model.module.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "padding"),
+    [
+        ((1, 8, 8), {}, 1),
+        ((1, 8, 8), {"shift": 3}, 3),
+        ((1, 8, 8), {"shift": 0}, None),
+        ((1, 8, 8), {"shift": 8}, None),  # a picture has to be larger
+        ((64,), {}, None),
+    ],
+)
+def test_pictures_are_moved_and_nothing_else_is(
+    shape: tuple[int, ...], fields: dict[str, int], padding: int | None
+) -> None:
+    augmentation = moved(Compress(**fields), tiny_model(mlp(), shape=shape)).augmentation  # type: ignore[arg-type]
+    assert (augmentation and augmentation.crop and augmentation.crop.padding) == padding
+
+
+def test_an_augmentation_that_is_asked_for_stays() -> None:
+    asked = Training(steps=1, augmentation=Augmentation(flip=Flip()))
+    assert moved(Compress(training=asked), tiny_model(mlp(), shape=(1, 8, 8))) == asked
 
 
 class Perfect(nn.Module):

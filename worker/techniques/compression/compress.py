@@ -8,12 +8,14 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
+from app.contract.augmentable import movable
+from app.contract.augmentation import Augmentation, Crop
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import DatasetMismatch
 from app.contract.pruning import Prune
 from app.contract.tasks import TASKS
-from app.contract.training import Settled
+from app.contract.training import Settled, Training
 from worker.checkpoints.points import Parts, load_state
 from worker.constraints import baked
 from worker.context import Context
@@ -31,7 +33,8 @@ from worker.training.randomness import random_state
 from worker.training.states import mask_state, module_state
 
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
-ENTROPY_WEIGHT = 0.005  # variances of the weights that a bit is worth
+ENTROPY_WEIGHT = 0.02  # variances of the weights that a bit is worth
+CODED_RATE = 0.4  # of the learning rate, for values that are shared
 PROBED = 0.05  # share of the weights with which the learning rate is found
 
 
@@ -73,7 +76,8 @@ class _Search:
         self._step, self._context = step, context
         self._module = context.model.module
         self._sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
-        training, self._found = settle(_pruned(step, context), step.training)
+        asked = moved(step, context.model)
+        training, self._found = settle(_pruned(step, context), asked)
         self._training: Settled = training
         self._place = _Place(step.keep, step.factor)
         self._wanted = self._metric(context.teacher) - step.max_accuracy_drop
@@ -168,7 +172,7 @@ class _Search:
             precision="float16",
             biases=True,
             exclude=self._step.exclude,
-            training=_half(self._training),
+            training=_gentler(self._training),
         )
         QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
         module = self._context.model.round_as_stored(baked(self._module).cpu())
@@ -236,11 +240,20 @@ def _pruned(step: Compress, context: Context) -> Context:
     return apart
 
 
-def _half(training: Settled) -> Settled:
-    """Half as long."""
+def moved(step: Compress, model: Model) -> Training:
+    """The step's training, which moves pictures where it says nothing else."""
+    fits = movable(model.facts) and all((side or 0) > step.shift for side in model.facts.inputs[0].shape[1:])
+    if not step.shift or not fits or step.training.augmentation is not None:
+        return step.training
+    return step.training.model_copy(update={"augmentation": Augmentation(crop=Crop(padding=step.shift))})
+
+
+def _gentler(training: Settled) -> Settled:
+    """Half as long, at a lower rate."""
+    lower = training.model_copy(update={"lr": CODED_RATE * training.lr})
     if training.steps is not None:
-        return training.model_copy(update={"steps": max(1, training.steps // 2)})
-    return training.model_copy(update={"epochs": max(1, (training.epochs or 1) // 2)})
+        return lower.model_copy(update={"steps": max(1, training.steps // 2)})
+    return lower.model_copy(update={"epochs": max(1, (training.epochs or 1) // 2)})
 
 
 def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:
