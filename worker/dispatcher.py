@@ -78,7 +78,7 @@ class Dispatcher:
             lane.running += 1
             thread = threading.Thread(target=self._drain, args=(lane, work_id), name=f"work-{work_id}", daemon=True)
             self._threads.add(thread)
-        thread.start()
+            thread.start()  # under the lock: whoever joins finds none that has not begun
 
     def _drain(self, lane: _Lane, work_id: str | None) -> None:
         """Runs the work and whatever waits after it, until nothing does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,26 @@ def test_a_slot_that_breaks_is_free_again(bench: Bench, gate: Gate) -> None:
     eventually(lambda: bench.job(second.id).state is JobState.SUCCEEDED)
     dispatcher.refuse()
     dispatcher.join(30)
+
+
+def test_a_worker_leaves_while_a_slot_begins(
+    bench: Bench, gate: Gate, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bell rings, and before its thread runs the worker is told to leave."""
+    beginning = threading.Event()
+
+    class Slow(threading.Thread):
+        def start(self) -> None:
+            beginning.set()
+            time.sleep(0.2)
+            super().start()
+
+    job = bench.submit(bench.ready_model())
+    bell = threading.Thread(target=dispatcher.wake, args=(job.id,))
+    monkeypatch.setattr("worker.dispatcher.threading.Thread", Slow)
+    bell.start()
+    assert beginning.wait(10)
+    dispatcher.refuse()
+    gate.let_through(1)
+    dispatcher.join(30)
+    bell.join(10)
