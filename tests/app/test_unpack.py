@@ -22,7 +22,7 @@ def test_the_tensors_are_in_a_safetensors_file(tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     done = CliRunner().invoke(app, ["unpack", str(GOLDEN), "-o", str(out)])
     assert done.exit_code == 0, done.output
-    assert "16 tensors" in done.output
+    assert "17 tensors" in done.output
     with safe_open(out, framework="pt") as file:
         for name, stored in networks().items():
             tensor = file.get_tensor(name)

@@ -63,3 +63,23 @@ class Stored:
     def tobytes(self) -> bytes:
         """Little endian, as in safetensors."""
         return self.words.astype(self.words.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def floats_of(words: Words, dtype: str) -> NDArray[np.float32]:
+    """The values of words of F32, F16 or BF16."""
+    if dtype == "BF16":
+        return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "F16":
+        return words.view(np.float16).astype(np.float32)
+    return words.view(np.float32)
+
+
+def words_of_floats(values: NDArray[np.float32], dtype: str) -> Words:
+    """The words of F32, F16 or BF16 nearest to values, ties to even; numbers that are too large become infinite."""
+    bits = values.view(np.uint32)
+    if dtype == "BF16":
+        return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    if dtype == "F16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    return bits

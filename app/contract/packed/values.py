@@ -1,7 +1,8 @@
 """Which values the elements have: the few that there are and which of them, or parts of their bits.
 
 - codebook: the distinct bit patterns, then for each element its place among them, by their frequencies;
-- steps, of float32: whole numbers by their frequencies, and the step of each run of elements, itself written as values;
+- steps, of float32, float16 and bfloat16: whole numbers by their frequencies, and the step of each run of elements,
+  itself written as values;
 - bare: bit patterns as they are;
 - planes: of each element the 8 bits that hold most of its exponent, by their frequencies, and the others as they are.
 Either of the values themselves, or, where none loses anything by it, of a float format half as wide.
@@ -10,12 +11,11 @@ Either of the values themselves, or, where none loses anything by it, of a float
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.contract.packed import models, steps
 from app.contract.packed.draft import Draft, Source
 from app.contract.packed.steps import Mask, Steps
-from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words
+from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words, floats_of, words_of_floats
 from app.contract.packed.wire import Damaged
 
 CODEBOOK, PLANES, BARE, STEPS = range(4)
@@ -29,7 +29,7 @@ SAMPLE = 1 << 16  # elements that tell whether it is worth to sort all
 def write(words: Words, dtype: str, draft: Draft, mask: Mask | None = None) -> float:
     """Writes one element or more, those that are set in `mask` where they may lie on a grid; returns how many of the
     bits are for the codebook."""
-    grid = None if mask is None or dtype != "F32" else steps.find(words, mask)
+    on_grids = [] if mask is None or dtype not in steps.DTYPES else list(steps.grids(words, dtype, mask))
     narrow = _narrowest(words) if dtype == "F32" else 0
     if narrow:
         words, dtype = _narrowed(words, NARROW[narrow]), NARROW[narrow]
@@ -37,8 +37,7 @@ def write(words: Words, dtype: str, draft: Draft, mask: Mask | None = None) -> f
     ways = []
     if entries is not None:
         ways.append(_by_codebook(words, entries, narrow))
-    if grid is not None:
-        ways.append(_by_steps(grid))
+    ways += [_by_steps(grid) for grid in on_grids]
     ways.append((_bare(words, narrow), 0.0))
     if dtype in FLOATS or entries is None:
         ways.append((_by_planes(words, narrow), 0.0))
@@ -54,9 +53,9 @@ def read(count: int, dtype: str, source: Source, mask: Mask | None = None) -> Wo
     if narrow >= len(NARROW) or (narrow and dtype != "F32"):
         raise Damaged(UNKNOWN)
     if kind == STEPS:
-        if mask is None or dtype != "F32" or narrow:
+        if mask is None or dtype not in steps.DTYPES or narrow:
             raise Damaged(UNKNOWN)
-        return _read_steps(count, mask, source)
+        return _read_steps(count, dtype, mask, source)
     words = _READERS[kind](count, NARROW[narrow] or dtype, source)
     return _widened(words, NARROW[narrow]) if narrow else words
 
@@ -116,7 +115,7 @@ def _by_steps(grid: Steps) -> tuple[Draft, float]:
     return draft, codebook
 
 
-def _read_steps(count: int, mask: Mask, source: Source) -> Words:
+def _read_steps(count: int, dtype: str, mask: Mask, source: Source) -> Words:
     length = source.header.number(mask.size)
     if not steps.divides(length, mask):
         raise Damaged("Runs of elements do not fit their tensor. The file is damaged: fetch it again.")
@@ -132,10 +131,10 @@ def _read_steps(count: int, mask: Mask, source: Source) -> Words:
     counts = counts[counts > 0]
     per = np.repeat(read(len(counts), "F32", source).view(np.float32), counts)
     if chances is None:
-        return steps.words_of(np.full(count, codes[0]), per)
-    words = np.empty(count, np.uint32)
+        return steps.words_of(np.full(count, codes[0]), per, dtype)
+    words = np.empty(count, WORDS[DTYPES[dtype]])
     for part, places in source.coded.chunks(count, chances):
-        words[part] = steps.words_of(codes[places], per[part])
+        words[part] = steps.words_of(codes[places], per[part], dtype)
     return words
 
 
@@ -208,12 +207,8 @@ def _narrowest(words: Words) -> int:
 def _narrowed(words: Words, dtype: str) -> Words:
     if dtype == "BF16":
         return (words >> np.uint32(16)).astype(np.uint16)
-    with np.errstate(over="ignore", invalid="ignore"):
-        halves: NDArray[np.float16] = words.view(np.float32).astype(np.float16)
-    return halves.view(np.uint16)
+    return words_of_floats(words.view(np.float32), dtype)
 
 
 def _widened(words: Words, dtype: str) -> Words:
-    if dtype == "BF16":
-        return words.astype(np.uint32) << np.uint32(16)
-    return words.view(np.float16).astype(np.float32).view(np.uint32)
+    return floats_of(words, dtype).view(np.uint32)

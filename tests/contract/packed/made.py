@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app.contract.packed import Stored
-from app.contract.packed.stored import DTYPES, WORDS
+from app.contract.packed.stored import DTYPES, WORDS, words_of_floats
 
 Array = NDArray[np.generic]
 
@@ -29,12 +29,12 @@ def tensors(draw: st.DrawFn) -> Stored:
     if draw(st.booleans()) and dtype == "F32":
         words = random.normal(size=count).astype(draw(st.sampled_from([np.float16, np.float32]))).astype(np.float32)
         words = words.view(np.uint32)
-    if draw(st.booleans()) and dtype == "F32" and count:
+    if draw(st.booleans()) and dtype in ("F32", "F16", "BF16") and count:
         most, length = (
             draw(st.sampled_from([7, 127, 255])),
             draw(st.sampled_from([count, count // max(1, shape[0] if shape else 1)])),
         )
-        words = on_a_grid(np.random.RandomState(seed), shape, length, most).reshape(-1).view(np.uint32)
+        words = words_of_floats(on_a_grid(np.random.RandomState(seed), shape, length, most).reshape(-1), dtype)
     return Stored(dtype, shape, words * mask(draw, shape, random).reshape(-1).astype(word))
 
 
@@ -88,5 +88,8 @@ def networks() -> dict[str, Stored]:
         "steps": Stored.of(np.array(1234, np.int64)),
         "none": Stored.of(np.zeros((0, 3), np.float64)),
         "rows.weight": Stored.of(on_a_grid(random, (12, 40), 40, 127)),
+        "brain-runs.weight": Stored(
+            "BF16", (8, 64), words_of_floats(on_a_grid(random, (8, 64), 32, 7).reshape(-1), "BF16")
+        ),
         "runs.weight": Stored.of(np.where(random.rand(8, 64) < 0.5, on_a_grid(random, (8, 64), 32, 7), np.float32(0))),
     }

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.contract.packed import Stored, pack, unpack
+from app.contract.packed.stored import floats_of, words_of_floats
 from tests.contract.packed.made import networks, on_a_grid, tensors
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,6 +118,29 @@ def test_what_was_rounded_to_eight_or_four_bits_takes_no_more(length: int, most:
     data, _ = pack({"weight": Stored.of(weight)})
     assert len(data) <= 1.03 * least + 5 * most + 64
     assert same(unpack(data), {"weight": Stored.of(weight)})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("F32", 1), ("F32", 127), ("F16", 1), ("F16", 7), ("F16", 127), ("BF16", 1), ("BF16", 7)]
+)
+def test_grids_are_found_in_every_float(dtype: str, most: int) -> None:
+    """Although the dtype has rounded what a whole number times its step is."""
+    random = np.random.RandomState(most)
+    exact = on_a_grid(random, (256, 512), 64, most)
+    weight = Stored(dtype, (256, 512), words_of_floats(exact.reshape(-1), dtype))
+    codes = np.rint(exact.reshape(-1, 64) / np.abs(exact.reshape(-1, 64)).max(1, keepdims=True) * most)
+    least = entropy(np.bincount((codes.reshape(-1) + most).astype(int))) + 4 * exact.size / 64
+    data, _ = pack({"weight": weight})
+    assert len(data) <= 1.03 * least + 5 * most + 64
+    assert same(unpack(data), {"weight": weight})
+
+
+def test_rounding_to_bfloat16_is_that_of_torch() -> None:
+    values = np.random.default_rng(0).normal(size=1 << 16).astype(np.float32)
+    values[:4] = [3.4e38, 1e-40, -0.0, np.inf]
+    words = words_of_floats(values, "BF16")
+    assert np.array_equal(words, torch.from_numpy(values).bfloat16().view(torch.uint16).numpy())
+    assert np.array_equal(floats_of(words, "BF16"), torch.from_numpy(values).bfloat16().float().numpy())
 
 
 def test_a_zero_point_and_negative_zeros_are_on_a_grid() -> None:
