@@ -125,12 +125,17 @@ def _inflated(data: memoryview, size: int) -> bytes:
 
 
 def _write_name(name: str, tensor: Stored, names: Writer) -> None:
-    if len(name.encode()) > MAX_NAME or len(tensor.shape) > MAX_DIMENSIONS:
-        raise ValueError(f"{name[:80]!r} is too long a name, or has too many dimensions, to be packed")
+    if len(name.encode()) > MAX_NAME or not _shaped(tensor.shape):
+        raise ValueError(f"{name[:80]!r} is too long a name, or has too many or too large dimensions, to be packed")
     names.string(name)
     names.raw(bytes([_NAMES.index(tensor.dtype), len(tensor.shape)]))
     for side in tensor.shape:
         names.number(side)
+
+
+def _shaped(shape: tuple[int, ...]) -> bool:
+    """Whether arrays can have such a shape: where one side is zero the others could be anything."""
+    return len(shape) <= MAX_DIMENSIONS and prod(max(side, 1) for side in shape) <= MAX_PART
 
 
 def _read_names(names: bytes, count: int) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -140,7 +145,10 @@ def _read_names(names: bytes, count: int) -> list[tuple[str, str, tuple[int, ...
         name, dtype, dimensions = reader.string(MAX_NAME), reader.byte(), reader.byte()
         if dtype >= len(_NAMES) or dimensions > MAX_DIMENSIONS:
             raise Damaged(f"{name!r} is of a kind that this version does not know, or the file is damaged.")
-        found.append((name, _NAMES[dtype], tuple(reader.number(MAX_PART) for _ in range(dimensions))))
+        shape = tuple(reader.number(MAX_PART) for _ in range(dimensions))
+        if not _shaped(shape):
+            raise Damaged(f"{name!r} has a shape that no tensor has. The file is damaged: fetch it again.")
+        found.append((name, _NAMES[dtype], shape))
     if reader.left or len({name for name, _, _ in found}) != count:
         raise Damaged("The names of the tensors are damaged: fetch the file again.")
     return found

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from app.contract.packed import models
 from app.contract.packed.coder import CHUNK
 from app.contract.packed.draft import Draft, Source
-from app.contract.packed.grids import grids
+from app.contract.packed.grids import LARGE, grids
 from app.contract.packed.wire import Damaged
 
 Mask = NDArray[np.bool_]
@@ -33,18 +33,19 @@ GROUP_SIZES = (4, 8, 16, 32)
 FULL = 0.98  # of the elements in the blocks that are kept have to be nonzero, or blocks are not what was pruned
 
 
-def write(mask: Mask, draft: Draft) -> Mask:
-    """Writes a mask; returns the elements that values have to be given for, which may be a few more than it has."""
+def write(mask: Mask, draft: Draft, nested: bool = False) -> Mask:
+    """Writes a mask, `nested` that of blocks, which are in no blocks again; returns the elements that values have to be
+    given for, which may be a few more than it has."""
     kept = mask
     best = _flat(mask)
     if best is None:
         ways = [*_grid_drafts(mask)]
         ways += _group_drafts(mask, min(way.bits for way in ways))
-        if (sides := _sides(mask)) is not None:
+        if not nested and (sides := _sides(mask)) is not None:
             blocks: Mask = np.logical_or.reduce(_blocked(mask, *sides), (1, 3))
             inner = Draft()
             inner.header.raw(bytes([BLOCKS, *sides]))
-            write(blocks, inner)
+            write(blocks, inner, nested=True)
             # What it saves here it may cost in values: only whole blocks are worth it.
             whole = _spread(blocks, sides, mask.shape)
             if mask.sum() >= FULL * whole.sum() and inner.bits < min(way.bits for way in ways):
@@ -115,17 +116,37 @@ def _read_grid(shape: Shape, source: Source) -> Mask:
     axis = source.header.number(max(1, len(shape) - 1))
     height = prod(shape[:axis]) if len(shape) > 1 else 1
     mask = np.zeros((height, prod(shape) // height), np.bool_)
-    row_class, column_class = (_read_classes(side, source) for side in mask.shape)
+    row_class, column_class = _read_classes(height, mask, source), _read_classes(mask.shape[1], mask, source)
+    if row_class is None and column_class is None:
+        _read_whole(mask.reshape(-1), source)
+        return mask.reshape(shape)
+    row_class, column_class = (
+        np.zeros(side, np.int32) if classes is None else classes
+        for side, classes in zip(mask.shape, (row_class, column_class), strict=True)
+    )
     for i in range(int(row_class.max()) + 1):
         for j in range(int(column_class.max()) + 1):
             _read_pair(mask, np.flatnonzero(row_class == i), np.flatnonzero(column_class == j), source)
     return mask.reshape(shape)
 
 
-def _read_classes(count: int, source: Source) -> NDArray[np.integer]:
+def _read_whole(flat: Mask, source: Source) -> None:
+    """All elements, of which nothing is known but how many are set."""
+    byte = source.header.byte()
+    if byte in (models.NEVER, models.ALWAYS):
+        flat[:] = byte == models.ALWAYS
+        return
+    for part, bits in source.coded.chunks(flat.size, models.coin_probabilities(byte)):
+        flat[part] = bits
+
+
+def _read_classes(count: int, mask: Mask, source: Source) -> NDArray[np.integer] | None:
+    """The class of each row or column of the mask; None where there is one alone."""
     number = source.header.number(MOST_CLASSES - 1) + 1
     if number == 1:
-        return np.zeros(count, np.int32)
+        return None
+    if mask.size > LARGE:
+        raise Damaged("A tensor is too large to have classes of rows. The file is damaged: fetch it again.")
     bytes_ = np.frombuffer(source.header.raw(number), np.uint8)
     classes = source.coded.take(count, models.probabilities(bytes_))
     if classes.max() + 1 != number:
@@ -142,11 +163,6 @@ def _read_pair(mask: Mask, rows: NDArray[np.intp], columns: NDArray[np.intp], so
         mask[np.ix_(rows, columns)] = True
         return
     chances = models.coin_probabilities(byte)
-    if mask.shape == (len(rows), len(columns)):
-        flat = mask.reshape(-1)
-        for part, bits in source.coded.chunks(mask.size, chances):
-            flat[part] = bits
-        return
     at_once = max(1, CHUNK // max(1, len(columns)))
     for start in range(0, len(rows), at_once):
         some = rows[start : start + at_once]

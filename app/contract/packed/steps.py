@@ -46,12 +46,22 @@ def grids(words: Words, dtype: str, mask: Mask) -> Iterator[Steps]:
     values = floats_of(words, dtype)
     if not np.isfinite(values).all():
         return
+    # Zeros fit any step, and say nothing of which it is.
+    told = values != 0
+    if not told.any():
+        return
+    telling = np.array(mask, ndmin=1)
+    telling[np.array(mask, ndmin=1)] = told
     for length in _lengths(mask.shape):
-        counts = counts_of(mask, length)
-        found = _Finder(values, words, dtype, counts[counts > 0]).found()
+        counts, known = counts_of(mask, length), counts_of(telling, length)
+        found = _Finder(values[told], words[told], dtype, known[known > 0]).found()
         if found is not None:
-            yield Steps(length, *found)
-            first = np.unique(found[1][: counts[counts > 0][0]])
+            steps = np.ones(len(counts), np.float32)
+            steps[known > 0] = found[0]
+            codes = np.where(np.signbit(values), np.int16(NEGATIVE_ZERO), np.int16(0))
+            codes[told] = found[1]
+            yield Steps(length, steps[counts > 0], codes)
+            first = np.unique(found[1][: known[known > 0][0]])
             if len(first) > FEW or np.abs(first).max() <= FEW:
                 return  # it is no chance, and shorter runs have the same codes and more steps
 
@@ -84,7 +94,7 @@ def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
 
 
 class _Finder:
-    """Looks for a step for each run, of `counts` elements each."""
+    """Looks for a step for each run, of `counts` elements each, none of them zero."""
 
     def __init__(self, values: Floats, words: Words, dtype: str, counts: Counts) -> None:
         self._values, self._words, self._dtype, self._counts = values, words, dtype, counts
@@ -116,7 +126,7 @@ class _Finder:
         for number in numbers:
             if not len(runs):
                 break
-            near = _near(self._tops[runs], number)
+            near = self._tops[runs] / number
             sizes = np.abs(self._probes[runs])
             codes = np.rint(sizes / near[:, None])
             near = _nearer(near, (sizes * codes).sum(1), (codes * codes).sum(1))
@@ -146,9 +156,10 @@ class _Finder:
         low, high = self._between(values, per)
         middle = ((np.maximum.reduceat(low, starts) + np.minimum.reduceat(high, starts)) / 2).astype(np.float32)
         codes = np.clip(np.rint(values / per), -MOST, MOST).astype(np.int16)
-        codes[(values == 0) & np.signbit(values)] = NEGATIVE_ZERO
         settled = np.zeros(len(runs), np.bool_)
-        for steps in (middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(np.inf))):
+        with np.errstate(over="ignore"):
+            above = np.nextafter(middle, np.float32(np.inf))
+        for steps in (middle, np.nextafter(middle, np.float32(0)), above):
             right = words_of(codes, np.repeat(steps, counts), self._dtype) == self._words[places]
             new = np.logical_and.reduceat(right, starts) & ~settled
             self._steps[runs[new]] = steps[new]
@@ -160,12 +171,11 @@ class _Finder:
         """The least and the greatest step of which each value is a whole number of times, after rounding."""
         size = np.abs(values.astype(np.float64))
         codes = np.rint(size / near)
-        bad = (codes > MOST) | ((codes == 0) & (size > 0))
+        bad = (codes > MOST) | (codes == 0)
         half = np.spacing(size) * 2.0 ** (52 - self._bits)  # of what the dtype rounds to
         below = np.where(np.frexp(size)[0] == 0.5, half / 2, half)  # numbers lie closer under a power of two
         codes = np.maximum(codes, 1)
         low, high = (size - below) / codes, (size + half) / codes
-        low[size == 0], high[size == 0] = 0, np.inf
         low[bad] = np.inf
         return low, high
 
@@ -173,7 +183,3 @@ class _Finder:
 def _nearer(near: Steps64, products: Steps64, squares: Steps64) -> Steps64:
     """Steps by least squares, of sums of sizes times codes and of codes squared: the largest alone has been rounded."""
     return np.where(squares > 0, products / np.maximum(squares, 1), near)
-
-
-def _near(tops: Steps64, number: int) -> Steps64:
-    return np.where(tops > 0, tops / number, 1.0)  # zeros alone fit any

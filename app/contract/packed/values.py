@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from app.contract.packed import models, steps
+from app.contract.packed.coder import CHUNK
 from app.contract.packed.draft import Draft, Source
 from app.contract.packed.steps import Mask, Steps
 from app.contract.packed.stored import DTYPES, FLOATS, WORDS, Words, floats_of, words_of_floats
@@ -130,9 +131,12 @@ def _read_steps(count: int, dtype: str, mask: Mask, source: Source) -> Words:
     counts = steps.counts_of(mask, length)
     counts = counts[counts > 0]
     per = np.repeat(read(len(counts), "F32", source).view(np.float32), counts)
-    if chances is None:
-        return steps.words_of(np.full(count, codes[0]), per, dtype)
     words = np.empty(count, WORDS[DTYPES[dtype]])
+    if chances is None:
+        for start in range(0, count, CHUNK):
+            part = slice(start, start + CHUNK)
+            words[part] = steps.words_of(np.full(len(per[part]), codes[0]), per[part], dtype)
+        return words
     for part, places in source.coded.chunks(count, chances):
         words[part] = steps.words_of(codes[places], per[part], dtype)
     return words

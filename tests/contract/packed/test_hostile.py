@@ -106,7 +106,7 @@ def test_zeros_of_the_stated_size_pass() -> None:
 
 @pytest.mark.parametrize("shape", [(1 << 20, 1 << 20), (1 << 39,), (1 << 40, 1 << 40, 0, 5), (1000, 1001)])
 def test_a_tensor_that_is_larger_than_stated_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(Damaged, match="not as large as it states"):
+    with pytest.raises(Damaged, match=r"not as large as it states|a shape that no tensor has"):
         unpack(claiming(4 * 1000 * 1000, shape))
 
 

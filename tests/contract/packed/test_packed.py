@@ -152,6 +152,33 @@ def test_a_zero_point_and_negative_zeros_are_on_a_grid() -> None:
     assert same(unpack(data), {"weight": Stored.of(weight)})
 
 
+@pytest.mark.parametrize("kept", [2, 6, 14, 24, 30, 96])
+@pytest.mark.parametrize("shape", [(256, 256), (20, 128), (192, 96)])
+def test_blocks_are_in_no_other_blocks(shape: tuple[int, int], kept: int) -> None:
+    """Masks whose blocks have a pattern again: every second column, the first ones, rows of rows."""
+    noise = np.random.default_rng(kept).integers(1, 255, shape, np.uint8)
+    places = np.arange(shape[1])
+    for columns in (places % 2 == 0, places >= kept, places // kept % 2 == 0):
+        network = {"weight": Stored.of(noise * columns), "other": Stored.of((noise * columns).T.copy())}
+        assert same(unpack(pack(network)[0]), network)
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_say_nothing_of_a_grid(zero: float) -> None:
+    """Dead columns beside weights on one, and beside weights on none."""
+    random = np.random.RandomState(3)
+    for weight in (on_a_grid(random, (64, 256), 256, 127), random.standard_normal((64, 256)).astype(np.float32)):
+        weight[:, ::2] = zero
+        weight[3] = zero
+        assert same(unpack(pack({"w": Stored.of(weight)})[0]), {"w": Stored.of(weight)})
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 40, 1 << 40), (1 << 41, 0), (1 << 31, 0, 1 << 31)])
+def test_shapes_that_no_array_has_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="too large dimensions"):
+        pack({"nothing": Stored("F32", shape, np.zeros(0, np.uint32))})
+
+
 def test_the_sizes_add_up() -> None:
     data, sizes = pack(networks())
     assert sizes.positions + sizes.values + sizes.codebooks + sizes.biases + sizes.header == pytest.approx(len(data))
