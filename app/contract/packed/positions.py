@@ -39,8 +39,8 @@ def write(mask: Mask, draft: Draft, nested: bool = False) -> Mask:
     kept = mask
     best = _flat(mask)
     if best is None:
-        ways = [*_grid_drafts(mask)]
-        ways += _group_drafts(mask, min(way.bits for way in ways))
+        best = min(_grid_drafts(mask), key=_bits)  # one at a time: each is as long as the tensor
+        best = min([best, *_group_drafts(mask, best.bits)], key=_bits)
         if not nested and (sides := _sides(mask)) is not None:
             blocks: Mask = np.logical_or.reduce(_blocked(mask, *sides), (1, 3))
             inner = Draft()
@@ -48,10 +48,9 @@ def write(mask: Mask, draft: Draft, nested: bool = False) -> Mask:
             write(blocks, inner, nested=True)
             # What it saves here it may cost in values: only whole blocks are worth it.
             whole = _spread(blocks, sides, mask.shape)
-            if mask.sum() >= FULL * whole.sum() and inner.bits < min(way.bits for way in ways):
+            if mask.sum() >= FULL * whole.sum() and inner.bits < best.bits:
                 draft.extend(inner)
                 return whole
-        best = min(ways, key=lambda way: way.bits)
     draft.extend(best)
     return kept
 
@@ -73,6 +72,10 @@ def read(shape: Shape, source: Source, nested: bool = False) -> Mask:
     raise Damaged(
         "The places of a tensor are written in a way that this version does not know, or the file is damaged."
     )
+
+
+def _bits(draft: Draft) -> float:
+    return draft.bits
 
 
 def _flat(mask: Mask) -> Draft | None:
