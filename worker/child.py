@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,6 +26,8 @@ from worker.sandbox.enter import enter
 from worker.sandbox.policy import Policy
 from worker.scratch import LOG, WORK
 from worker.vetting.boundary import OUR_TROUBLE, ran_out_of_memory
+
+PROGRESS_SECONDS, PROGRESS_SHARE = 0.2, 0.01
 
 
 class Report(Protocol):
@@ -90,12 +93,18 @@ class _Voice:
     def __init__(self, pipe: Connection, limits: Limits) -> None:
         self._pipe, self._limits = pipe, limits
         self._lock = threading.Lock()
+        self._step, self._said, self._at = "", 0.0, 0.0
 
     def say(self, message: Message) -> None:
         with self._lock:
             self._pipe.send_bytes(message.model_dump_json().encode())
 
     def __call__(self, progress: float, step: str, /) -> None:
+        """Of what comes sooner than a person could read it, a step's first and what moves on by a percent are said."""
+        now = time.monotonic()
+        if step == self._step and progress < self._said + PROGRESS_SHARE and now < self._at + PROGRESS_SECONDS:
+            return
+        self._step, self._said, self._at = step, progress, now
         self.say(Progress(progress=min(1.0, max(0.0, progress)), step=step))
 
     def checkpoint(self, kind: Literal["step", "training"], name: str) -> None:

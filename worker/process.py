@@ -92,19 +92,24 @@ class Child:
         the disk is full, Died when it ends without a word.
         In each case the child may still run: `end` or leaving the context ends it.
         """
+        due = time.monotonic()
         while True:
             if stop():
                 raise Stopped
             self._watch.check_time()
-            if self._leads_group:
-                self._watch.check(self.pid)
-            if self._process.sentinel in wait([self._pipe, self._process.sentinel], TICK_SECONDS):
+            # Not at every word: a child may say thousands, and asking the kernel for its memory holds it up.
+            if time.monotonic() >= due:
+                if self._leads_group:
+                    self._watch.check(self.pid)
+                due = time.monotonic() + TICK_SECONDS
+            left = max(0.0, due - time.monotonic())
+            if self._process.sentinel in wait([self._pipe, self._process.sentinel], left):
                 # What it said before it ended is still in the pipe.
-                said = self._listen(heard)
+                said = self._listen(heard, due)
                 if said is None and not self._pipe.poll():
                     raise self._crash()
             elif self._pipe.poll():
-                said = self._listen(heard)
+                said = self._listen(heard, due)
             else:
                 continue
             if said is not None:
@@ -118,9 +123,10 @@ class Child:
             time.sleep(KILL_POLL_SECONDS)
         self._signal(signal.SIGKILL)
 
-    def _listen(self, heard: Callable[[Progress | CheckpointWritten], None]) -> Result | None:
-        """Reads what the pipe holds now; the last word, if it was among it."""
-        while self._pipe.poll():
+    def _listen(self, heard: Callable[[Progress | CheckpointWritten], None], until: float) -> Result | None:
+        """Reads what the pipe holds now, and comes in the meantime, until it is time to look at limits again; the last
+        word, if it was among it."""
+        while self._pipe.poll() and time.monotonic() < until:
             try:
                 message = parse(self._pipe.recv_bytes(MAX_MESSAGE_BYTES))
             except EOFError:

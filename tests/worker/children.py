@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -143,6 +144,13 @@ def allocate(request: RunRequest, progress: Progress) -> JobDone:
         time.sleep(60)
         held.clear()
     return done(request)
+
+
+def chatter(request: RunRequest, progress: Progress) -> JobDone:
+    """Says things for ever, each as soon as the one before it is out."""
+    for number in itertools.count():
+        progress(0.5, f"step {number}")
+    raise AssertionError
 
 
 def write_too_much(request: RunRequest, progress: Progress) -> JobDone:

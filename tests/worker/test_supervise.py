@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,9 @@ from app.contract.spec import JobSpec
 from app.contract.states import JobState, UploadStatus
 from tests.worker.bench import ACCOUNT, Bench
 from worker.lease import LeaseKeeper
+from worker.process import TICK_SECONDS
 from worker.supervise import Supervisor
+from worker.watch import Watch
 
 HANG_SECONDS = 30.0  # long past anything that these tests wait for
 
@@ -138,6 +141,25 @@ def test_the_time_is_limited(tmp_path: Path) -> None:
     assert job.error is not None
     assert job.error.code == "timeout"
     eventually(lambda: all(gone(pid) for pid in pids))
+
+
+def test_who_never_stops_talking_is_held_to_limits_as_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not looked at any more often: that takes milliseconds, of the child's too."""
+    looked: list[float] = []
+    check = Watch.check
+
+    def counted(self: Watch, group: int) -> None:
+        looked.append(time.monotonic())
+        check(self, group)
+
+    monkeypatch.setattr(Watch, "check", counted)
+    job = Bench(tmp_path, job_timeout_seconds=2.0).run("chatter")
+    assert job.error is not None
+    assert job.error.code == "timeout"
+    assert len(looked) > 1
+    assert min(later - sooner for sooner, later in pairwise(looked)) > 0.9 * TICK_SECONDS
 
 
 def test_progress_arrives_while_the_job_runs(bench: Bench) -> None:
