@@ -11,6 +11,7 @@ from app.contract.errors import OrderRefused
 from app.contract.pruning import Prune
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
+from app.contract.weight_only import WeightOnly
 
 INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
 
@@ -84,14 +85,14 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="quantize",
         family="quantization",
-        title="Quantize to int8, or to a codebook",
+        title="Quantize to int8, to weights of few bits, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
-        "a `train` split where `training` is given.",
+        "a `train` split where `training` is given. weight_only: with gptq what static needs, with rtn no data.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for.",
+        "prune is for. weight_only: Linear, Conv1d and Conv2d.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
-        methods=(Quantize(method="static"), Quantize(method="dynamic"), Codebook()),
+        methods=(Quantize(method="static"), Quantize(method="dynamic"), Codebook(), WeightOnly(algorithm="rtn")),
     ),
 )
 
@@ -102,7 +103,10 @@ def check_order(spec: ResolvedSpec) -> None:
     """Raises OrderRefused, with the pointer of the later step, where two steps cannot follow each other."""
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
-            if isinstance(earlier, Quantize) and earlier.technique in BY_NAME[step.technique].may_not_follow:
+            if (
+                isinstance(earlier, Quantize | WeightOnly)
+                and earlier.technique in BY_NAME[step.technique].may_not_follow
+            ):
                 raise OrderRefused(
                     f"{step.technique} cannot follow {earlier.technique}: post-training quantization freezes "
                     "the weights, so it has to be the last step. Move it to the end.",

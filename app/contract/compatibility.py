@@ -17,6 +17,7 @@ from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
 from app.contract.training import Training
+from app.contract.weight_only import WeightOnly
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
 _NAMES_SHOWN = 8  # enough layers to see how they are named
@@ -69,7 +70,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)
@@ -136,6 +137,12 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
+        if isinstance(step, WeightOnly) and step.algorithm == "gptq" and calibration_split(dataset) is None:
+            raise DatasetMismatch(
+                "gptq needs a `calibration`, `train` or `validation` split to see what comes into the layers, and "
+                f"algorithm rtn needs none; {_has(dataset)}",
+                pointer=pointer if dataset is not None else "/dataset",
+            )
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:
             raise DatasetMismatch(
                 "Static quantization needs a `calibration`, `train` or `validation` split to find activation ranges; "

@@ -12,6 +12,7 @@ from app.contract.distillation import Distill, Student
 from app.contract.pruning import Pattern, Prune
 from app.contract.strict import Strict
 from app.contract.training import Training
+from app.contract.weight_only import WeightOnly
 
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
@@ -69,10 +70,10 @@ class Quantize(Strict):
 
 
 def _kind(step: Any) -> Any:
-    """What tells steps apart: the technique, and of quantize the method where it is codebook."""
+    """What tells steps apart: the technique, and of quantize the method where that is a step of its own."""
     fields = step if isinstance(step, dict) else {name: getattr(step, name, None) for name in ("technique", "method")}
     technique, method = fields.get("technique"), fields.get("method")
-    return "codebook" if (technique, method) == ("quantize", "codebook") else technique
+    return method if technique == "quantize" and method in ("codebook", "weight_only") else technique
 
 
 Step = Annotated[
@@ -81,6 +82,7 @@ Step = Annotated[
     | Annotated[DistillStep, Tag("distill")]
     | Annotated[Quantize, Tag("quantize")]
     | Annotated[Codebook, Tag("codebook")]
+    | Annotated[WeightOnly, Tag("weight_only")]
     | Annotated[Compress, Tag("compress")],
     Discriminator(
         _kind,

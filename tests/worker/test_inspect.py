@@ -31,6 +31,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("quantize", "static"): True,
         ("quantize", "dynamic"): True,
         ("quantize", "codebook"): True,
+        ("quantize", "weight_only"): True,
         ("compress", None): True,
     }
 

@@ -8,8 +8,9 @@ from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.pruning import Prune
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
-from app.contract.spec import Quantize, ResolvedSpec, Step
+from app.contract.spec import Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
+from app.contract.weight_only import WeightOnly
 from worker.loading.onnx_constants import IN_A_BRANCH
 from worker.techniques.quantization.quantize import CONVOLUTIONS
 
@@ -54,7 +55,7 @@ def _chooses(step: Step) -> bool:
     """Whether the step looks at the validation split to choose what it leaves."""
     if isinstance(step, Compress):
         return True
-    training = None if isinstance(step, Quantize) else step.training
+    training = training_of(step)
     return training is not None and training.early_stopping is not None
 
 
@@ -150,6 +151,10 @@ def _not_as_asked(
 ) -> Iterator[str]:
     step = next((step for step in spec.steps if isinstance(step, Quantize)), None)
     yield from _nothing_held(steps)
+    if any(isinstance(own, WeightOnly) for own in spec.steps):
+        for artifact in artifacts:
+            if artifact.format != "packed":
+                yield f"{artifact.name} holds weights of few bits as floats; packed stores them in few bits."
     if step is None:
         return
     for artifact in artifacts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,29 +21,50 @@ from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 
 BATCH = 8  # samples at a time
 
+Visit = Callable[[PrunableWeight, Moments], None]
+
 
 def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Details:
     """Prunes every weight once, from front to back; those behind see what those before have become.
 
     Raises DatasetMismatch without data, InvalidSpec where a layer's inputs are not finite.
     """
-    module = context.model.module
     why = "The criterion looks at inputs of layers"
-    batches = [batch.inputs for batch in calibration(context, BATCH, step.samples, why)]
+    full = step.criterion == "sparsegpt"
+    return through(context, weights, step.samples, why, full, lambda weight, own: _prune(step, weights, weight, own))
+
+
+def through(context: Context, weights: WeightSet, samples: int, why: str, full: bool, visit: Visit) -> Details:
+    """Visits every weight once, from front to back, with what came into its layer: the products of all columns with
+    each other where `full`, else their squares.
+
+    Raises DatasetMismatch, saying `why` they are needed, without data.
+    """
+    module = context.model.module
+    batches = [batch.inputs for batch in calibration(context, BATCH, samples, why)]
     by_layer = {weight.owner: weight for weight in weights.weights}
     training = module.training
     module.eval()
     most = 0
     try:
         for stage in stages(module, batches, list(by_layer)):
-            with watching(stage.layers, full=step.criterion == "sparsegpt") as moments:
+            with watching(stage.layers, full=full) as moments:
                 stage.run()
             most = max(most, stage.held_bytes + sum(own.nbytes for own in moments))
             for layer, own in zip(stage.layers, moments, strict=True):
-                _prune(step, weights, by_layer[layer], own)
+                visit(by_layer[layer], own)
     finally:
         module.train(training)
     return {"calibration_samples": sum(len(batch[0]) for batch in batches), "calibration_bytes": most}
+
+
+def finite(moments: Moments, weight: PrunableWeight, what: str) -> Tensor:
+    """What came into a layer. Raises InvalidSpec, saying `what` asks, where nothing finite did."""
+    if moments.sum is None or not bool(moments.sum.isfinite().all()):
+        raise InvalidSpec(
+            f"{what}: nothing finite comes into {weight.layer!r} from the samples. Exclude it, or give other samples."
+        )
+    return moments.sum
 
 
 def scored_by_inputs(weights: list[PrunableWeight]) -> list[PrunableWeight]:
@@ -51,19 +74,15 @@ def scored_by_inputs(weights: list[PrunableWeight]) -> list[PrunableWeight]:
 
 def _prune(step: Prune, weights: WeightSet, weight: PrunableWeight, moments: Moments) -> None:
     value, kept = matrix(weight, weight.value()), matrix(weight, _kept(weights, weight))
-    if moments.sum is None or not bool(moments.sum.isfinite().all()):
-        raise InvalidSpec(
-            f"{step.criterion}: nothing finite comes into {weight.layer!r} from the samples. "
-            "Exclude it, or give other samples."
-        )
+    came = finite(moments, weight, step.criterion)
     sparsity = named_sparsity(step, weight) or step.sparsity
     if step.criterion == "sparsegpt":
-        value, dropped = sparsegpt_math.pruned(value, moments.sum, kept, sparsity, step.n_of_m)
+        value, dropped = sparsegpt_math.pruned(value, came, kept, sparsity, step.n_of_m)
         with torch.no_grad():
             parameter = stored(weight.owner, weight.attribute)
             parameter.copy_(unmatrix(weight, value).to(parameter.dtype))
     else:
-        scores = scores_math.wanda(value.float(), moments.sum.sqrt())
+        scores = scores_math.wanda(value.float(), came.sqrt())
         dropped = _row_by_row(scores, kept, sparsity, step.n_of_m)
     WeightSet(weights.module, [weight]).drop([unmatrix(weight, dropped)])
 

@@ -10,10 +10,11 @@ import torch
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
 from app.contract.spec import Quantize
+from app.contract.weight_only import WeightOnly
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
-from worker.techniques.quantization import codebook
+from worker.techniques.quantization import codebook, weight_only
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
 
@@ -26,13 +27,15 @@ STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
 class QuantizeTechnique:
-    """Post-training quantization to int8, static or dynamic, delivered as ONNX; or a codebook, which is of the weights
-    themselves and lives in every artifact."""
+    """Post-training quantization to int8, static or dynamic, delivered as ONNX; or weights of few bits, or a codebook,
+    which are of the weights themselves and live in every artifact."""
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook, model: Model) -> str | None:
+    def applies(self, step: Quantize | Codebook | WeightOnly, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
+        if isinstance(step, WeightOnly):
+            return weight_only.applies(step, model)
         if isinstance(step, Codebook):
             return codebook.applies(step, model)
         if not model.facts.trainable and torch.float16 in model.stored.values():
@@ -52,8 +55,11 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize | Codebook, context: Context) -> Details:
-        """Shares values, or notes the step for the exporter. Details: how it is done, layer by layer or in numbers."""
+    def apply(self, step: Quantize | Codebook | WeightOnly, context: Context) -> Details:
+        """Moves weights to grids, shares values, or notes the step for the exporter. Details: how it is done, layer by
+        layer or in numbers."""
+        if isinstance(step, WeightOnly):
+            return weight_only.quantize_weights(step, context)
         if isinstance(step, Codebook):
             return codebook.share_values(step, context)
         context.quantization = step
