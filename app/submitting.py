@@ -75,7 +75,12 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
 
 
 def _planned(format: ExportFormat, model: ModelFacts) -> PlannedArtifact:
-    names = {"native": model.native_file, "onnx": "model.onnx", "packed": "model.tsr"}
+    names = {
+        "native": model.native_file,
+        "onnx": "model.onnx",
+        "packed": "model.tsr",
+        "compressed-tensors": "model.compressed-tensors.zip",
+    }
     return PlannedArtifact(name=names[format], format=format)
 
 

@@ -92,6 +92,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         "prune is for. weight_only: Linear, Conv1d and Conv2d.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
+        exports=("native", "onnx", "packed", "compressed-tensors"),
         methods=(Quantize(method="static"), Quantize(method="dynamic"), Codebook(), WeightOnly(algorithm="rtn")),
     ),
 )

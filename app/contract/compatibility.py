@@ -20,6 +20,7 @@ from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
+COMPRESSED_TENSORS = "compressed-tensors"
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 
@@ -39,6 +40,36 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
             check_augmentable(training, model, dataset, f"{pointer}/training")
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
+    if COMPRESSED_TENSORS in spec.export:
+        _check_compressed_tensors(spec, None if replaced else model)
+
+
+def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> None:
+    """A folder of transformers with codes of few bits, of which its readers know some kinds."""
+    if model is not None and model.format != "huggingface":
+        raise Unsupported(
+            f"{COMPRESSED_TENSORS} is a folder of transformers, and the model came as {model.format}: export onnx or "
+            "packed instead.",
+            pointer="/export",
+        )
+    found = [(index, step) for index, step in enumerate(spec.steps) if isinstance(step, WeightOnly)]
+    if not found:
+        raise InvalidSpec(
+            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only.",
+            pointer="/export",
+        )
+    index, step = found[-1]
+    if not step.symmetric:
+        raise InvalidSpec(
+            f"{COMPRESSED_TENSORS} needs symmetric: true, since transformers cannot load zero points (with "
+            "compressed-tensors 0.18 to 0.20). Or export onnx or packed.",
+            pointer=f"{spec.pointer(index)}/symmetric",
+        )
+    if step.bits == 3:
+        raise InvalidSpec(
+            f"{COMPRESSED_TENSORS} stores 8, 4 or 2 bits: its versions disagree in how 3 are packed.",
+            pointer=f"{spec.pointer(index)}/bits",
+        )
 
 
 def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:

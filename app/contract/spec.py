@@ -17,7 +17,7 @@ from app.contract.weight_only import WeightOnly
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
 
-ExportFormat = Literal["native", "onnx", "packed"]
+ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors"]
 
 
 class Finetune(Strict):

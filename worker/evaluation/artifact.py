@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ from worker.evaluation.layers import graph_layers, graph_parameters, module_laye
 from worker.evaluation.macs import module_macs
 from worker.evaluation.memory import Probe, Runtime
 from worker.evaluation.onnx_macs import graph_macs
-from worker.loading import load_model
+from worker.loading.delivered import Reader, load_delivered
 from worker.loading.heads import to_logits
 from worker.loading.onnx_check import computes_in_half
 from worker.loading.onnx_constants import flattened
@@ -56,6 +58,7 @@ class TorchFile:
 
     runtime: Runtime = "torch"
     output_kind: OutputKind = "logits"
+    reader: Reader = "upload"
 
     def __init__(self, path: Path, filename: str, spec: dict[str, Any], scratch: Path, threads: int) -> None:
         self.path = path
@@ -63,7 +66,7 @@ class TorchFile:
         self._spec = spec
         self._threads = threads
         torch.set_num_threads(threads)
-        model = load_model(path, filename, spec, fresh_folder(scratch))
+        model = load_delivered(self.reader, path, filename, spec, fresh_folder(scratch))
         self.module = model.module.eval()
         self._stored = model.stored
 
@@ -87,7 +90,23 @@ class TorchFile:
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
         arrays = [tensor.numpy() for tensor in sample]
-        return _probe(self.path, self._filename, self._spec, arrays, scratch, self._threads)
+        probe = _probe(self.path, self._filename, self._spec, arrays, scratch, self._threads)
+        return replace(probe, reader=self.reader)
+
+
+class CompressedFile(TorchFile):
+    """A folder of transformers whose weights are codes; `bits` are those of each weight that is."""
+
+    reader: Reader = "compressed-tensors"
+
+    def __init__(self, path: Path, bits: Mapping[str, int], spec: dict[str, Any], scratch: Path, threads: int) -> None:
+        super().__init__(path, path.name, spec, scratch, threads)
+        self._bits = bits
+
+    def layers(self) -> tuple[LayerReport, ...]:
+        return tuple(
+            layer.model_copy(update={"bits": self._bits.get(layer.name, layer.bits)}) for layer in super().layers()
+        )
 
 
 class OnnxFile:

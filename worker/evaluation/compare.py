@@ -13,7 +13,7 @@ from app.contract.spec import Quantize
 from worker.constraints import baked
 from worker.context import Context
 from worker.data.batch import Inputs
-from worker.evaluation.artifact import OnnxFile, PackedFile, Reloaded, TorchFile, fresh_folder
+from worker.evaluation.artifact import CompressedFile, OnnxFile, PackedFile, Reloaded, TorchFile, fresh_folder
 from worker.evaluation.measure import Bench, latencies, measure, memories
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx
@@ -34,6 +34,10 @@ def reload(request: RunRequest, context: Context, exported: Exported) -> Reloade
     facts = context.model.facts
     if exported.sizes is not None:
         return _unpacked(request, context, exported.path, exported.sizes)
+    if exported.bits is not None:
+        spec = dict(context.model.spec or request.model_spec)
+        spec.pop("config", None)  # the file has its own
+        return CompressedFile(exported.path, exported.bits, spec, request.scratch, request.threads)
     if exported.reference is not None:
         single = facts.single_samples and not facts.trainable
         return OnnxFile(exported.path, exported.reference, facts, request.threads, single=single)

@@ -15,6 +15,7 @@ from app.contract.report import LayerReport
 from worker.techniques.quantization.stored import (
     MIN_WEIGHT_DIMENSIONS,
     StoredWeight,
+    few_bits_helpers,
     recurrent_biases,
     scale_name,
     stored_weights,
@@ -62,28 +63,29 @@ def module_layers(module: nn.Module, stored: Mapping[str, torch.dtype]) -> tuple
 def graph_layers(proto: ModelProto, reference: ModelProto) -> tuple[LayerReport, ...]:
     """Every weight of an ONNX file; integers against the weight of the same name in `reference`, the float file."""
     originals = {weight.name: weight.values for weight in stored_weights(reference)}
-    return tuple(_layer(weight, originals) for weight in stored_weights(proto) if weight.values.size)
+    return tuple(_layer(weight, originals) for weight in stored_weights(proto) if weight.size)
 
 
 def graph_parameters(proto: ModelProto) -> tuple[int, int]:
     """How many weights and biases an ONNX file stores and how many of them are not zero; scales are neither."""
     biases = _biases(proto)
     weights = stored_weights(proto)
-    total = sum(weight.values.size for weight in weights) + sum(bias.size for bias in biases)
-    nonzero = sum(weight.values.size - weight.zeros() for weight in weights)
+    total = sum(weight.size for weight in weights) + sum(bias.size for bias in biases)
+    nonzero = sum(weight.size - weight.zeros() for weight in weights)
     return total, nonzero + sum(int(np.count_nonzero(bias)) for bias in biases)
 
 
 def _layer(weight: StoredWeight, originals: Mapping[str, np.ndarray]) -> LayerReport:
     original = originals.get(weight.name)
     sqnr = None
-    if weight.scale is not None and original is not None:
+    # Weights of few bits lie on their grids in the float file too: what was lost is in the step's details.
+    if weight.scale is not None and original is not None and weight.few_bits is None:
         sqnr = sqnr_db(original, weight.dequantized())
     return LayerReport(
         name=weight.name,
-        shape=weight.values.shape,
-        parameters=weight.values.size,
-        sparsity=weight.zeros() / weight.values.size,
+        shape=weight.shape,
+        parameters=weight.size,
+        sparsity=weight.zeros() / weight.size,
         bits=weight.bits,
         sqnr_db=sqnr,
     )
@@ -98,6 +100,7 @@ def _biases(proto: ModelProto) -> list[np.ndarray]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
         for name in node.input[1:]
     }
+    helpers |= few_bits_helpers(proto.graph)
     products = [node for node in proto.graph.node if node.op_type == "MatMulInteger"]
     helpers |= {name for node in products for name in (*node.input[2:], scale_name(node.input[1]))}
     recurrent = recurrent_biases(proto.graph)

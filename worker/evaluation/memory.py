@@ -30,7 +30,8 @@ Runtime = Literal["torch", "onnxruntime"]
 
 @dataclass(frozen=True)
 class Probe:
-    """One file to measure. `inputs` is an .npz with the arrays of one sample, in the model's order."""
+    """One file to measure. `inputs` is an .npz with the arrays of one sample, in the model's order; `reader` is that of
+    `worker.loading.delivered`, for torch."""
 
     path: str
     filename: str
@@ -38,6 +39,7 @@ class Probe:
     inputs: str
     scratch: str
     threads: int
+    reader: str = "upload"
 
 
 def peak_memories(runtime: Runtime, probes: Sequence[Probe]) -> list[int]:
@@ -147,13 +149,14 @@ def _torch(probe: Probe) -> Callable[[], Callable[[], object]]:
     import numpy as np
     import torch
 
-    from worker.loading import load_model
+    from worker.loading.delivered import load_delivered
 
     torch.set_num_threads(probe.threads)
 
     def load() -> Callable[[], object]:
         scratch = Path(tempfile.mkdtemp(dir=probe.scratch))  # what an earlier fork unpacked is in the way
-        module = load_model(Path(probe.path), probe.filename, probe.spec, scratch).module.eval()
+        model = load_delivered(probe.reader, Path(probe.path), probe.filename, probe.spec, scratch)  # type: ignore[arg-type]
+        module = model.module.eval()
         with np.load(probe.inputs) as arrays:
             inputs = [torch.from_numpy(arrays[key]) for key in arrays.files]
 

@@ -62,6 +62,7 @@ COUNTERS: dict[str, Counter] = {
     "ConvTranspose": _transposed_convolution,
     "MatMul": _product,
     "MatMulInteger": _product,
+    "MatMulNBits": _product,
     "Gemm": _gemm,
     "LSTM": _recurrent,
     "GRU": _recurrent,

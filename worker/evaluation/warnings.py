@@ -20,6 +20,8 @@ NOISE = 0.9
 SAME_SIZE = 1.02
 # Metrics that are no shares of a whole.
 UNBOUNDED = ("perplexity", "log_loss", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error", "r2")
+STORED_BITS = 8  # more are floats
+NAMED = 5  # layers, of those that a sentence is about
 # By so much another metric has to get worse, and the task's own by less than half of it, to be worth a word.
 MARKED = 0.02
 
@@ -146,15 +148,36 @@ def _nothing_held(steps: Sequence[StepReport]) -> Iterator[str]:
         )
 
 
+def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
+    """Weights that lie on grids and whose codes are not what is stored."""
+    rows = [row for step in steps if step.details.get("method") == "weight_only" for row in _rows(step, "layers")]
+    names = {row["name"] for row in rows}
+    for artifact in artifacts:
+        if artifact.format == "packed":
+            continue
+        floats = [one.name for one in artifact.measurement.layers if one.name in names and one.bits > STORED_BITS]
+        if len(floats) == len(names):
+            yield (
+                f"{artifact.name} holds weights of few bits as floats: packed stores them in few bits, onnx and "
+                "compressed-tensors those of linear layers."
+            )
+        elif floats:
+            which = ", ".join(floats[:NAMED]) + (", …" if len(floats) > NAMED else "")
+            yield f"{artifact.name} holds {len(floats)} of {len(names)} weights of few bits as floats: {which}."
+
+
+def _rows(step: StepReport, name: str) -> list[dict[str, float | int | str | None]]:
+    rows = step.details.get(name)
+    return rows if isinstance(rows, list) else []
+
+
 def _not_as_asked(
     spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]
 ) -> Iterator[str]:
     step = next((step for step in spec.steps if isinstance(step, Quantize)), None)
     yield from _nothing_held(steps)
     if any(isinstance(own, WeightOnly) for own in spec.steps):
-        for artifact in artifacts:
-            if artifact.format != "packed":
-                yield f"{artifact.name} holds weights of few bits as floats; packed stores them in few bits."
+        yield from _few_bits_as_floats(artifacts, steps)
     if step is None:
         return
     for artifact in artifacts:

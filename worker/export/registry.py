@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, StreamingReader
+from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
 
@@ -27,13 +28,15 @@ ZIP = "application/zip"
 @dataclass(frozen=True)
 class Exported:
     """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX; `sizes`
-    says what the bytes are for, where it is packed."""
+    says what the bytes are for, where it is packed; `bits` which weights are codes, of how many bits, where it is a
+    folder of compressed-tensors."""
 
     path: Path
     format: ExportFormat
     media_type: str
     reference: Path | None
     sizes: Sizes | None = None
+    bits: Mapping[str, int] | None = None
 
 
 Exporter = Callable[[nn.Module, Context, Path], Exported]
@@ -46,13 +49,16 @@ def write_native(module: nn.Module, context: Context, folder: Path) -> Exported:
 
 
 def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
-    """ONNX: floating point, or int8 where a quantize step asked for it."""
+    """ONNX: floating point, or int8 or fewer bits where a quantize step asked for it."""
     path = folder / "model.onnx"
     step = context.quantization
-    if step is None:
+    if step is None and not context.grids:
         export_onnx(module, context.model, path)
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
+    if step is None:
+        store_bits(reference, path, context.grids)
+        return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
     quantize_file(reference, path, step, _reader(context, step, batch), float_layers)
@@ -64,6 +70,16 @@ def write_packed(module: nn.Module, context: Context, folder: Path) -> Exported:
     path = folder / "model.tsr"
     sizes = export_packed(module.cpu(), context.model, path)
     return Exported(path, "packed", BINARY, None, sizes)
+
+
+def write_compressed(module: nn.Module, context: Context, folder: Path) -> Exported:
+    """A folder of transformers, zipped, with codes in the place of weights that lie on grids."""
+    # Only here, since transformers takes seconds to import.
+    from worker.export.compressed_tensors import export_compressed
+
+    path = folder / "model.compressed-tensors.zip"
+    bits = export_compressed(module.cpu(), context.model, context.grids, path)
+    return Exported(path, "compressed-tensors", ZIP, None, bits=bits)
 
 
 def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> StreamingReader | None:
@@ -80,4 +96,9 @@ def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) ->
     return StreamingReader(batches, names, -(-samples // batch))
 
 
-EXPORTERS: dict[ExportFormat, Exporter] = {"native": write_native, "onnx": write_onnx, "packed": write_packed}
+EXPORTERS: dict[ExportFormat, Exporter] = {
+    "native": write_native,
+    "onnx": write_onnx,
+    "packed": write_packed,
+    "compressed-tensors": write_compressed,
+}

@@ -25,6 +25,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?$")
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+QUANTIZED = "quantization_config"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 # Of sentence-transformers.
@@ -69,10 +70,11 @@ class Folder:
         return name in self.originals
 
 
-def unpack(archive: Archive, path: Path) -> Folder:
+def unpack(archive: Archive, path: Path, quantized: bool = False) -> Folder:
     """Writes the files that a model needs to the new folder `path`, under their own vetted names.
 
-    Raises ModelRejected for code, for pickled weights without safetensors, and for a config that is none.
+    Raises ModelRejected for code, for pickled weights without safetensors, for a config that is none, and, unless
+    `quantized`, for one that says that the weights are codes.
     """
     path.mkdir()
     members = {name: member for name, member in archive.members.items() if "/" not in name}
@@ -99,7 +101,7 @@ def unpack(archive: Archive, path: Path) -> Folder:
     if INDEX in originals:
         _check_index(_json(INDEX, originals[INDEX]), members)
     config = _json(CONFIG, originals[CONFIG])
-    _check_config(config)
+    _check_config({key: value for key, value in config.items() if not (quantized and key == QUANTIZED)})
     headers = tuple(read_header(file, ModelRejected) for file in sorted(path.glob("*.safetensors")))
     return Folder(path, config, originals, headers)
 
@@ -201,7 +203,7 @@ def _json(name: str, content: bytes) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any]) -> None:
-    if "quantization_config" in config:
+    if QUANTIZED in config:
         raise ModelRejected("config.json says that the weights are quantized already: upload the original ones.")
     for key, value in config.items():
         values = value if isinstance(value, list) else [value]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts
 from worker.export.quiet import hushed
 from worker.loading.describe import check_finite, check_forward, layer_facts
-from worker.loading.folder import Folder, pack, repeated, unpack, vetted_config
+from worker.loading.folder import QUANTIZED, Folder, pack, repeated, unpack, vetted_config
 from worker.loading.transformers_kinds import KINDS, Answer, Kind, answer_of, is_sentence_transformer, problem
 from worker.model import Model
 from worker.vetting.archive import open_archive
@@ -46,13 +47,34 @@ def load_huggingface(path: Path, spec: ModelSpec, scratch: Path) -> Model:
     Raises ModelRejected for code, pickles, unknown model types, weights that do not fit the config, and for outputs
     that are not what the task asks for.
     """
+    folder = _unpacked(path, scratch, quantized=False)
+    return ConfigPlan(folder, spec, NATIVE, _saver).read(folder)
+
+
+def load_compressed(path: Path, spec: ModelSpec, scratch: Path) -> Model:
+    """Loads what the exporter of compressed-tensors wrote, as transformers does, and the way it is loaded by default:
+    to floats. Not for uploads."""
+    folder = _unpacked(path, scratch, quantized=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # its library draws progress bars
+        model = model_of(folder, spec, NATIVE, _saver(folder))  # runs it once, whereupon the codes become floats
+    stored = dict(model.stored)
+    for name, layer in model.module.named_modules():
+        if hasattr(layer, "weight_scale"):
+            for attribute in ("weight_scale", "weight_shape", "weight_zero_point"):
+                layer._parameters.pop(attribute, None)
+            stored[f"{name}.weight"] = _DTYPES[folder.float_dtype]
+    model = replace(model, stored=stored)
+    model.round_as_stored(model.module)  # they would be, had they been loaded in their own dtype
+    return model
+
+
+def _unpacked(path: Path, scratch: Path, quantized: bool) -> Folder:
     work = Path(tempfile.mkdtemp(prefix="huggingface-", dir=scratch))
     archive = open_archive(path, work, ModelRejected)
     try:
-        folder = unpack(archive, work / "model")
+        return unpack(archive, work / "model", quantized)
     finally:
         archive.close()
-    return ConfigPlan(folder, spec, NATIVE, _saver).read(folder)
 
 
 @dataclass(frozen=True)
@@ -148,7 +170,8 @@ def _kind(folder: Folder, spec: ModelSpec) -> tuple[Kind, str]:
 def _load(folder: Folder, name: str) -> Any:
     kind = getattr(transformers, name)
     config = kind.config_class.from_pretrained(folder.path, local_files_only=True)
-    _check_numbers(kind, config, folder)
+    if QUANTIZED not in folder.config:  # else it holds words of several numbers
+        _check_numbers(kind, config, folder)
     module, info = kind.from_pretrained(
         folder.path,
         config=config,
@@ -235,12 +258,22 @@ def _saver(folder: Folder) -> Save:
 
 
 @contextlib.contextmanager
-def written(folder: Folder, module: nn.Module) -> Iterator[Path]:
-    """A folder with the weights, in the dtype that came: float16 must not come back twice as large."""
+def written(
+    folder: Folder, module: nn.Module, codes: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Iterator[Path]:
+    """A folder with the weights, in the dtype that came: float16 must not come back twice as large.
+
+    `codes` are tensors that are written in the place of a weight, by its name and by their own beside it.
+    """
+    codes = codes or {}
     dtypes = _stored(folder, module)
     state = {
-        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()
+        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype))
+        for name, tensor in module.state_dict().items()
+        if name not in codes
     }
+    for name, tensors in codes.items():
+        state |= {f"{name.rpartition('.')[0]}.{own}": tensor for own, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(prefix="save-", dir=folder.path.parent) as name, _quiet():
         module.save_pretrained(name, state_dict=state)  # type: ignore[operator]  # transformers' own module
         yield Path(name)

@@ -19,12 +19,18 @@ SWEEPS = 4  # of coordinate descent; a fifth gains next to nothing
 
 
 def quantized(
-    weight: Tensor, moments: Tensor, kept: Tensor, bits: int, group: int, symmetric: bool
+    weight: Tensor,
+    moments: Tensor,
+    kept: Tensor,
+    bits: int,
+    group: int,
+    symmetric: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, list[Grid]]:
     """The codes [outputs, columns] and a grid for each `group` columns, of [outputs, 1] steps and zero points.
 
     `moments` [columns, columns] is X X^T; `kept` (bool) are the weights that are not pruned, and the others get the
-    code of zero. Raises torch.linalg.LinAlgError where the moments are not finite.
+    code of zero. Steps are such as `dtype` has. Raises torch.linalg.LinAlgError where the moments are not finite.
     """
     target = torch.where(kept, weight.float(), 0.0)
     hessian = damped(moments)
@@ -33,7 +39,7 @@ def quantized(
     importance = hessian.diagonal()
     for start in range(0, target.shape[1], group):
         end = min(start + group, target.shape[1])
-        grid = least_squares(left[:, start:end], bits, symmetric, importance[start:end].unsqueeze(0))
+        grid = least_squares(left[:, start:end], bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
         grids.append(grid)
         _round(left, codes, kept, factor, grid, start, end)
     for _ in range(SWEEPS):

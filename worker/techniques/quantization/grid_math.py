@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class Grid:
     def rounded(self, weights: Tensor) -> Tensor:
         """The nearest values that there are."""
         return self.values(self.codes(weights))
+
+    def held_in(self, dtype: torch.dtype) -> Grid:
+        """With steps that a file of another floating dtype can hold."""
+        step = self.step.to(dtype).to(self.step.dtype)
+        return replace(self, step=torch.where((step > 0) & step.isfinite(), step, 1.0))
 
 
 def limits(bits: int, symmetric: bool) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from app.contract.errors import ExportFailed
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+FEW_BITS = "MatMulNBits"  # of ONNX Runtime: a product with a weight of 2, 4 or 8 bits, in blocks of its inputs
 QUANTIZED_INPUT = {"MatMulInteger": 1, "ConvInteger": 1}
 # What ONNX Runtime's quantizer appends to a weight's name.
 TRANSPOSED = "_Transposed"
@@ -24,7 +26,8 @@ RECURRENT_BIAS = 3  # the input of LSTM and GRU that stacks their biases, one ro
 class StoredWeight:
     """A weight as the file holds it. `scale` and `zero_point` broadcast against `values`; None for floats.
 
-    `transposed` says that the quantizer turned it round (it makes a MatMul of a Gemm).
+    `transposed` says that the quantizer turned it round (it makes a MatMul of a Gemm). Weights of few bits come in
+    blocks, `values` [outputs, blocks, block], of which the first `columns` of each output are no padding.
     """
 
     name: str
@@ -32,23 +35,36 @@ class StoredWeight:
     transposed: bool = False
     scale: np.ndarray | None = None
     zero_point: np.ndarray | None = None
+    columns: int | None = None
+    few_bits: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape if self.columns is None else (len(self.values), self.columns)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        return self.few_bits or 8 * self.values.dtype.itemsize
 
     def dequantized(self) -> np.ndarray:
         """The float32 weight that the stored integers stand for, the way round that it had before quantization."""
         values = self.values
         if self.scale is not None and self.zero_point is not None:
             values = (values.astype(np.float32) - self.zero_point.astype(np.float32)) * self.scale
+        values = self._unpadded(values)
         return values.T if self.transposed else values
 
     def zeros(self) -> int:
         """How many stored weights stand for an exact zero."""
-        if self.zero_point is None:
-            return int(np.count_nonzero(self.values == 0))
-        return int(np.count_nonzero(self.values == self.zero_point))
+        zero = 0 if self.zero_point is None else self.zero_point
+        return int(np.count_nonzero(self._unpadded(self.values == zero)))
 
-    @property
-    def bits(self) -> int:
-        return 8 * self.values.dtype.itemsize
+    def _unpadded(self, values: np.ndarray) -> np.ndarray:
+        return values if self.columns is None else values.reshape(len(values), -1)[:, : self.columns]
 
 
 def weight_inputs(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:
@@ -79,11 +95,15 @@ def stored_weights(proto: ModelProto) -> list[StoredWeight]:
     scales = _scales(proto.graph, arrays)
     helpers = {name for pair in scales.values() for name in pair[:2]}
     helpers |= recurrent_biases(proto.graph)
+    of_few_bits = {node.input[1]: node for node in proto.graph.node if node.op_type == FEW_BITS}
+    helpers |= few_bits_helpers(proto.graph)
     found = []
     for name, values in arrays.items():
         if values.ndim < MIN_WEIGHT_DIMENSIONS or name in helpers:
             continue
-        if name in scales:
+        if name in of_few_bits:
+            found.append(_of_few_bits(name, of_few_bits[name], arrays))
+        elif name in scales:
             scale, zero_point, axis = scales[name]
             found.append(
                 StoredWeight(
@@ -106,6 +126,32 @@ def recurrent_biases(graph: GraphProto) -> set[str]:
         for node in graph.node
         if node.op_type in ("LSTM", "GRU") and len(node.input) > RECURRENT_BIAS
     }
+
+
+def few_bits_helpers(graph: GraphProto) -> set[str]:
+    """The names of the scales and zero points of weights of few bits."""
+    return {name for node in graph.node if node.op_type == FEW_BITS for name in node.input[2:4]}
+
+
+def unpacked(values: np.ndarray, bits: int) -> np.ndarray:
+    """The whole numbers [..., 8 / bits * n] of bytes [..., n], from the lowest bits on."""
+    parts = [values >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    return np.stack(parts, -1).reshape(*values.shape[:-1], -1)
+
+
+def packed_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes [..., n] of codes [..., 8 / bits * n] (uint8), the first in the lowest bits."""
+    parts = codes.reshape(*codes.shape[:-1], -1, 8 // bits)
+    return np.bitwise_or.reduce([parts[..., i] << (bits * i) for i in range(8 // bits)])
+
+
+def _of_few_bits(name: str, node: NodeProto, arrays: dict[str, np.ndarray]) -> StoredWeight:
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    bits, blocks = numbers["bits"], arrays[name].shape[1]
+    zero_point = unpacked(arrays[node.input[3]], bits)[:, :blocks, None]
+    scale = arrays[node.input[2]][..., None]
+    values = unpacked(arrays[name], bits)
+    return StoredWeight(base_name(name), values, TRANSPOSED in name, scale, zero_point, numbers["K"], bits)
 
 
 def check_stored(source: ModelProto, quantized: ModelProto, ops: Collection[str], kept: Collection[str]) -> None:

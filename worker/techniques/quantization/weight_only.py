@@ -1,12 +1,11 @@
 """Weight-only quantization: the weights of a layer come to lie on grids of few bits, and stay where they are.
 
-The module holds what the numbers stand for, in floats; artifacts that store few bits find the grids again (packed).
+The module holds what the numbers stand for, in floats, and the context their grids, for exporters that store codes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from worker.techniques.pruning.by_inputs import finite, through
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.techniques.quantization import gptq_math
-from worker.techniques.quantization.grid_math import least_squares
+from worker.techniques.quantization.grid_math import Grid, least_squares
+from worker.techniques.quantization.weight_grid import WeightGrid
 
 
 def applies(step: WeightOnly, model: Model) -> str | None:
@@ -82,21 +82,24 @@ def _quantize(
     value = matrix(weight, weight.value()).detach().float().clone()
     kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
     group = group_of(step, weight.owner, value.shape[1])
+    dtype = context.model.stored.get(weight.name, torch.float32)
     if moments is None:
-        found = torch.cat(list(_nearest(step, value, kept, group)), 1)
+        codes, grids = _nearest(step, torch.where(kept, value, 0.0), group, dtype)
     else:
-        codes, grids = gptq_math.quantized(value, moments, kept, step.bits, group, step.symmetric)
-        found = gptq_math.values(codes, grids, group)
+        codes, grids = gptq_math.quantized(value, moments, kept, step.bits, group, step.symmetric, dtype)
+    found = gptq_math.values(codes, grids, group)
+    context.grids[weight.name] = WeightGrid.of(grids, step.bits, group, step.symmetric)
     with torch.no_grad():
         parameter = stored(weight.owner, weight.attribute)
         parameter.copy_(unmatrix(weight, found).to(parameter.dtype))
     return {"name": weight.name, "weights": value.numel(), "group": group, "sqnr_db": sqnr(value * kept, found)}
 
 
-def _nearest(step: WeightOnly, value: Tensor, kept: Tensor, group: int) -> Iterator[Tensor]:
-    for own, mask in zip(value.split(group, 1), kept.split(group, 1), strict=True):
-        grid = least_squares(torch.where(mask, own, 0.0), step.bits, step.symmetric)
-        yield torch.where(mask, grid.rounded(own), 0.0)
+def _nearest(step: WeightOnly, value: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, list[Grid]]:
+    """Codes and grids, as of `gptq_math.quantized`."""
+    parts = value.split(group, 1)
+    grids = [least_squares(own, step.bits, step.symmetric).held_in(dtype) for own in parts]
+    return torch.cat([grid.codes(own) for grid, own in zip(grids, parts, strict=True)], 1), grids
 
 
 def sqnr(before: Tensor, after: Tensor) -> float | None:

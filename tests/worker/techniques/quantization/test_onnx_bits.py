@@ -1,0 +1,170 @@
+"""Weights of few bits in an ONNX file: what ONNX Runtime computes with them, what is stored, and what stays float."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import nn
+
+from app.contract.errors import ExportFailed
+from app.contract.weight_only import WeightOnly
+from tests.worker.helpers import context_for, convnet, digits_data, mlp, tiny_model
+from worker.context import Context
+from worker.evaluation.layers import graph_layers, graph_parameters
+from worker.evaluation.onnx_macs import graph_macs
+from worker.export.registry import write_onnx
+from worker.techniques.quantization.grid_math import least_squares
+from worker.techniques.quantization.onnx_bits import store_bits
+from worker.techniques.quantization.quantize import QuantizeTechnique
+from worker.techniques.quantization.stored import packed_bits, stored_weights, unpacked
+from worker.techniques.quantization.weight_grid import WeightGrid
+
+
+def run(proto: ModelProto, inputs: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    return found
+
+
+def on_grid(
+    outputs: int, columns: int, bits: int, group: int, symmetric: bool, zeros: float = 0.0
+) -> tuple[np.ndarray, WeightGrid]:
+    """A random weight [outputs, columns] that lies on its grids."""
+    torch.manual_seed(outputs + columns + bits)
+    weight = torch.randn(outputs, columns) + 0.3
+    weight[torch.rand_like(weight) < zeros] = 0.0
+    grids = [least_squares(part, bits, symmetric) for part in weight.split(group, 1)]
+    values = torch.cat([grid.rounded(part) for grid, part in zip(grids, weight.split(group, 1), strict=True)], 1)
+    return values.numpy(), WeightGrid.of(grids, bits, group, symmetric)
+
+
+def product(weight: np.ndarray, kind: str, shared: bool = False) -> ModelProto:
+    """x W^T, as Gemm with a bias or as MatMul; `shared` hands the weight out as well."""
+    outputs, columns = weight.shape
+    held = numpy_helper.from_array(weight if kind == "Gemm" else np.ascontiguousarray(weight.T), "0.weight")
+    bias = numpy_helper.from_array(np.arange(outputs, dtype=np.float32), "0.bias")
+    if kind == "Gemm":
+        nodes = [helper.make_node("Gemm", ["x", "0.weight", "0.bias"], ["y"], "product", transB=1)]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "0.weight"], ["y"], "product")]
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", outputs])]
+    if shared:
+        nodes.append(helper.make_node("Identity", ["0.weight"], ["copy"]))
+        results.append(helper.make_tensor_value_info("copy", TensorProto.FLOAT, held.dims))
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", columns])]
+    graph = helper.make_graph(nodes, "g", inputs, results, [held, bias] if kind == "Gemm" else [held])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def stored(proto: ModelProto, grids: dict[str, WeightGrid], folder: Path) -> ModelProto:
+    onnx.save_model(proto, str(folder / "float.onnx"))
+    store_bits(folder / "float.onnx", folder / "bits.onnx", grids)
+    found = onnx.load(folder / "bits.onnx")
+    onnx.checker.check_model(found)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "columns", "group"),
+    [(4, 256, 128), (4, 96, 32), (8, 128, 64), (2, 96, 16), (3, 64, 32), (4, 100, 100), (8, 30, 30), (2, 17, 17)],
+)
+def test_the_runtime_computes_what_the_floats_give(
+    tmp_path: Path, kind: str, symmetric: bool, bits: int, columns: int, group: int
+) -> None:
+    weight, grid = on_grid(24, columns, bits, group, symmetric, zeros=0.2)
+    proto = product(weight, kind)
+    found = stored(proto, {"0.weight": grid}, tmp_path)
+    expected_nodes = ["MatMulNBits", "Add"] if kind == "Gemm" else ["MatMulNBits"]
+    assert [node.op_type for node in found.graph.node] == expected_nodes
+    inputs = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
+    expected, got = run(proto, inputs), run(found, inputs)
+    # The operator rounds activations to 8 bits.
+    assert np.linalg.norm(got - expected) < 0.012 * np.linalg.norm(expected)
+    own = stored_weights(found)[0]
+    assert own.name == "0.weight"
+    assert own.bits == {2: 2, 3: 4, 4: 4, 8: 8}[bits]
+    np.testing.assert_array_equal(own.dequantized(), weight if kind == "Gemm" else weight.T)
+    assert own.zeros() == np.count_nonzero(weight == 0)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_the_report_knows_the_layer(tmp_path: Path, kind: str) -> None:
+    weight, grid = on_grid(24, 96, 4, 32, symmetric=False, zeros=0.5)
+    proto = product(weight, kind)
+    found = stored(proto, {"0.weight": grid}, tmp_path)
+    (row,) = graph_layers(found, proto)
+    assert (row.name, row.bits, row.parameters, row.shape) == ("0.weight", 4, 24 * 96, (24, 96))
+    assert row.sqnr_db is None  # the float file has the same weight
+    assert row.sparsity == pytest.approx(np.mean(weight == 0))
+    biases = 24 if kind == "Gemm" else 0
+    nonzero = np.count_nonzero(weight) + max(0, biases - 1)  # the first bias is 0
+    assert graph_parameters(found) == (24 * 96 + biases, nonzero)
+    assert graph_macs(found, {"x": np.zeros((1, 96), np.float32)}) == 24 * 96
+
+
+def test_a_weight_that_something_else_uses_stays_as_it_is(tmp_path: Path) -> None:
+    weight, grid = on_grid(24, 96, 4, 32, symmetric=False)
+    found = stored(product(weight, "MatMul", shared=True), {"0.weight": grid}, tmp_path)
+    assert [node.op_type for node in found.graph.node] == ["MatMul", "Identity"]
+    assert [tensor.name for tensor in found.graph.initializer] == ["0.weight"]
+
+
+def test_a_weight_off_its_grid_is_refused(tmp_path: Path) -> None:
+    weight, grid = on_grid(24, 96, 4, 32, symmetric=False)
+    with pytest.raises(ExportFailed, match=r"0\.weight should be stored in 4 bits"):
+        stored(product(weight * 1.1, "Gemm"), {"0.weight": grid}, tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_bits_are_packed_from_the_lowest_on(bits: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (3, 16)).astype(np.uint8)
+    found = packed_bits(codes, bits)
+    assert found.shape == (3, 16 * bits // 8)
+    np.testing.assert_array_equal(unpacked(found, bits), codes)
+    by_hand = sum(int(code) << (bits * place) for place, code in enumerate(codes[0, : 8 // bits]))
+    assert found[0, 0] == by_hand
+
+
+def context_of(make: Callable[[], nn.Module], folder: Path, shape: tuple[int, ...] = (64,)) -> Context:
+    return context_for(tiny_model(copy.deepcopy(make()), shape=shape), digits_data(shape), folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_network_of_linear_layers_is_stored_in_few_bits(tmp_path: Path, bits: int, dtype: torch.dtype) -> None:
+    context = context_of(mlp, tmp_path)
+    context.model = replace(context.model, stored=dict.fromkeys(context.model.module.state_dict(), dtype))
+    QuantizeTechnique().apply(WeightOnly(bits=bits, group_size=32, algorithm="rtn"), context)
+    module = context.model.round_as_stored(context.model.module).eval()
+    exported = write_onnx(module, context, tmp_path)
+    proto = onnx.load(exported.path)
+    assert sum(node.op_type == "MatMulNBits" for node in proto.graph.node) == 3
+    assert {weight.name: weight.bits for weight in stored_weights(proto)} == dict.fromkeys(
+        ("0.weight", "2.weight", "4.weight"), bits
+    )
+    assert context.feed is not None
+    inputs = next(iter(context.feed.batches("test", 100))).inputs[0]
+    with torch.no_grad():
+        expected = module(inputs)
+    difference = torch.from_numpy(run(proto, inputs.numpy())) - expected
+    assert float(difference.norm() / expected.norm()) < 0.02
+
+
+def test_convolutions_stay_floats(tmp_path: Path) -> None:
+    context = context_of(convnet, tmp_path, (1, 8, 8))
+    QuantizeTechnique().apply(WeightOnly(algorithm="rtn"), context)
+    exported = write_onnx(context.model.module.eval(), context, tmp_path)
+    bits = {weight.name: weight.bits for weight in stored_weights(onnx.load(exported.path))}
+    assert bits.pop("8.weight") == 4
+    assert set(bits.values()) == {32}

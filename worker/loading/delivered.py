@@ -1,0 +1,23 @@
+"""Artifacts back to Models: what may be uploaded, and what only an exporter writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from app.contract.architecture import model_spec
+from app.contract.errors import ModelRejected
+from worker.loading.loader import load_model
+from worker.model import Model
+
+Reader = Literal["upload", "compressed-tensors"]
+
+
+def load_delivered(reader: Reader, path: Path, filename: str, spec: dict[str, Any], scratch: Path) -> Model:
+    """Reads a file that a job wrote, or as `load_model` does one that was uploaded."""
+    if reader == "upload":
+        return load_model(path, filename, spec, scratch)
+    # Only here, since transformers takes seconds to import.
+    from worker.loading.huggingface import load_compressed
+
+    return load_compressed(path, model_spec(spec, ModelRejected), scratch)
