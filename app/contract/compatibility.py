@@ -168,10 +168,10 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
-        if isinstance(step, WeightOnly) and step.algorithm == "gptq" and calibration_split(dataset) is None:
+        if isinstance(step, WeightOnly) and step.looks_at_inputs and calibration_split(dataset) is None:
             raise DatasetMismatch(
-                "gptq needs a `calibration`, `train` or `validation` split to see what comes into the layers, and "
-                f"algorithm rtn needs none; {_has(dataset)}",
+                f"{step.algorithm} needs a `calibration`, `train` or `validation` split to see what comes into the "
+                f"layers, and algorithm rtn needs none; {_has(dataset)}",
                 pointer=pointer if dataset is not None else "/dataset",
             )
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:

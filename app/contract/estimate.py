@@ -62,7 +62,7 @@ def estimate(
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
-        if isinstance(step, WeightOnly) and step.algorithm == "gptq":
+        if isinstance(step, WeightOnly) and step.looks_at_inputs:
             passes += GPTQ_PASSES * min(step.samples, _samples(dataset, calibration_split(dataset)))
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))

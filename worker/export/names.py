@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +24,25 @@ GATE_ORDERS = ((0, 3, 1, 2), (1, 0, 2))
 def rename_weights(proto: ModelProto, state: Mapping[str, Tensor]) -> None:
     """Gives initializers of at least two dimensions the names of the state dict's tensors they were made of, in place.
 
-    A transposed or reordered weight gets the name of the original; a bidirectional layer's stack of two that of the
-    first direction. An initializer that matches nothing keeps its name.
+    A transposed or reordered weight gets the name of the original, or, where the original is there too, another that it
+    has in the state dict; a bidirectional layer's stack of two that of the first direction. An initializer that matches
+    nothing keeps its name.
     """
-    origins = {_key(form): name for name, tensor in state.items() for form in _forms(tensor)}
+    origins: dict[Any, list[str]] = {}
+    for name, tensor in state.items():
+        for form in _forms(tensor):
+            origins.setdefault(_key(form), []).append(name)
     taken = {tensor.name for tensor in proto.graph.initializer}
     renamed: dict[str, str] = {}
     for tensor in proto.graph.initializer:
         if tensor.name in state or len(tensor.dims) < 2:
             continue
         values = numpy_helper.to_array(tensor)
-        name = origins.get(_key(values)) or (origins.get(_key(values[0])) if values.ndim == 3 else None)
-        if name is not None and name not in taken:
-            taken.add(name)
-            renamed[tensor.name] = name
-            tensor.name = name
+        names = origins.get(_key(values)) or (origins.get(_key(values[0]), []) if values.ndim == 3 else [])
+        if free := [name for name in names if name not in taken]:
+            taken.add(free[-1])
+            renamed[tensor.name] = free[-1]
+            tensor.name = free[-1]
     _rename_uses(proto.graph, renamed)
 
 

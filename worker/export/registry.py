@@ -20,6 +20,7 @@ from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Stream
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
+from worker.techniques.quantization.weight_grid import WeightGrid
 
 BINARY = "application/octet-stream"
 ZIP = "application/zip"
@@ -57,12 +58,19 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
     if step is None:
-        store_bits(reference, path, context.grids)
+        store_bits(reference, path, _of_all_names(module, context.grids))
         return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
     quantize_file(reference, path, step, _reader(context, step, batch), float_layers)
     return Exported(path, "onnx", BINARY, reference)
+
+
+def _of_all_names(module: nn.Module, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
+    """The grids by every name that a weight has: an exported graph has a shared one under the last."""
+    places = {module.get_parameter(name).data_ptr(): grid for name, grid in grids.items()}
+    state = module.state_dict().items()
+    return {name: places[tensor.data_ptr()] for name, tensor in state if tensor.data_ptr() in places}
 
 
 def write_packed(module: nn.Module, context: Context, folder: Path) -> Exported:

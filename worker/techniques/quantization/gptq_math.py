@@ -8,6 +8,8 @@ sweeps of coordinate descent then look at every column again with all others set
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -32,19 +34,23 @@ def quantized(
     `moments` [columns, columns] is X X^T; `kept` (bool) are the weights that are not pruned, and the others get the
     code of zero. Steps are such as `dtype` has. Raises torch.linalg.LinAlgError where the moments are not finite.
     """
-    target = torch.where(kept, weight.float(), 0.0)
+    # Columns lie side by side from here on, each with all outputs: they are worked on one at a time.
+    kept = kept.T.contiguous()
+    target = torch.where(kept, weight.float().T, 0.0)
     hessian = damped(moments)
     factor = inverse_factor(hessian)
     left, codes, grids = target.clone(), torch.zeros_like(target), []
     importance = hessian.diagonal()
-    for start in range(0, target.shape[1], group):
-        end = min(start + group, target.shape[1])
-        grid = least_squares(left[:, start:end], bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
+    for start in range(0, len(target), group):
+        end = min(start + group, len(target))
+        own = left[start:end].T.contiguous()
+        grid = least_squares(own, bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
         grids.append(grid)
-        _round(left, codes, kept, factor, grid, start, end)
+        _round(left, codes, kept, factor, _turned(grid), start, end)
+    turned = [_turned(grid) for grid in grids]
     for _ in range(SWEEPS):
-        _sweep(target, codes, kept, hessian, grids, group)
-    return codes, grids
+        _sweep(target, codes, kept, hessian, turned, group)
+    return codes.T.contiguous(), grids
 
 
 def values(codes: Tensor, grids: list[Grid], group: int) -> Tensor:
@@ -52,32 +58,43 @@ def values(codes: Tensor, grids: list[Grid], group: int) -> Tensor:
     return torch.cat([grid.values(own) for grid, own in zip(grids, codes.split(group, 1), strict=True)], 1)
 
 
+def _turned(grid: Grid) -> Grid:
+    """For weights [columns, outputs]."""
+    return replace(grid, step=grid.step.T.contiguous(), zero=grid.zero.T.contiguous())
+
+
 def _round(left: Tensor, codes: Tensor, kept: Tensor, factor: Tensor, grid: Grid, start: int, end: int) -> None:
     """Rounds the columns of a group, and passes on their errors."""
     for first in range(start, end, BLOCK):
         last = min(first + BLOCK, end)
-        errors = left.new_zeros(len(left), last - first)
+        errors = left.new_zeros(last - first, left.shape[1])
         for column in range(first, last):
-            own = left[:, column : column + 1]
-            codes[:, column : column + 1] = _codes(grid, own, kept[:, column : column + 1])
-            error = (own - grid.values(codes[:, column : column + 1])).squeeze(1) / factor[column, column]
-            left[:, column:last] -= error.outer(factor[column, column:last])
-            errors[:, column - first] = error
-        left[:, last:] -= errors @ factor[first:last, last:]
+            own = left[column : column + 1]
+            codes[column] = _codes(grid, own, kept[column])
+            error = (own - grid.values(codes[column])) / factor[column, column]
+            left[column:last] -= factor[column, column:last, None] * error
+            errors[column - first] = error
+        left[last:] -= factor[first:last, last:].T @ errors
 
 
 def _sweep(target: Tensor, codes: Tensor, kept: Tensor, hessian: Tensor, grids: list[Grid], group: int) -> None:
-    """Each column to the code that is best with all others as they are: w_j + [(T - W) H]_j / H_jj, rounded."""
-    found = values(codes, grids, group)
-    gradient = (target - found) @ hessian
-    for column in range(target.shape[1]):
-        grid = grids[column // group]
-        own = found[:, column : column + 1]
-        best = own + gradient[:, column : column + 1] / hessian[column, column]
-        codes[:, column : column + 1] = _codes(grid, best, kept[:, column : column + 1])
-        moved = grid.values(codes[:, column : column + 1]) - own
-        found[:, column : column + 1] += moved
-        gradient -= moved * hessian[column]
+    """Each column to the code that is best with all others as they are: w_j + [H (T - W)]_j / H_jj, rounded."""
+    parts = zip(grids, codes.split(group), strict=True)
+    found = torch.cat([grid.values(own) for grid, own in parts])
+    gradient = hessian @ (target - found)
+    for first in range(0, len(target), BLOCK):
+        last = min(first + BLOCK, len(target))
+        before = found[first:last].clone()
+        for column in range(first, last):
+            grid = grids[column // group]
+            best = found[column] + gradient[column] / hessian[column, column]
+            codes[column] = _codes(grid, best, kept[column])
+            moved = grid.values(codes[column]) - found[column]
+            found[column] += moved.squeeze(0)
+            gradient[first:last] -= hessian[first:last, column, None] * moved
+        moves = found[first:last] - before
+        gradient[:first] -= hessian[:first, first:last] @ moves
+        gradient[last:] -= hessian[last:, first:last] @ moves
 
 
 def _codes(grid: Grid, weights: Tensor, kept: Tensor) -> Tensor:

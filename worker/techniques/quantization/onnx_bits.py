@@ -1,14 +1,16 @@
-"""A float ONNX file whose weights lie on grids to one that stores them in few bits: ONNX Runtime's MatMulNBits.
+"""A float ONNX file whose weights lie on grids to one that stores them in few bits, in operators of ONNX Runtime.
 
-The operator multiplies floats with weights of 2, 4 or 8 bits, with a step and a zero point for each block of inputs.
-Weights of 3 bits are stored in 4. Convolutions have no such operator and stay as they are.
+MatMulNBits multiplies floats with weights of 2, 4 or 8 bits, with a step and a zero point for each block of inputs;
+GatherBlockQuantized looks up rows of such weights. A head that is the embedding's own weight shares its codes. Weights
+of 3 bits are stored in 4. Convolutions have no such operator and stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from app.contract.errors import ExportFailed
-from worker.techniques.quantization.stored import FEW_BITS, TRANSPOSED, packed_bits, stored_weights, weight_inputs
+from worker.techniques.quantization.stored import FEW_BITS, LOOKUP, TRANSPOSED, packed_bits, stored_weights
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 DOMAIN = "com.microsoft"
@@ -30,9 +32,20 @@ TOLERANCE = 2.0**-8
 
 
 @dataclass(frozen=True)
+class _Uses:
+    """The nodes that use a weight, all of them convertible: products and lookups, and what turns the weight round for
+    a product. `outputs_first` says how the weight lies."""
+
+    outputs_first: bool
+    products: list[NodeProto]
+    lookups: list[NodeProto]
+    turns: list[NodeProto]
+
+
+@dataclass(frozen=True)
 class _Codes:
-    """A weight as it will be stored: `tensors` are its codes [outputs, blocks, bytes], steps [outputs, blocks] and zero
-    points [outputs, bytes]."""
+    """A weight as it will be stored: `tensors` are its codes [outputs, blocks, bytes] or, for lookups, [outputs,
+    bytes], steps [outputs, blocks] and zero points [outputs, bytes]."""
 
     tensors: list[TensorProto]
     outputs: int
@@ -42,46 +55,71 @@ class _Codes:
 
 
 def store_bits(source: Path, target: Path, grids: Mapping[str, WeightGrid]) -> None:
-    """Writes `source` to `target` with every product by a weight in `grids` as one with its codes.
+    """Writes `source` to `target` with every product by a weight in `grids`, and every lookup in it, as one of codes.
 
     A weight that anything else uses too stays as it is. Raises ExportFailed where what is stored is not the weight.
     """
     proto = onnx.load(source)
     weights = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer if one.name in grids}
-    products = list(_products(proto.graph, weights))
-    stored = {name: _codes(name, weights[name], grids[name], _outputs_first(node)) for node, name in products}
-    names = {node.output[0]: name for node, name in products}
-    nodes = [
-        new
-        for node in proto.graph.node
-        for new in (_replaced(node, stored[names[node.output[0]]]) if node.output[0] in names else [node])
-    ]
+    uses = {name: found for name in weights if (found := _uses(proto.graph, name, weights[name], grids[name]))}
+    stored = {name: _codes(name, weights[name], grids[name], own) for name, own in uses.items()}
+    new: dict[str, list[NodeProto]] = {}
+    first: list[NodeProto] = []
+    shapes: list[TensorProto] = []
+    for name, own in uses.items():
+        codes = stored[name]
+        new |= {node.output[0]: [] for node in own.turns}
+        new |= {node.output[0]: [_lookup(node, codes)] for node in own.lookups}
+        if own.lookups and own.products:  # which want the same bytes in another shape
+            first.append(_reshaped(codes))
+            shapes.append(_shape(codes))
+        new |= {node.output[0]: _product(node, codes, bool(own.lookups)) for node in own.products}
+    nodes = [*first, *(one for node in proto.graph.node for one in new.get(node.output[0], [node]))]
     tensors = [one for one in proto.graph.initializer if one.name not in stored]
-    tensors += [one for codes in stored.values() for one in codes.tensors]
-    for field, parts in ((proto.graph.node, nodes), (proto.graph.initializer, tensors)):
-        copies = [type(part).FromString(part.SerializeToString()) for part in parts]  # the parts go with the field
-        del field[:]
-        field.extend(copies)
+    tensors += [*(one for codes in stored.values() for one in codes.tensors), *shapes]
+    _replace(proto.graph.node, nodes)
+    _replace(proto.graph.initializer, tensors)
     if stored and all(entry.domain != DOMAIN for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     _check(proto, {name: weights[name] for name in stored})
     onnx.save_model(proto, str(target))
 
 
-def _products(graph: GraphProto, weights: Container[str]) -> Iterator[tuple[NodeProto, str]]:
-    """Each node that is the product of its input with a weight, with the weight's name."""
-    uses: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in {*node.input, *_within(node)}:
-            uses.setdefault(name, []).append(node)
-    found: dict[str, list[NodeProto]] = {}
-    for node, name in weight_inputs(graph):
-        if name in weights and _plain(node):
-            found.setdefault(name, []).append(node)
-    for name, nodes in found.items():
-        # It is stored once, so all that use it have to be products, and have it the same way round.
-        if len(nodes) == len(uses[name]) and len({_outputs_first(node) for node in nodes}) == 1:
-            yield from ((node, name) for node in nodes)
+def _replace(parts: Any, new: Sequence[Any]) -> None:
+    """Puts other parts in a repeated field; those that it had go with it."""
+    copies = [type(part).FromString(part.SerializeToString()) for part in new]
+    del parts[:]
+    parts.extend(copies)
+
+
+def _uses(graph: GraphProto, name: str, weight: np.ndarray, grid: WeightGrid) -> _Uses | None:
+    """How a weight is used; None where it cannot be stored in codes for all that read it."""
+    products, lookups, turns = [], [], []
+    ways: set[bool] = set()
+    for node in _readers(graph, name):
+        if node.op_type == "Gather" and list(node.input).index(name) == 0 and not _attributes(node).get("axis"):
+            lookups.append(node)
+            ways.add(True)
+        elif _is_product(node, name):
+            products.append(node)
+            ways.add(bool(_attributes(node).get("transB")))
+        elif node.op_type == "Transpose" and _attributes(node).get("perm", [1, 0]) == [1, 0]:
+            behind = _readers(graph, node.output[0])
+            if not behind or not all(_is_product(one, node.output[0]) for one in behind):
+                return None
+            turns.append(node)
+            products += behind
+            ways |= {not _attributes(one).get("transB") for one in behind}
+        else:
+            return None
+    given = {value.name for value in graph.output} & {name, *(node.output[0] for node in turns)}
+    if len(ways) != 1 or weight.ndim != 2 or given or (lookups and weight.shape[1] % _block(grid, weight.shape[1])):
+        return None
+    return _Uses(ways.pop(), products, lookups, turns)
+
+
+def _readers(graph: GraphProto, name: str) -> list[NodeProto]:
+    return [node for node in graph.node if name in node.input or name in _within(node)]
 
 
 def _within(node: NodeProto) -> set[str]:
@@ -90,31 +128,33 @@ def _within(node: NodeProto) -> set[str]:
     return {name for graph in graphs for inner in graph.node for name in {*inner.input, *_within(inner)}}
 
 
-def _plain(node: NodeProto) -> bool:
+def _is_product(node: NodeProto, weight: str) -> bool:
     """Whether the node is x W, and a bias at most."""
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if weight in node.input[:1] or weight not in node.input[:2]:
+        return False
+    values = _attributes(node)
     if node.op_type == "Gemm":
         return not values.get("transA") and values.get("alpha", 1.0) == 1.0 and values.get("beta", 1.0) == 1.0
     return node.op_type == "MatMul"
 
 
-def _outputs_first(node: NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _codes(name: str, weight: np.ndarray, grid: WeightGrid, outputs_first: bool) -> _Codes:
-    rows = weight if outputs_first else weight.T
+def _codes(name: str, weight: np.ndarray, grid: WeightGrid, uses: _Uses) -> _Codes:
+    rows = weight if uses.outputs_first else weight.T
     outputs, columns = rows.shape
     bits, block = STORED_BITS[grid.bits], _block(grid, columns)
     blocks = -(-columns // block)
     codes, zeros = (tensor.numpy() for tensor in grid.unsigned(torch.from_numpy(rows.copy())))
     steps, zeros = (np.repeat(values, blocks // zeros.shape[1], 1) for values in (grid.step.numpy(), zeros))
     padding = np.repeat(zeros[:, -1:], blocks * block - columns, 1)
-    blocked = np.concatenate([codes, padding], 1).reshape(outputs, blocks, block)
+    blocked = packed_bits(np.concatenate([codes, padding], 1).reshape(outputs, blocks, block), bits)
     zeros = np.pad(zeros, ((0, 0), (0, -blocks % (8 // bits))))
-    stem = name if outputs_first else name + TRANSPOSED
+    stem = name if uses.outputs_first else name + TRANSPOSED
     tensors = [
-        numpy_helper.from_array(packed_bits(blocked, bits), f"{stem}_quantized"),
+        numpy_helper.from_array(blocked.reshape(outputs, -1) if uses.lookups else blocked, f"{stem}_quantized"),
         numpy_helper.from_array(np.ascontiguousarray(steps, np.float32), f"{stem}_scale"),
         numpy_helper.from_array(packed_bits(zeros, bits), f"{stem}_zero_point"),
     ]
@@ -132,12 +172,13 @@ def _block(grid: WeightGrid, columns: int) -> int:
     return min((block for block in BLOCKS if single or grid.group % block == 0), key=size)
 
 
-def _replaced(node: NodeProto, codes: _Codes) -> list[NodeProto]:
+def _product(node: NodeProto, codes: _Codes, reshaped: bool) -> list[NodeProto]:
     """The product with codes, and what adds the bias of a Gemm."""
     bias = node.input[2] if len(node.input) > 2 else ""
+    names = [tensor.name for tensor in codes.tensors]
     product = helper.make_node(
         FEW_BITS,
-        [node.input[0], *(tensor.name for tensor in codes.tensors)],
+        [node.input[0], _in_blocks(codes) if reshaped else names[0], *names[1:]],
         [f"{node.output[0]}_product" if bias else node.output[0]],
         node.name,
         domain=DOMAIN,
@@ -150,6 +191,35 @@ def _replaced(node: NodeProto, codes: _Codes) -> list[NodeProto]:
     if not bias:
         return [product]
     return [product, helper.make_node("Add", [product.output[0], bias], node.output, f"{node.name}_bias")]
+
+
+def _lookup(node: NodeProto, codes: _Codes) -> NodeProto:
+    data, *rest = (tensor.name for tensor in codes.tensors)
+    return helper.make_node(
+        LOOKUP,
+        [data, node.input[1], *rest],
+        node.output,
+        node.name,
+        domain=DOMAIN,
+        bits=codes.bits,
+        block_size=codes.block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+
+
+def _in_blocks(codes: _Codes) -> str:
+    return f"{codes.tensors[0].name}_in_blocks"
+
+
+def _reshaped(codes: _Codes) -> NodeProto:
+    name = codes.tensors[0].name
+    return helper.make_node("Reshape", [name, f"{name}_shape"], [_in_blocks(codes)], f"{name}_reshaped")
+
+
+def _shape(codes: _Codes) -> TensorProto:
+    shape = (codes.outputs, codes.columns // codes.block, codes.block * codes.bits // 8)
+    return numpy_helper.from_array(np.array(shape), f"{codes.tensors[0].name}_shape")
 
 
 def _check(proto: ModelProto, weights: Mapping[str, np.ndarray]) -> None:

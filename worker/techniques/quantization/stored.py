@@ -13,7 +13,8 @@ from app.contract.errors import ExportFailed
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
-FEW_BITS = "MatMulNBits"  # of ONNX Runtime: a product with a weight of 2, 4 or 8 bits, in blocks of its inputs
+# Of ONNX Runtime: a product with a weight of 2, 4 or 8 bits, in blocks of its inputs; a lookup in such a one.
+FEW_BITS, LOOKUP = "MatMulNBits", "GatherBlockQuantized"
 QUANTIZED_INPUT = {"MatMulInteger": 1, "ConvInteger": 1}
 # What ONNX Runtime's quantizer appends to a weight's name.
 TRANSPOSED = "_Transposed"
@@ -95,7 +96,7 @@ def stored_weights(proto: ModelProto) -> list[StoredWeight]:
     scales = _scales(proto.graph, arrays)
     helpers = {name for pair in scales.values() for name in pair[:2]}
     helpers |= recurrent_biases(proto.graph)
-    of_few_bits = {node.input[1]: node for node in proto.graph.node if node.op_type == FEW_BITS}
+    of_few_bits = dict(_few_bits_nodes(proto.graph))
     helpers |= few_bits_helpers(proto.graph)
     found = []
     for name, values in arrays.items():
@@ -130,7 +131,16 @@ def recurrent_biases(graph: GraphProto) -> set[str]:
 
 def few_bits_helpers(graph: GraphProto) -> set[str]:
     """The names of the scales and zero points of weights of few bits."""
-    return {name for node in graph.node if node.op_type == FEW_BITS for name in node.input[2:4]}
+    return {name for _, node in _few_bits_nodes(graph) for name in node.input[2:4]}
+
+
+def _few_bits_nodes(graph: GraphProto) -> Iterator[tuple[str, NodeProto]]:
+    """Each weight of few bits with a node that reads it; codes that are looked up too are reshaped for products."""
+    reshaped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
+    for node in graph.node:
+        if node.op_type in (FEW_BITS, LOOKUP):
+            data = node.input[1 if node.op_type == FEW_BITS else 0]
+            yield reshaped.get(data, data), node
 
 
 def unpacked(values: np.ndarray, bits: int) -> np.ndarray:
@@ -147,11 +157,13 @@ def packed_bits(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def _of_few_bits(name: str, node: NodeProto, arrays: dict[str, np.ndarray]) -> StoredWeight:
     numbers = {attribute.name: attribute.i for attribute in node.attribute}
-    bits, blocks = numbers["bits"], arrays[name].shape[1]
-    zero_point = unpacked(arrays[node.input[3]], bits)[:, :blocks, None]
+    bits, block = numbers["bits"], numbers["block_size"]
     scale = arrays[node.input[2]][..., None]
-    values = unpacked(arrays[name], bits)
-    return StoredWeight(base_name(name), values, TRANSPOSED in name, scale, zero_point, numbers["K"], bits)
+    outputs, blocks, _ = scale.shape
+    zero_point = unpacked(arrays[node.input[3]], bits)[:, :blocks, None]
+    values = unpacked(arrays[name], bits).reshape(outputs, blocks, block)
+    columns = numbers.get("K", blocks * block)  # a lookup has no padding
+    return StoredWeight(base_name(name), values, TRANSPOSED in name, scale, zero_point, columns, bits)
 
 
 def check_stored(source: ModelProto, quantized: ModelProto, ops: Collection[str], kept: Collection[str]) -> None:

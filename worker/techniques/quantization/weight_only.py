@@ -6,11 +6,12 @@ The module holds what the numbers stand for, in floats, and the context their gr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from app.contract.weight_only import LEAST_GROUP, WeightOnly
+from app.contract.weight_only import WeightOnly
 from worker.constraints import stored
 from worker.context import Context
 from worker.model import Model
@@ -18,9 +19,12 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.by_inputs import finite, through
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
-from worker.techniques.quantization import gptq_math
+from worker.techniques.quantization import awq, gptq_math, hqq_math
 from worker.techniques.quantization.grid_math import Grid, least_squares
+from worker.techniques.quantization.groups import group_of
 from worker.techniques.quantization.weight_grid import WeightGrid
+
+Row = dict[str, float | int | str | None]
 
 
 def applies(step: WeightOnly, model: Model) -> str | None:
@@ -35,71 +39,103 @@ def applies(step: WeightOnly, model: Model) -> str | None:
 def quantize_weights(step: WeightOnly, context: Context) -> Details:
     """Moves the weights to their grids. Masks hold: a pruned weight is the code of zero.
 
-    Raises DatasetMismatch where gptq has no data, InvalidSpec where a layer's inputs are not finite.
+    Raises DatasetMismatch where the algorithm looks at data and there is none, InvalidSpec where a layer's inputs are
+    not finite.
     """
     module = context.model.module
     weights = WeightSet(module, _chosen(step, module))
-    rows: dict[str, dict[str, float | int | str | None]] = {}
+    tables = _tables(step, module)
+    rows: dict[str, Row] = {}
     found: Details = {
         "method": step.method,
         "bits": step.bits,
         "algorithm": step.algorithm,
         "symmetric": step.symmetric,
     }
-    if step.algorithm == "gptq":
-
-        def visit(weight: PrunableWeight, moments: Moments) -> None:
-            rows[weight.name] = _quantize(step, context, weight, finite(moments, weight, "gptq"))
-
-        found |= context.ranks.told(
-            lambda: through(context, weights, step.samples, "gptq looks at inputs", True, visit)
-        )
+    for weight in tables:  # first, so that what follows makes up for it
+        rows[weight.name] = _quantize(step.of_embeddings, context, weight, None)
+    if step.looks_at_inputs:
+        found |= context.ranks.told(lambda: _by_inputs(step, context, weights, rows))
         context.ranks.alike(parameter.data for parameter in module.parameters())
     else:
         for weight in weights.weights:
             rows[weight.name] = _quantize(step, context, weight, None)
     left = [weight for weight in prunable(module) if weight.name not in rows]
-    found["layers"] = [rows[weight.name] for weight in weights.weights if weight.name in rows]
+    found["layers"] = [rows[weight.name] for weight in (*tables, *weights.weights) if weight.name in rows]
     found["layers_left_in_float"] = [{"name": weight.name, "weights": weight.value().numel()} for weight in left]
     return found
 
 
-def group_of(step: WeightOnly, layer: nn.Module, columns: int) -> int:
-    """How many columns of a layer's matrix share a step."""
-    if step.group_size is None or isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return columns
-    size = math.gcd(step.group_size, columns)
-    return size if size >= LEAST_GROUP else columns
+def _by_inputs(step: WeightOnly, context: Context, weights: WeightSet, rows: dict[str, Row]) -> Details:
+    found: Details = awq.scale_channels(step, context, weights) if step.algorithm == "awq" else {}
+
+    def visit(weight: PrunableWeight, moments: Moments) -> None:
+        rows[weight.name] = _quantize(step, context, weight, finite(moments, weight, step.algorithm))
+
+    full = step.algorithm == "gptq"
+    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", full, visit)
 
 
 def _chosen(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
     return [weight for weight in select(module, step.exclude) if takes_columns(weight.owner)]
 
 
-def _quantize(
-    step: WeightOnly, context: Context, weight: PrunableWeight, moments: Tensor | None
-) -> dict[str, float | int | str | None]:
+def _tables(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
+    """Embeddings, if they are asked for."""
+    if step.embeddings is None:
+        return []
+    return [weight for weight in select(module, step.exclude) if isinstance(weight.owner, nn.Embedding)]
+
+
+def _quantize(step: WeightOnly, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
+    """`moments` are X X^T for gptq, and the diagonal of it for awq."""
     value = matrix(weight, weight.value()).detach().float().clone()
     kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
     group = group_of(step, weight.owner, value.shape[1])
     dtype = context.model.stored.get(weight.name, torch.float32)
-    if moments is None:
-        codes, grids = _nearest(step, torch.where(kept, value, 0.0), group, dtype)
-    else:
+    if step.algorithm == "gptq":
+        assert moments is not None
         codes, grids = gptq_math.quantized(value, moments, kept, step.bits, group, step.symmetric, dtype)
-    found = gptq_math.values(codes, grids, group)
-    context.grids[weight.name] = WeightGrid.of(grids, step.bits, group, step.symmetric)
+        found = gptq_math.values(codes, grids, group)
+        grid = WeightGrid.of(grids, step.bits, group, step.symmetric)
+    else:
+        found, grid = _nearest(step, torch.where(kept, value, 0.0), group, _fit(step, group, moments), dtype)
+    context.grids[weight.name] = grid
     with torch.no_grad():
         parameter = stored(weight.owner, weight.attribute)
         parameter.copy_(unmatrix(weight, found).to(parameter.dtype))
-    return {"name": weight.name, "weights": value.numel(), "group": group, "sqnr_db": sqnr(value * kept, found)}
+    return {
+        "name": weight.name,
+        "weights": value.numel(),
+        "bits": step.bits,
+        "group": group,
+        "sqnr_db": sqnr(value * kept, found),
+    }
 
 
-def _nearest(step: WeightOnly, value: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, list[Grid]]:
-    """Codes and grids, as of `gptq_math.quantized`."""
-    parts = value.split(group, 1)
-    grids = [least_squares(own, step.bits, step.symmetric).held_in(dtype) for own in parts]
-    return torch.cat([grid.codes(own) for grid, own in zip(grids, parts, strict=True)], 1), grids
+Fit = Callable[[Tensor], Grid]
+
+
+def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
+    """How the grid of each group [groups of all outputs, group] is found."""
+    if step.algorithm == "hqq":
+        return lambda parts: hqq_math.fitted(parts, step.bits)
+    if importance is None:
+        return lambda parts: least_squares(parts, step.bits, step.symmetric)
+
+    def weighed(parts: Tensor) -> Grid:
+        own = importance.view(-1, group)  # of one output, and all have the same
+        return least_squares(parts, step.bits, step.symmetric, own.repeat(len(parts) // len(own), 1))
+
+    return weighed
+
+
+def _nearest(step: WeightOnly, value: Tensor, group: int, fit: Fit, dtype: torch.dtype) -> tuple[Tensor, WeightGrid]:
+    """Values [outputs, columns], each to the nearest of its group's grid."""
+    parts = value.reshape(-1, group)
+    grid = fit(parts).held_in(dtype)
+    steps, zeros = (own.view(len(value), -1).cpu() for own in (grid.step, grid.zero))
+    return grid.rounded(parts).view_as(value), WeightGrid(step.bits, group, step.symmetric, steps, zeros)
 
 
 def sqnr(before: Tensor, after: Tensor) -> float | None:

@@ -13,15 +13,17 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from app.contract.errors import ExportFailed
+from app.contract.facts import TensorFacts
 from app.contract.weight_only import WeightOnly
 from tests.worker.helpers import context_for, convnet, digits_data, mlp, tiny_model
 from worker.context import Context
 from worker.evaluation.layers import graph_layers, graph_parameters
 from worker.evaluation.onnx_macs import graph_macs
 from worker.export.registry import write_onnx
+from worker.model import Model
 from worker.techniques.quantization.grid_math import least_squares
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.quantize import QuantizeTechnique
@@ -168,3 +170,81 @@ def test_convolutions_stay_floats(tmp_path: Path) -> None:
     bits = {weight.name: weight.bits for weight in stored_weights(onnx.load(exported.path))}
     assert bits.pop("8.weight") == 4
     assert set(bits.values()) == {32}
+
+
+class Tied(nn.Module):
+    """Token ids [batch, length] to scores of the next; the head is the embedding's weight, if `tied`."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(50, 64)
+        self.inner = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 50, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.tanh(self.inner(self.table(ids))))
+        return found
+
+
+def token_model(module: nn.Module) -> Model:
+    model = tiny_model(module)
+    inputs = (TensorFacts(name="input", shape=(None,), dtype="int64"),)
+    return replace(model, facts=model.facts.model_copy(update={"inputs": inputs}))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_embeddings_are_looked_up_in_codes(tmp_path: Path, bits: int, tied: bool) -> None:
+    context = context_for(token_model(Tied(tied).eval()), None, tmp_path)
+    step = WeightOnly.model_validate({"embeddings": bits, "algorithm": "rtn", "group_size": 32})
+    details = QuantizeTechnique().apply(step, context)
+    rows = {row["name"]: row["bits"] for row in details["layers"]}  # type: ignore[index,union-attr]
+    assert rows == {"table.weight": bits, "inner.weight": 4} | ({} if tied else {"head.weight": 4})
+    proto = onnx.load(write_onnx(context.model.module, context, tmp_path).path)
+    onnx.checker.check_model(proto)
+    kinds = [node.op_type for node in proto.graph.node]
+    assert (kinds.count("GatherBlockQuantized"), kinds.count("MatMulNBits")) == (1, 2)
+    assert not {"Gather", "MatMul", "Gemm", "Transpose"} & set(kinds)
+    # The exporter has turned the small head round, and so it is there twice.
+    assert sorted(weight.bits for weight in stored_weights(proto)) == sorted([bits, 4, bits if tied else 4])
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        expected = context.model.module(ids).numpy()
+    got = run(proto, ids.numpy())
+    assert np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_embeddings_stay_floats_unless_asked_for(tmp_path: Path) -> None:
+    module = Tied(tied=True).eval()
+    before = module.table.weight.detach().clone()
+    context = context_for(token_model(module), None, tmp_path)
+    QuantizeTechnique().apply(WeightOnly(algorithm="rtn"), context)
+    assert torch.equal(module.table.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_a_lookup_and_products_of_a_turned_weight_share_codes(tmp_path: Path, kind: str) -> None:
+    """As large graphs have it: a table, and its transpose as the weight of the head."""
+    weight, grid = on_grid(24, 96, 4, 32, symmetric=False)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], "lookup"),
+        helper.make_node("Transpose", ["table"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node(kind, ["rows", "turned"], ["y"], "head"),
+    ]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 24])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weight, "table")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found = stored(proto, {"table": grid}, tmp_path)
+    assert [node.op_type for node in found.graph.node] == ["Reshape", "GatherBlockQuantized", "MatMulNBits"]
+    (own,) = {one.name: one for one in stored_weights(found)}.values()
+    np.testing.assert_array_equal(own.dequantized(), weight)
+    (row,) = graph_layers(found, proto)
+    assert (row.name, row.bits, row.parameters) == ("table", 4, 24 * 96)
+    assert graph_parameters(found)[0] == 24 * 96
+    ids = np.arange(10)
+    expected, got = run(proto, ids), run(found, ids)
+    assert np.linalg.norm(got - expected) < 0.012 * np.linalg.norm(expected)

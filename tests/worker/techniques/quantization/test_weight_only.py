@@ -54,8 +54,10 @@ def values_of_groups(weight: Tensor, group: int) -> list[int]:
     return [len(run.unique()) for run in weight.flatten(1).reshape(-1, group)]
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("algorithm", "symmetric"),
+    [("rtn", True), ("rtn", False), ("hqq", False), ("awq", True), ("awq", False), ("gptq", True), ("gptq", False)],
+)
 @pytest.mark.parametrize(("bits", "size"), [(8, None), (4, 32), (3, 16), (2, 16)])
 def test_groups_have_as_many_values_as_bits_give(
     context: Context, bits: int, size: int | None, symmetric: bool, algorithm: str
@@ -100,7 +102,7 @@ def test_the_noise_is_what_the_report_says(context: Context) -> None:
     assert sqnr(torch.ones(3), torch.ones(3)) is None
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq", "awq", "gptq"])
 def test_what_was_pruned_stays_zero(context: Context, algorithm: str) -> None:
     PruneTechnique().apply(Prune(sparsity=0.7), context)
     quantize(context, bits=4, algorithm=algorithm)
@@ -135,10 +137,40 @@ def test_a_group_divides_the_inputs(columns: int, expected: int) -> None:
     assert group_of(WeightOnly(), nn.Linear(columns, 4), columns) == expected
 
 
-def test_gptq_without_data_is_refused(context: Context) -> None:
+@pytest.mark.parametrize("algorithm", ["awq", "gptq"])
+def test_without_data_is_refused(context: Context, algorithm: str) -> None:
     context.feed = None
-    with pytest.raises(DatasetMismatch, match="gptq looks at inputs: give a dataset"):
-        quantize(context)
+    with pytest.raises(DatasetMismatch, match=f"{algorithm} looks at inputs: give a dataset"):
+        quantize(context, algorithm=algorithm)
+
+
+def test_hqq_needs_zero_points() -> None:
+    with pytest.raises(ValueError, match="hqq fits zero points"):
+        WeightOnly(algorithm="hqq", symmetric=True)
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq", "awq", "gptq"])
+def test_exporters_get_the_codes(context: Context, algorithm: str) -> None:
+    quantize(context, bits=3, group_size=32, algorithm=algorithm)
+    for name, grid in context.grids.items():
+        weight = context.model.module.get_parameter(name).detach()
+        codes, zeros = grid.unsigned(weight)
+        assert int(codes.max()) <= 7
+        shifted = codes.float().reshape(len(weight), -1, grid.group) - zeros.float()[..., None]
+        assert torch.equal((shifted * grid.step[..., None]).view_as(weight), weight)
+
+
+def test_awq_changes_outputs_less_than_the_nearest_values(trained: nn.Module, tmp_path: Path) -> None:
+    """Channels of real digits differ: those along the border of a picture are nearly always zero."""
+    found = {}
+    for algorithm in ("rtn", "awq"):
+        context = context_for(tiny_model(copy.deepcopy(trained)), digits_data(), tmp_path)
+        details = quantize(context, bits=3, group_size=64, algorithm=algorithm)
+        found[algorithm] = agreement(context)
+    assert found["awq"] < 0.9 * found["rtn"]
+    assert details["folds"] == 2  # between three layers, through ReLU
+    assert details["layers_scaled"] == 2
+    assert 0 < details["mean_exponent"] < 1  # type: ignore[operator]
 
 
 def test_exclusions_stay_as_they_were(context: Context, trained: nn.Module) -> None:

@@ -1,0 +1,60 @@
+"""AWQ on a network: factors for the channels between layers, wherever they can be moved, before weights are rounded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.contract.weight_only import WeightOnly
+from worker.context import Context
+from worker.techniques.base import Details
+from worker.techniques.pruning.by_inputs import BATCH, finite, through
+from worker.techniques.pruning.inputs import Moments, matrix
+from worker.techniques.pruning.samples import calibration
+from worker.techniques.pruning.weights import PrunableWeight, WeightSet
+from worker.techniques.quantization.awq_math import best_factors
+from worker.techniques.quantization.folding import folds
+from worker.techniques.quantization.grid_math import whole_range
+from worker.techniques.quantization.groups import group_of
+
+WHY = "awq looks at inputs"
+TRIED_ON = 2  # samples, to find folds
+FITTED_ON = 8_192  # rows of channels, to find factors: more give the same
+
+
+def scale_channels(step: WeightOnly, context: Context, weights: WeightSet) -> Details:
+    """Moves factors through every fold of the network, in place; what it gives stays the same but for rounding.
+
+    Raises DatasetMismatch without data, InvalidSpec where a layer's inputs are not finite.
+    """
+    module = context.model.module.eval()
+    batch = next(iter(calibration(context, BATCH, step.samples, WHY))).inputs
+    by_layer = {weight.owner: weight for weight in weights.weights}
+    found = folds(module, tuple(tensor[:TRIED_ON] for tensor in batch), list(by_layer))
+    # All targets of a fold read the same, so one of them is looked at.
+    places = {fold.targets[0]: fold for fold in found}
+    exponents: list[float] = []
+
+    def visit(weight: PrunableWeight, moments: Moments) -> None:
+        fold = places[weight.owner]
+        targets = [by_layer[target] for target in fold.targets]
+        rows = [matrix(target, target.value()).float() for target in targets]
+        group = group_of(step, weight.owner, rows[0].shape[1])
+
+        def rounded(row: Tensor) -> Tensor:
+            parts = row.reshape(-1, group)
+            return whole_range(parts, step.bits, step.symmetric).rounded(parts).view_as(row)
+
+        factors, exponent = best_factors(rows, finite(moments, weight, "awq"), rounded)
+        exponents.append(exponent)
+        if exponent:
+            fold.move(factors)
+
+    chosen = WeightSet(module, [by_layer[layer] for layer in places])
+    if chosen.weights:
+        enough = -(-FITTED_ON // max(1, min(fold.rows for fold in found)))
+        through(context, chosen, min(step.samples, enough), WHY, True, visit)
+    return {
+        "folds": len(found),
+        "layers_scaled": sum(len(fold.targets) for fold in found),
+        "mean_exponent": sum(exponents) / len(exponents) if exponents else None,
+    }
