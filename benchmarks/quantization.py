@@ -83,6 +83,8 @@ def files(folder: Path, upload: Path, texts: Path) -> None:
         "embeddings": 8,
     }
     wanted = {"steps": [step], "export": ["native", "onnx", "compressed-tensors", "packed"]}
+    (folder / "service").mkdir()
+    os.environ.pop("PYTHONPATH", None)  # packages of other people's models are no part of a service
     with service(folder / "service") as url, Client(url) as client:
         model = client.upload_model(upload, {})["id"]
         dataset = client.upload_dataset(texts)["id"]

@@ -1,4 +1,4 @@
-"""How many neighbouring weights of an output share a step."""
+"""How many neighbouring weights of an output share a step, and how many weights are rounded at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from torch import nn
 
 from app.contract.weight_only import LEAST_GROUP, WeightOnly
+
+AT_ONCE = 1 << 16  # weights, few enough that all that is tried with them stays in the processor's cache
 
 
 def group_of(step: WeightOnly, layer: nn.Module, columns: int) -> int:

@@ -21,7 +21,7 @@ from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unm
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.techniques.quantization import awq, gptq_math, hqq_math
 from worker.techniques.quantization.grid_math import Grid, least_squares
-from worker.techniques.quantization.groups import group_of
+from worker.techniques.quantization.groups import AT_ONCE, group_of
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 Row = dict[str, float | int | str | None]
@@ -132,10 +132,15 @@ def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
 
 def _nearest(step: WeightOnly, value: Tensor, group: int, fit: Fit, dtype: torch.dtype) -> tuple[Tensor, WeightGrid]:
     """Values [outputs, columns], each to the nearest of its group's grid."""
-    parts = value.reshape(-1, group)
-    grid = fit(parts).held_in(dtype)
-    steps, zeros = (own.view(len(value), -1).cpu() for own in (grid.step, grid.zero))
-    return grid.rounded(parts).view_as(value), WeightGrid(step.bits, group, step.symmetric, steps, zeros)
+    found, steps, zeros = torch.empty_like(value), [], []
+    rows = max(1, AT_ONCE // value.shape[1])
+    for own, to in zip(value.split(rows), found.split(rows), strict=True):
+        parts = own.reshape(-1, group)
+        grid = fit(parts).held_in(dtype)
+        to.copy_(grid.rounded(parts).view_as(own))
+        steps.append(grid.step.view(len(own), -1))
+        zeros.append(grid.zero.view(len(own), -1))
+    return found, WeightGrid(step.bits, group, step.symmetric, torch.cat(steps).cpu(), torch.cat(zeros).cpu())
 
 
 def sqnr(before: Tensor, after: Tensor) -> float | None:
