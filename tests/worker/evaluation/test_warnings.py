@@ -6,9 +6,10 @@ import pytest
 
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
-from app.contract.report import ArtifactReport, Latency, Measurement, Metric, StepReport
+from app.contract.report import ArtifactReport, Latency, LayerReport, Measurement, Metric, StepReport
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
 from app.contract.training import EarlyStopping, Training
+from app.contract.weight_only import WeightOnly
 from tests.worker.helpers import mlp, tiny_model
 from worker.evaluation.warnings import warnings
 from worker.techniques.quantization.quantize import eligible_layers
@@ -188,3 +189,26 @@ def test_what_the_tasks_own_metric_hides_is_said(before: float, after: float, ac
     found = warnings(spec, FACTS, None, uploaded, [one])
     sentence = "is worse than its accuracy tells: macro f1 85.00% against 90.00% on 500 samples of test."
     assert any(sentence in said for said in found) is told
+
+
+def few_bits(*stored: int) -> tuple[str, ...]:
+    """What is said of an ONNX file that stores the weights of a step in so many bits."""
+    names = [f"{number}.weight" for number in range(len(stored))]
+    layers = tuple(
+        LayerReport(name=name, shape=(8, 8), parameters=64, sparsity=0.0, bits=bits, sqnr_db=None)
+        for name, bits in zip(names, stored, strict=True)
+    )
+    own = artifact(size=500)
+    own = own.model_copy(update={"measurement": own.measurement.model_copy(update={"layers": layers})})
+    details: dict[str, Any] = {"method": "weight_only", "layers": [{"name": name} for name in names]}
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(WeightOnly(),), export=("onnx",), seed=0)
+    steps = (StepReport(technique="quantize", seconds=1.0, details=details),)
+    return warnings(spec, FACTS, None, measurement(), (own,), steps)
+
+
+def test_weights_of_few_bits_that_are_stored_as_floats_are_named() -> None:
+    assert few_bits(4, 4, 8) == ()
+    (some,) = few_bits(4, 32, 32)
+    assert some == "model.onnx holds 2 of 3 weights of few bits as floats: 1.weight, 2.weight."
+    (every,) = few_bits(32, 32)
+    assert every.startswith("model.onnx holds weights of few bits as floats: packed stores them in few bits")

@@ -8,7 +8,7 @@ from torch import nn
 
 from app.contract.weight_only import LEAST_GROUP, WeightOnly
 
-AT_ONCE = 1 << 16  # weights, few enough that all that is tried with them stays in the processor's cache
+AT_ONCE = 1 << 15  # weights: few enough for the cache, and for torch to leave them to one thread
 
 
 def group_of(step: WeightOnly, layer: nn.Module, columns: int) -> int:

@@ -60,7 +60,8 @@ def store_bits(source: Path, target: Path, grids: Mapping[str, WeightGrid]) -> N
     A weight that anything else uses too stays as it is. Raises ExportFailed where what is stored is not the weight.
     """
     proto = onnx.load(source)
-    weights = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer if one.name in grids}
+    floats = (one for one in proto.graph.initializer if one.data_type == TensorProto.FLOAT)
+    weights = {one.name: numpy_helper.to_array(one) for one in floats if one.name in grids}
     uses = {name: found for name in weights if (found := _uses(proto.graph, name, weights[name], grids[name]))}
     stored = {name: _codes(name, weights[name], grids[name], own) for name, own in uses.items()}
     new: dict[str, list[NodeProto]] = {}
