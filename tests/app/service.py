@@ -42,7 +42,7 @@ class Service:
         self.settings = settings
         self.store = store
         self.blobs = Blobs.open(settings.blobs)
-        self.documented = Documented(httpx.get(f"{url}/openapi.json").json())
+        self.documented = Documented(httpx.get(f"{url}/openapi.json", timeout=HANG_SECONDS).json())
         self.http = self.client()
 
     def client(self, key: str | None = None) -> httpx.Client:

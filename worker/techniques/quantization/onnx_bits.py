@@ -24,8 +24,8 @@ from worker.techniques.quantization.weight_grid import WeightGrid
 DOMAIN = "com.microsoft"
 STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
 BLOCKS = (256, 128, 64, 32, 16)  # that the operator knows
-# Activations are rounded to 8 bits on their way in, block by block: several times faster than floats, and of 8 bits
-# the operator has no fast way with floats at all.
+# Activations are rounded to 8 bits on their way in, block by block: faster than the operator is with floats, and of 8
+# bits it has no fast way with floats at all.
 ACCURACY_LEVEL = 4
 # Half of the last bit of bfloat16, the coarsest dtype that weights are stored in, relative to the weight.
 TOLERANCE = 2.0**-8
