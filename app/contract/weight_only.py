@@ -29,12 +29,11 @@ class WeightOnly(Strict):
         ),
     ] = 128
     symmetric: bool = Field(False, description="Whether zero is the middle of the grid; else a zero point moves it.")
-    algorithm: Literal["rtn", "hqq", "awq", "gptq"] = Field(
+    algorithm: Literal["rtn", "awq", "gptq"] = Field(
         "gptq",
-        description="rtn: each weight to the nearest, on the grid with the least squared error. hqq: on the grid that "
-        "fits most weights, outliers aside (Badri & Shaji 2023). awq: channels that carry much are made larger first "
-        "(Lin et al. 2023). gptq: so that what the layers give changes least (Frantar et al. 2023). awq and gptq need "
-        "data without labels.",
+        description="rtn: each weight to the nearest, on the grid with the least squared error. awq: channels that "
+        "carry much are made larger first (Lin et al. 2023). gptq: so that what the layers give changes least (Frantar "
+        "et al. 2023). awq and gptq need data without labels.",
     )
     samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that awq and gptq look at.")] = 128
     embeddings: Literal[8, 4, 2] | None = Field(
@@ -55,9 +54,7 @@ class WeightOnly(Strict):
         return self.model_copy(update={"bits": self.embeddings, "algorithm": "rtn"})
 
     @model_validator(mode="after")
-    def _checked(self) -> WeightOnly:
-        if self.algorithm == "hqq" and self.symmetric:
-            raise ValueError("hqq fits zero points, of which symmetric leaves none: use another algorithm")
+    def _power(self) -> WeightOnly:
         if self.group_size is not None and self.group_size & (self.group_size - 1):
             raise ValueError(f"group_size is a power of two; it is {self.group_size}")
         return self

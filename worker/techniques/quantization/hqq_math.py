@@ -20,16 +20,15 @@ TURNS = 20
 
 
 def fitted(weights: Tensor, bits: int) -> Grid:
-    """The grid of each group [groups, size]: w = (q - z) s with the whole z next to the best, so that zero is on it."""
+    """The grid of each group [groups, size], with zero points that are no whole numbers: w = (q - z) s."""
     grid = whole_range(weights, bits, symmetric=False)
     best, least, strength = grid, _loss(grid, weights), STRENGTH
     for _ in range(TURNS):
         codes = grid.codes(weights)
         error = shrunk((weights - grid.values(codes)) / grid.step, strength) * grid.step
         grid = replace(grid, zero=(codes - (weights - error) / grid.step).mean(1, keepdim=True))
-        whole = replace(grid, zero=grid.zero.round().clamp(grid.low, grid.high))
-        own = _loss(whole, weights)
-        best = replace(best, zero=torch.where(own < least, whole.zero, best.zero))
+        own = _loss(grid, weights)
+        best = replace(best, zero=torch.where(own < least, grid.zero, best.zero))
         least = torch.minimum(least, own)
         strength *= GROWTH
     return best

@@ -19,7 +19,7 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.by_inputs import finite, through
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
-from worker.techniques.quantization import awq, gptq_math, hqq_math
+from worker.techniques.quantization import awq, gptq_math
 from worker.techniques.quantization.grid_math import Grid, least_squares
 from worker.techniques.quantization.groups import AT_ONCE, group_of
 from worker.techniques.quantization.weight_grid import WeightGrid
@@ -118,8 +118,6 @@ Fit = Callable[[Tensor], Grid]
 
 def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
     """How the grid of each group [groups of all outputs, group] is found."""
-    if step.algorithm == "hqq":
-        return lambda parts: hqq_math.fitted(parts, step.bits)
     if importance is None:
         return lambda parts: least_squares(parts, step.bits, step.symmetric)
 

@@ -83,9 +83,9 @@ def nest(request: ProbeRequest) -> None:
     for _ in range(1500):
         os.mkdir("d")
         os.chdir("d")
-    time.sleep(1)
+    time.sleep(5)
 
 
 def unreadable(request: ProbeRequest) -> None:
     os.mkdir("closed", 0o300)
-    time.sleep(1)
+    time.sleep(5)
