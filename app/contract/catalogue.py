@@ -89,7 +89,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for. weight_only: Linear, Conv1d and Conv2d.",
+        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),

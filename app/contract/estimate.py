@@ -19,7 +19,7 @@ from app.contract.weight_only import WeightOnly
 TRAINING_PASSES = 3
 # Calibration hands out every activation, and its statistics cost as much again.
 CALIBRATION_PASSES = 2
-GPTQ_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
+INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
 # An export holds the module, its graph, the file's message and its bytes.
@@ -63,7 +63,7 @@ def estimate(
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
         if isinstance(step, WeightOnly) and step.looks_at_inputs:
-            passes += GPTQ_PASSES * min(step.samples, _samples(dataset, calibration_split(dataset)))
+            passes += INPUT_PASSES * min(step.samples, _samples(dataset, calibration_split(dataset)))
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(

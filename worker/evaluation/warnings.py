@@ -20,7 +20,7 @@ NOISE = 0.9
 SAME_SIZE = 1.02
 # Metrics that are no shares of a whole.
 UNBOUNDED = ("perplexity", "log_loss", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error", "r2")
-STORED_BITS = 8  # more are floats
+MOST_BITS = 8  # of codes; more are floats
 NAMED = 5  # layers, of those that a sentence is about
 # By so much another metric has to get worse, and the task's own by less than half of it, to be worth a word.
 MARKED = 0.02
@@ -155,7 +155,7 @@ def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[Ste
     for artifact in artifacts:
         if artifact.format == "packed":
             continue
-        floats = [one.name for one in artifact.measurement.layers if one.name in names and one.bits > STORED_BITS]
+        floats = [one.name for one in artifact.measurement.layers if one.name in names and one.bits > MOST_BITS]
         if len(floats) == len(names):
             yield (
                 f"{artifact.name} holds weights of few bits as floats: packed stores them in few bits, onnx and "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from app.contract.weight_only import WeightOnly
@@ -15,7 +14,7 @@ from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 from worker.techniques.quantization.awq_math import best_factors
 from worker.techniques.quantization.folding import folds
 from worker.techniques.quantization.grid_math import whole_range
-from worker.techniques.quantization.groups import AT_ONCE, group_of
+from worker.techniques.quantization.groups import group_of, nearest
 
 WHY = "awq looks at inputs"
 TRIED_ON = 2  # samples, to find folds
@@ -41,11 +40,8 @@ def scale_channels(step: WeightOnly, context: Context, weights: WeightSet) -> De
         rows = [matrix(target, target.value()).float() for target in targets]
         group = group_of(step, weight.owner, rows[0].shape[1])
 
-        def rounded(weight: Tensor) -> Tensor:
-            parts = weight.reshape(-1, group).split(max(1, AT_ONCE // group))
-            return torch.cat([whole_range(own, step.bits, step.symmetric).rounded(own) for own in parts]).view_as(
-                weight
-            )
+        def rounded(scaled: Tensor) -> Tensor:
+            return nearest(scaled, group, lambda parts: whole_range(parts, step.bits, step.symmetric))[0]
 
         factors, exponent = best_factors(rows, finite(moments, weight, "awq"), rounded)
         exponents.append(exponent)

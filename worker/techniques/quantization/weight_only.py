@@ -5,15 +5,13 @@ The module holds what the numbers stand for, in floats, and the context their gr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from app.contract.weight_only import WeightOnly
 from worker.constraints import stored
 from worker.context import Context
+from worker.evaluation.layers import sqnr_db
 from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.pruning.by_inputs import finite, through
@@ -21,7 +19,7 @@ from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unm
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.techniques.quantization import awq, gptq_math
 from worker.techniques.quantization.grid_math import Grid, least_squares
-from worker.techniques.quantization.groups import AT_ONCE, group_of
+from worker.techniques.quantization.groups import Fit, group_of, nearest
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 Row = dict[str, float | int | str | None]
@@ -99,7 +97,8 @@ def _quantize(step: WeightOnly, context: Context, weight: PrunableWeight, moment
         found = gptq_math.values(codes, grids, group)
         grid = WeightGrid.of(grids, step.bits, group, step.symmetric)
     else:
-        found, grid = _nearest(step, torch.where(kept, value, 0.0), group, _fit(step, group, moments), dtype)
+        found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, _fit(step, group, moments), dtype)
+        grid = WeightGrid(step.bits, group, step.symmetric, steps.cpu(), zeros.cpu())
     context.grids[weight.name] = grid
     with torch.no_grad():
         parameter = stored(weight.owner, weight.attribute)
@@ -111,9 +110,6 @@ def _quantize(step: WeightOnly, context: Context, weight: PrunableWeight, moment
         "group": group,
         "sqnr_db": sqnr(value * kept, found),
     }
-
-
-Fit = Callable[[Tensor], Grid]
 
 
 def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
@@ -128,21 +124,8 @@ def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
     return weighed
 
 
-def _nearest(step: WeightOnly, value: Tensor, group: int, fit: Fit, dtype: torch.dtype) -> tuple[Tensor, WeightGrid]:
-    """Values [outputs, columns], each to the nearest of its group's grid."""
-    found, steps, zeros = torch.empty_like(value), [], []
-    rows = max(1, AT_ONCE // value.shape[1])
-    for own, to in zip(value.split(rows), found.split(rows), strict=True):
-        parts = own.reshape(-1, group)
-        grid = fit(parts).held_in(dtype)
-        to.copy_(grid.rounded(parts).view_as(own))
-        steps.append(grid.step.view(len(own), -1))
-        zeros.append(grid.zero.view(len(own), -1))
-    return found, WeightGrid(step.bits, group, step.symmetric, torch.cat(steps).cpu(), torch.cat(zeros).cpu())
-
-
 def sqnr(before: Tensor, after: Tensor) -> float | None:
-    """Signal to quantization noise, in decibels: 10 log10(sum w^2 / sum (w - w')^2); None where nothing changed."""
-    noise = float((before.double() - after.double()).square().sum())
-    signal = float(before.double().square().sum())
-    return 10 * math.log10(signal / noise) if noise and signal else None
+    """`sqnr_db` of a weight; None where nothing changed, or nothing was there."""
+    if torch.equal(before, after) or not before.any():
+        return None
+    return sqnr_db(before.cpu().numpy(), after.cpu().numpy())
