@@ -79,6 +79,9 @@ class Measurement(Part):
     layers: tuple[LayerReport, ...]
 
 
+Details = dict[str, float | int | str | bool | list[dict[str, float | int | str | None]] | None]
+
+
 class ArtifactReport(Part):
     """One artifact beside the uploaded model."""
 
@@ -94,6 +97,7 @@ class ArtifactReport(Part):
         "the gain without that of the runtime."
     )
     packed_bytes: PackedSizes | None = Field(None, description="How a packed artifact's size splits.")
+    details: Details = Field(default_factory=dict, description="How it was made, where data decided that.")
 
 
 class StepReport(Part):
@@ -101,7 +105,7 @@ class StepReport(Part):
 
     technique: str
     seconds: float
-    details: dict[str, float | int | str | bool | list[dict[str, float | int | str | None]] | None]
+    details: Details
 
 
 class Environment(Part):

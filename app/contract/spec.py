@@ -49,7 +49,13 @@ class DistillStep(Strict):
 class Calibration(Strict):
     """How the range of an activation is found from calibration samples."""
 
-    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = Field(
+        "auto",
+        description="auto: that of minmax, percentile and mse with which the model's outputs for the samples change "
+        "least. minmax: all that was seen. percentile: all but the outermost. entropy: the least Kullback-Leibler "
+        "divergence (Migacz 2017). mse: the least squared error.",
+    )
+    percentile: Annotated[float, Field(gt=50, le=100, description="Of the values, that the range holds.")] = 99.999
     samples: Annotated[int, Field(ge=1, le=65_536)] = 256
 
 
@@ -66,6 +72,21 @@ class Quantize(Strict):
     per_channel: bool = Field(True, description="One scale an output channel of the weights instead of one a tensor.")
     activations: Literal["auto", "uint8", "int8"] = Field("auto", description="auto: uint8 on x86, int8 elsewhere.")
     calibration: Calibration = Field(default_factory=Calibration, description="For method static.")
+    smooth: bool = Field(
+        True,
+        description="For method static: whether channels that reach far are made smaller in front of matrix products, "
+        "where that saves much (SmoothQuant, Xiao et al. 2023).",
+    )
+    rounding: Literal["nearest", "adaptive"] = Field(
+        "adaptive",
+        description="Of weights, for method static, where per_channel. adaptive: so that what each layer gives changes "
+        "least (the aim of AdaRound, Nagel et al. 2020).",
+    )
+    bias_correction: bool = Field(
+        False,
+        description="For method static: whether biases make up for what the mean of a layer's outputs moves by (Nagel "
+        "et al. 2019).",
+    )
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
 

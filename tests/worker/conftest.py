@@ -18,7 +18,7 @@ from worker.data.feed import Feed
 from worker.export.onnx import export_onnx
 from worker.model import Model
 from worker.sandbox import landlock, seccomp
-from worker.techniques.quantization.calibration import StreamingReader
+from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.onnx_int8 import quantize_file
 
 
@@ -87,9 +87,10 @@ def lenet_float(trained_lenet: Model, tmp_path_factory: pytest.TempPathFactory) 
 def lenet_int8(trained_lenet: Model, lenet_float: Path, mnist: Data) -> Path:
     """The same, statically quantized with 128 calibration digits."""
     step = Quantize(method="static", calibration=Calibration(samples=128))
-    reader = StreamingReader(Feed(trained_lenet, mnist).batches("calibration", 16, limit=128), ["input"], 8)
+    feed = Feed(trained_lenet, mnist)
+    samples = Samples(lambda: feed.batches("calibration", 16, limit=128), ["input"], 8)
     target = lenet_float.with_name("int8.onnx")
-    quantize_file(lenet_float, target, step, reader, ())
+    quantize_file(lenet_float, target, step, samples, ())
     return target
 
 

@@ -110,7 +110,8 @@ class CompressedFile(TorchFile):
 
 
 class OnnxFile:
-    """An ONNX file in ONNX Runtime on the CPU. `reference` is the float file that its integers are judged against.
+    """An ONNX file in ONNX Runtime on the CPU. `reference` is the float file that gives what it should give, `floats`
+    the one whose weights its integers stand for, if that is another.
 
     `graph` is where the graph lies with its weights inside, if `path` is an archive of it; `single` says that it can
     only take one sample at a time.
@@ -125,10 +126,12 @@ class OnnxFile:
         facts: ModelFacts,
         threads: int,
         *,
+        floats: Path | None = None,
         graph: Path | None = None,
         single: bool = False,
     ) -> None:
         self.path = path
+        self._floats = floats or reference
         self.output_kind = facts.output_kind
         self._graph = graph or path
         self._reference = reference
@@ -159,7 +162,7 @@ class OnnxFile:
         return graph_macs(onnx.load(self._graph), self._session.feed(sample))
 
     def layers(self) -> tuple[LayerReport, ...]:
-        return graph_layers(flattened(onnx.load(self._graph)), flattened(onnx.load(self._reference)))
+        return graph_layers(flattened(onnx.load(self._graph)), flattened(onnx.load(self._floats)))
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
         arrays = list(self._session.feed(sample).values())

@@ -40,7 +40,8 @@ def reload(request: RunRequest, context: Context, exported: Exported) -> Reloade
         return CompressedFile(exported.path, exported.bits, spec, request.scratch, request.threads)
     if exported.reference is not None:
         single = facts.single_samples and not facts.trainable
-        return OnnxFile(exported.path, exported.reference, facts, request.threads, single=single)
+        floats = exported.floats
+        return OnnxFile(exported.path, exported.reference, facts, request.threads, floats=floats, single=single)
     return _in_own_format(request, context, context.model, exported.path, exported.path.name)
 
 
@@ -119,6 +120,7 @@ def _side_by_side(
         speedup=uploaded.latency.median_s / own,
         speedup_same_runtime=unchanged[measurement.runtime].median_s / own,
         packed_bytes=None if exported.sizes is None else _split(exported.sizes),
+        details=exported.details,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,10 +13,12 @@ from app.contract.facts import calibration_split
 from app.contract.packed import Sizes
 from app.contract.spec import ExportFormat, Quantize
 from worker.context import Context
+from worker.data.batch import Batch
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
-from worker.techniques.quantization.calibration import CALIBRATION_BATCH, StreamingReader
+from worker.techniques.base import Details
+from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
@@ -28,9 +30,10 @@ ZIP = "application/zip"
 
 @dataclass(frozen=True)
 class Exported:
-    """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX; `sizes`
-    says what the bytes are for, where it is packed; `bits` which weights are codes, of how many bits, where it is a
-    folder of compressed-tensors."""
+    """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX, and
+    `floats` the one whose weights its integers stand for; `sizes` says what the bytes are for, where it is packed;
+    `bits` which weights are codes, of how many bits, where it is a folder of compressed-tensors; `details` how it was
+    made, where data decided that."""
 
     path: Path
     format: ExportFormat
@@ -38,6 +41,8 @@ class Exported:
     reference: Path | None
     sizes: Sizes | None = None
     bits: Mapping[str, int] | None = None
+    floats: Path | None = None
+    details: Details = field(default_factory=dict)
 
 
 Exporter = Callable[[nn.Module, Context, Path], Exported]
@@ -62,8 +67,8 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
-    quantize_file(reference, path, step, _reader(context, step, batch), float_layers)
-    return Exported(path, "onnx", BINARY, reference)
+    made = quantize_file(reference, path, step, _samples(context, step, batch), float_layers)
+    return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 
 def _of_all_names(module: nn.Module, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
@@ -90,18 +95,22 @@ def write_compressed(module: nn.Module, context: Context, folder: Path) -> Expor
     return Exported(path, "compressed-tensors", ZIP, None, bits=bits)
 
 
-def _reader(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> StreamingReader | None:
+def _samples(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> Samples | None:
     if step.method == "dynamic":
         return None
-    assert context.feed is not None  # compatibility.check asked for calibration data
-    split = calibration_split(context.feed.data.facts)
+    feed = context.feed
+    assert feed is not None  # compatibility.check asked for calibration data
+    split = calibration_split(feed.data.facts)
     assert split is not None
-    samples = min(step.calibration.samples, context.feed.size(split))
-    # Data lies sorted by class more often than not: the first samples would all be of one.
-    order = torch.Generator().manual_seed(context.seed)
-    batches = context.feed.batches(split, batch, shuffle=order, limit=samples)
+    samples = min(step.calibration.samples, feed.size(split))
+
+    def batches() -> Iterator[Batch]:
+        # Data lies sorted by class more often than not: the first samples would all be of one.
+        order = torch.Generator().manual_seed(context.seed)
+        return feed.batches(split, batch, shuffle=order, limit=samples)
+
     names = [tensor.name for tensor in context.model.facts.inputs]
-    return StreamingReader(batches, names, -(-samples // batch))
+    return Samples(batches, names, -(-samples // batch))
 
 
 EXPORTERS: dict[ExportFormat, Exporter] = {

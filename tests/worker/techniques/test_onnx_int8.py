@@ -23,7 +23,7 @@ from worker.data.feed import Batch, Feed
 from worker.evaluation.layers import graph_layers, graph_parameters
 from worker.export.onnx import export_onnx
 from worker.model import Model
-from worker.techniques.quantization.calibration import StreamingReader
+from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.onnx_int8 import activation_type, layer_of, quantize_file
 from worker.techniques.quantization.quantize import QuantizeTechnique, excluded
 from worker.techniques.quantization.stored import base_name, check_stored, stored_weights
@@ -34,9 +34,9 @@ def runs(path: Path, *names: str) -> Callable[[Inputs], np.ndarray]:
     return lambda inputs: session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})[0]
 
 
-def examples(model: Model, batches: int = 2) -> StreamingReader:
+def examples(model: Model, batches: int = 2) -> Samples:
     made = [Batch(model.example(8, seed=seed), None) for seed in range(batches)]
-    return StreamingReader(made, [facts.name for facts in model.facts.inputs], batches)
+    return Samples(lambda: made, [facts.name for facts in model.facts.inputs], batches)
 
 
 def types(path: Path) -> dict[str, str]:
@@ -70,9 +70,9 @@ def test_every_calibration_method(
     method: str, trained_lenet: Model, lenet_float: Path, mnist: Data, tmp_path: Path
 ) -> None:
     feed = Feed(trained_lenet, mnist)
-    reader = StreamingReader(feed.batches("calibration", 16, limit=40), ["input"], 3)
+    samples = Samples(lambda: feed.batches("calibration", 16, limit=40), ["input"], 3)
     step = Quantize.model_validate({"method": "static", "calibration": {"method": method, "samples": 40}})
-    quantize_file(lenet_float, tmp_path / "q.onnx", step, reader, ())
+    quantize_file(lenet_float, tmp_path / "q.onnx", step, samples, ())
     share, _ = feed.score(runs(tmp_path / "q.onnx", "input"), "validation")
     assert share > 0.9
 
@@ -138,8 +138,8 @@ def test_transformer_projections_become_int8(
     step = Quantize.model_validate({"method": method})
     torch.manual_seed(0)
     batches = [Batch((torch.randint(0, 100, (8, 20)), torch.ones(8, 20, dtype=torch.int64)), None) for _ in range(4)]
-    reader = StreamingReader(batches, ["input_ids", "attention_mask"], len(batches))
-    quantize_file(exported.path, tmp_path / "q.onnx", step, reader, ())
+    samples = Samples(lambda: batches, ["input_ids", "attention_mask"], len(batches))
+    quantize_file(exported.path, tmp_path / "q.onnx", step, samples, ())
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"], "the quantizer left files behind"
     found = types(tmp_path / "q.onnx")
     projections = {name: dtype for name, dtype in found.items() if "encoder" in name or "classifier" in name}
@@ -175,7 +175,7 @@ def test_what_lies_among_floats_stays_float(tmp_path: Path) -> None:
     source = export_onnx(model.module, model, tmp_path / "float.onnx")
     loud = torch.logspace(-3, 3, 64)[:, None, None]  # from silence to noise, as sound is
     batches = [Batch((torch.randn(64, 1, 128) * loud,), None) for _ in range(4)]
-    quantize_file(source, tmp_path / "q.onnx", Quantize(), StreamingReader(batches, ["input"], 4), ())
+    quantize_file(source, tmp_path / "q.onnx", Quantize(), Samples(lambda: batches, ["input"], 4), ())
     graph = onnx.load(tmp_path / "q.onnx").graph
     made = {name: node.op_type for node in graph.node for name in node.output}
     reads = {node.op_type: made.get(node.input[0]) for node in graph.node if "Pool" in node.op_type}
@@ -234,16 +234,12 @@ def test_a_float_copy_beside_the_integers_is_refused(lenet_float: Path, lenet_in
         check_stored(source, source, ("Conv", "Gemm"), ())
 
 
-def test_reader_gives_one_stride_at_a_time() -> None:
+def test_samples_can_be_gone_through_again() -> None:
     made = [Batch((torch.full((2, 3), float(i)),), None) for i in range(3)]
-    reader = StreamingReader(iter(made), ["x"], 3)
-    assert len(reader) == 3
-    for i in range(3):
-        reader.set_range(i, i + 1)
-        got = reader.get_next()
-        assert got is not None
-        assert got["x"][0, 0] == i
-        assert reader.get_next() is None
+    samples = Samples(lambda: iter(made), ["x"], 3)
+    assert len(samples) == 3
+    for _ in range(2):
+        assert [float(feed["x"][0, 0]) for feed in samples] == [0, 1, 2]
 
 
 def test_layers_are_named_as_in_the_facts() -> None:

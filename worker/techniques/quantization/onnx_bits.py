@@ -18,6 +18,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from app.contract.errors import ExportFailed
+from worker.techniques.quantization.graph import attributes
 from worker.techniques.quantization.stored import FEW_BITS, LOOKUP, TRANSPOSED, packed_bits, stored_weights
 from worker.techniques.quantization.weight_grid import WeightGrid
 
@@ -98,19 +99,19 @@ def _uses(graph: GraphProto, name: str, weight: np.ndarray, grid: WeightGrid) ->
     products, lookups, turns = [], [], []
     ways: set[bool] = set()
     for node in _readers(graph, name):
-        if node.op_type == "Gather" and list(node.input).index(name) == 0 and not _attributes(node).get("axis"):
+        if node.op_type == "Gather" and list(node.input).index(name) == 0 and not attributes(node).get("axis"):
             lookups.append(node)
             ways.add(True)
         elif _is_product(node, name):
             products.append(node)
-            ways.add(bool(_attributes(node).get("transB")))
-        elif node.op_type == "Transpose" and _attributes(node).get("perm", [1, 0]) == [1, 0]:
+            ways.add(bool(attributes(node).get("transB")))
+        elif node.op_type == "Transpose" and attributes(node).get("perm", [1, 0]) == [1, 0]:
             behind = _readers(graph, node.output[0])
             if not behind or not all(_is_product(one, node.output[0]) for one in behind):
                 return None
             turns.append(node)
             products += behind
-            ways |= {not _attributes(one).get("transB") for one in behind}
+            ways |= {not attributes(one).get("transB") for one in behind}
         else:
             return None
     given = {value.name for value in graph.output} & {name, *(node.output[0] for node in turns)}
@@ -133,14 +134,10 @@ def _is_product(node: NodeProto, weight: str) -> bool:
     """Whether the node is x W, and a bias at most."""
     if weight in node.input[:1] or weight not in node.input[:2]:
         return False
-    values = _attributes(node)
+    values = attributes(node)
     if node.op_type == "Gemm":
         return not values.get("transA") and values.get("alpha", 1.0) == 1.0 and values.get("beta", 1.0) == 1.0
     return node.op_type == "MatMul"
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _codes(name: str, weight: np.ndarray, grid: WeightGrid, uses: _Uses) -> _Codes:

@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import onnx
 from onnx import version_converter
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from app.contract.errors import ExportFailed
 from app.contract.spec import Quantize
 from worker.export.quiet import quiet
 from worker.export.strip import strip
-from worker.techniques.quantization.calibration import StreamingReader
+from worker.techniques.base import Details
+from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
 
-CALIBRATION = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
-ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 # Operators with weights, then those through which 8-bit values pass so that a convolutional network stays in integers
 # from end to end. Softmax, normalizations and activation functions other than Relu stay floating point: their ranges
 # are wide, and 8 bits there cost accuracy for little time.
@@ -60,6 +57,14 @@ QDQ_OPSET = 13
 SPLIT_GEMM = "_MatMul"
 
 
+@dataclass(frozen=True)
+class Int8:
+    """How a file came to be: `floats` is the graph whose weights its integers stand for."""
+
+    floats: Path
+    details: Details
+
+
 def activation_type(wanted: Literal["auto", "uint8", "int8"]) -> Literal["uint8", "int8"]:
     """The integer type of activations: `auto` is uint8 on x86, whose int8 instructions multiply unsigned by signed."""
     if wanted != "auto":
@@ -78,14 +83,16 @@ def reduced_range(step: Quantize) -> bool:
 
 
 def quantize_file(
-    source: Path, target: Path, step: Quantize, reader: StreamingReader | None, float_layers: Collection[str]
-) -> None:
-    """Writes the int8 form of the float ONNX file `source` to `target`.
+    source: Path, target: Path, step: Quantize, samples: Samples | None, float_layers: Collection[str]
+) -> Int8:
+    """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
-    `float_layers` are the layers (names of the torch module) that stay floating point; `reader` gives calibration
-    batches for method static. Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to
-    become int8 did not, or is in the file twice.
+    `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static.
+    Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to become int8 did not, or is in
+    the file twice.
     """
+    details: Details = {}
+    floats = source
     with tempfile.TemporaryDirectory(dir=source.parent, prefix="int8-") as folder, quiet():
         prepared = prepare(source, Path(folder) / "prepared.onnx")
         proto = onnx.load(prepared)
@@ -94,11 +101,21 @@ def quantize_file(
             kept += tied_embeddings(proto.graph)
         try:
             if step.method == "static":
-                assert reader is not None  # compatibility.check asked for calibration data
+                assert samples is not None  # compatibility.check asked for calibration data
                 ops = _static_ops(proto)
-                _static(prepared, target, step, reader, [*kept, *among_floats(proto.graph, ops, kept)], ops)
+                floats = source.with_name(f"{source.stem}-rounded{source.suffix}")
+                plan = Plan(
+                    kept=[*kept, *among_floats(proto.graph, ops, kept)],
+                    ops=ops,
+                    activations=activation_type(step.activations),
+                    reduced=reduced_range(step),
+                    float_outputs=ops is TRANSFORMER_OPS,
+                )
+                details = quantize_static(prepared, floats, target, step, samples, plan)
             else:
                 _dynamic(prepared, target, step, kept)
+        except ExportFailed:
+            raise
         except Exception as error:
             raise ExportFailed(f"ONNX Runtime could not quantize the model: {error}") from error
     quantized = onnx.load(target)
@@ -106,6 +123,7 @@ def quantize_file(
     onnx.save_model(quantized, str(target))
     promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
     check_stored(proto, quantized, promised, kept)
+    return Int8(floats, details)
 
 
 def prepare(source: Path, target: Path) -> Path:
@@ -143,17 +161,8 @@ def tied_embeddings(graph: onnx.GraphProto) -> list[str]:
 
     The dynamic quantizer would leave that one the floats and store the integers beside them.
     """
-    users = Counter(_uses(graph))
+    users = uses(graph)
     return [node.name for node, weight in weight_inputs(graph) if node.op_type == "Gather" and users[weight] > 1]
-
-
-def _uses(graph: onnx.GraphProto) -> Iterator[str]:
-    """The inputs of every node, also of those in branches."""
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _uses(inner)
 
 
 def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[str]) -> list[str]:
@@ -172,30 +181,6 @@ def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[
         else:
             found.append(node.name)
     return found
-
-
-def _static(
-    source: Path, target: Path, step: Quantize, reader: StreamingReader, kept: list[str], ops: list[str]
-) -> None:
-    quantize_static(
-        source,
-        target,
-        reader,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=ops,
-        per_channel=step.per_channel,
-        activation_type=ACTIVATIONS[activation_type(step.activations)],
-        weight_type=QuantType.QInt8,
-        reduce_range=reduced_range(step),
-        nodes_to_exclude=kept,
-        calibrate_method=CALIBRATION[step.calibration.method],
-        extra_options={
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            # One batch at a time, see StreamingReader.
-            "CalibStridedMinMax": 1,
-        },
-    )
 
 
 def _dynamic(source: Path, target: Path, step: Quantize, kept: list[str]) -> None:

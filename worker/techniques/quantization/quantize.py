@@ -78,6 +78,7 @@ class QuantizeTechnique:
             split = calibration_split(context.feed.data.facts)
             assert split is not None  # compatibility.check asked for one
             details["calibration_method"] = step.calibration.method
+            details["rounding"] = step.rounding
             details["calibration_split"] = split
             details["calibration_samples"] = min(step.calibration.samples, context.feed.size(split))
         return details

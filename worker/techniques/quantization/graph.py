@@ -1,0 +1,38 @@
+"""What is asked of ONNX graphs on the way to integers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def uses(graph: GraphProto) -> Counter[str]:
+    """How often each tensor is read: by nodes, also in branches, and as an output of the graph."""
+    found = Counter(value.name for value in graph.output)
+    for node in graph.node:
+        found.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found.update(uses(inner))
+    return found
+
+
+def constants(graph: GraphProto, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of these initializers."""
+    wanted = set(names)
+    return {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.name in wanted}
+
+
+def replace_constant(graph: GraphProto, name: str, value: np.ndarray) -> None:
+    """Gives an initializer other values."""
+    tensor = next(one for one in graph.initializer if one.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))

@@ -1,0 +1,1 @@
+"""Static int8: ranges of activations, rounding of weights, in a float ONNX graph."""

@@ -1,0 +1,140 @@
+"""What lies within a float graph as samples go through it: ranges of its tensors, and what comes into its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnx import ModelProto, TensorProto
+
+from app.contract.errors import ExportFailed
+from app.contract.spec import Calibration
+from worker.techniques.quantization.calibration import Feed, Samples
+from worker.techniques.quantization.static import ranges_math
+from worker.techniques.quantization.static.ranges_math import Histogram, Range, counted
+
+BINS = 4096
+HELD = 1 << 28  # bytes that one pass over the samples is to hold
+_QUIET = 4
+_LEAST_NOISE = 1e-12
+_Item = TypeVar("_Item")
+
+
+class Observed:
+    """A float graph whose inner tensors can be asked for."""
+
+    def __init__(self, source: ModelProto, samples: Samples) -> None:
+        proto = ModelProto.FromString(source.SerializeToString())
+        self.outputs = [value.name for value in proto.graph.output]
+        self.samples = samples
+        self.tensors = floating(proto)
+        given = {value.name for value in proto.graph.output}
+        known = {value.name: value for value in proto.graph.value_info}
+        proto.graph.output.extend(known[name] for name in sorted(self.tensors) if name in known and name not in given)
+        self._session = _session(proto)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+
+    def watch(self, names: Sequence[str]) -> Iterator[Feed]:
+        """The named tensors of every batch."""
+        asked = [name for name in names if name not in self._inputs]
+        for feed in self.samples:
+            found = dict(zip(asked, self._session.run(asked, feed), strict=True)) if asked else {}
+            yield found | {name: feed[name] for name in names if name in self._inputs}
+
+    def ranges(self, names: Iterable[str], ways: Sequence[Calibration]) -> list[dict[str, Range]]:
+        """What 8 bits are to be spread over in each tensor, found in each of the ways.
+
+        Raises ExportFailed where a tensor holds what is no number.
+        """
+        found: list[dict[str, Range]] = [{} for _ in ways]
+        wanted = sorted(set(names) & self.tensors)
+        sizes = self.sizes(wanted)
+        for group in grouped(wanted, lambda name: sizes[name]):
+            limits = self._limits(group)
+            counts = self._histograms(limits) if any(way.method != "minmax" for way in ways) else {}
+            for ranges, way in zip(found, ways, strict=True):
+                for name, pair in limits.items():
+                    whole = Range.around_zero(*pair)
+                    ranges[name] = whole if way.method == "minmax" else _range(counts[name], way)
+        return found
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """The bytes of these tensors in a batch."""
+        first = next(iter(self.samples))
+        batch = len(next(iter(first.values())))
+        one = {name: values[:1] for name, values in first.items()}
+        asked = [name for name in names if name not in self._inputs]
+        found = dict(zip(asked, self._session.run(asked, one), strict=True)) if asked else {}
+        return {name: batch * (found | one)[name].nbytes for name in names}
+
+    def _limits(self, names: list[str]) -> dict[str, tuple[float, float]]:
+        found = dict.fromkeys(names, (0.0, 0.0))
+        for tensors in self.watch(names):
+            for name, values in tensors.items():
+                finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
+                if np.isnan(values).any():
+                    raise ExportFailed(f"With the calibration samples {name!r} becomes what is no number (NaN).")
+                if finite.size:
+                    low, high = found[name]
+                    found[name] = min(low, float(finite.min())), max(high, float(finite.max()))
+        return found
+
+    def _histograms(self, limits: dict[str, tuple[float, float]]) -> dict[str, Histogram]:
+        found = {name: np.zeros(BINS, np.int64) for name in limits}
+        for tensors in self.watch(list(limits)):
+            for name, values in tensors.items():
+                low, high = limits[name]
+                if low < high:
+                    found[name] += counted(values, low, high, BINS)
+        return {name: Histogram(*limits[name], counts) for name, counts in found.items()}
+
+
+def _range(histogram: Histogram, calibration: Calibration) -> Range:
+    if calibration.method == "percentile":
+        return ranges_math.percentile(histogram, calibration.percentile)
+    return ranges_math.entropy(histogram) if calibration.method == "entropy" else ranges_math.least_squares(histogram)
+
+
+def noise_db(observed: Observed, quantized: ModelProto) -> float:
+    """Signal to noise in what a quantized graph gives for the samples, in decibels; each output counts alike."""
+    session = _session(quantized)
+    power, noise = np.zeros(len(observed.outputs)), np.zeros(len(observed.outputs))
+    for feed, exact in zip(observed.samples, observed.watch(observed.outputs), strict=True):
+        for place, (name, got) in enumerate(zip(observed.outputs, session.run(observed.outputs, feed), strict=True)):
+            if np.issubdtype(got.dtype, np.floating):
+                power[place] += np.square(exact[name], dtype=np.float64).sum()
+                noise[place] += np.square(got - exact[name], dtype=np.float64).sum()
+    shares = noise[power > 0] / power[power > 0]
+    return float(-10 * np.log10(max(shares.mean(), _LEAST_NOISE))) if shares.size else 0.0
+
+
+def _session(proto: ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = torch.get_num_threads()
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def grouped(items: Iterable[_Item], cost: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """In their order, as many at a time as together cost no more than HELD, or one."""
+    group: list[_Item] = []
+    spent = 0
+    for item in items:
+        own = cost(item)
+        if group and spent + own > HELD:
+            yield group
+            group, spent = [], 0
+        group.append(item)
+        spent += own
+    if group:
+        yield group
+
+
+def floating(proto: ModelProto) -> set[str]:
+    """The float32 tensors of a graph whose shapes were inferred, without its constants."""
+    constant = {tensor.name for tensor in proto.graph.initializer}
+    values = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
+    return {one.name for one in values if one.type.tensor_type.elem_type == TensorProto.FLOAT} - constant

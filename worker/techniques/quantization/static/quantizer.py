@@ -1,0 +1,146 @@
+"""Integers in the place of floats: ONNX Runtime's quantizer puts Q and DQ around operators, with ranges and steps that
+were found here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from app.contract.spec import Calibration, Quantize
+from worker.techniques.base import Details
+from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.static.observing import Observed, noise_db
+from worker.techniques.quantization.static.ranges_math import Range
+from worker.techniques.quantization.static.rounding import Rounded, round_weights
+from worker.techniques.quantization.static.smoothing import Row, smooth
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+
+ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+# What `auto` tries: a model whose activations have no outliers is best off with all of their range.
+TRIED: tuple[Method, ...] = ("minmax", "percentile", "mse")
+# In a transformer what products give goes into sums that stay floats, and can reach far in a few channels.
+FLOAT_OUTPUTS = ("MatMul", "Gemm")
+WORTH_DB = 0.5  # by which factors have to better the whole: a multiplication costs time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a graph becomes integers: all of the operators `ops` but the nodes `kept`; the type of activations;
+    whether weights keep within 7 bits; whether what products give stays floating point."""
+
+    kept: Collection[str]
+    ops: Collection[str]
+    activations: Literal["uint8", "int8"]
+    reduced: bool
+    float_outputs: bool
+
+    @property
+    def bits(self) -> int:
+        return 7 if self.reduced else 8
+
+    def nodes(self, proto: ModelProto) -> list[str]:
+        """The names of those that become integers."""
+        return [node.name for node in proto.graph.node if node.op_type in self.ops and node.name not in self.kept]
+
+    def tensors(self, proto: ModelProto) -> set[str]:
+        """What they read and give."""
+        nodes = set(self.nodes(proto))
+        return {name for node in proto.graph.node if node.name in nodes for name in (*node.input, *node.output)}
+
+
+def quantize_static(source: Path, floats: Path, target: Path, step: Quantize, samples: Samples, plan: Plan) -> Details:
+    """Writes the QDQ form of the prepared float graph `source` to `target`, and what it rounds to `floats`: the same
+    graph, but that factors may have moved from channels into weights.
+
+    Raises ExportFailed where calibration samples lead to what is no number.
+    """
+    proto = onnx.load(source)
+    details: Details = {}
+    if step.smooth:
+        proto, plan, details["smoothed"] = _smoothed(proto, step, samples, plan)
+    onnx.save_model(proto, str(floats))
+    observed = Observed(proto, samples)
+    methods = TRIED if step.calibration.method == "auto" else (step.calibration.method,)
+    tried = [step.calibration.model_copy(update={"method": method}) for method in methods]
+    ranges = observed.ranges(plan.tensors(proto), tried)
+    rounded: Mapping[str, Rounded] = {}
+    if step.per_channel:
+        adaptive, correct = step.rounding == "adaptive", step.bias_correction
+        rounded = round_weights(proto, observed, plan.nodes(proto), plan.bits, adaptive=adaptive, correct=correct)
+    made = [_with_integers(proto, step, plan, own, rounded) for own in ranges]
+    best = 0
+    if len(made) > 1:
+        noise = [noise_db(observed, one) for one in made]
+        best = max(range(len(made)), key=noise.__getitem__)
+        details["calibrations"] = [
+            {"method": method, "sqnr_db": found} for method, found in zip(methods, noise, strict=True)
+        ]
+    details["calibration_method"] = methods[best]
+    onnx.save_model(made[best], str(target))
+    return details
+
+
+def _smoothed(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> tuple[ModelProto, Plan, list[Row]]:
+    """The graph with factors moved and the plan for it, if that is worth it: judged by what the graph gives when all is
+    rounded to the nearest."""
+    other = ModelProto.FromString(proto.SerializeToString())
+    rows, spent = smooth(other, Observed(proto, samples), plan.nodes(proto), plan.bits)
+    if not rows:
+        return proto, plan, []
+    own = replace(plan, kept=[*plan.kept, *spent])
+    noise = []
+    for graph, way in ((proto, plan), (other, own)):
+        observed = Observed(graph, samples)
+        ranges = observed.ranges(way.tensors(graph), [Calibration(method="minmax")])
+        noise.append(noise_db(observed, _with_integers(graph, step, way, ranges[0], {})))
+    return (other, own, rows) if noise[1] >= noise[0] + WORTH_DB else (proto, plan, [])
+
+
+def _with_integers(
+    proto: ModelProto, step: Quantize, plan: Plan, ranges: Mapping[str, Range], rounded: Mapping[str, Rounded]
+) -> ModelProto:
+    quantizer = QDQQuantizer(
+        onnx.ModelProto.FromString(proto.SerializeToString()),
+        step.per_channel,
+        plan.reduced,
+        QuantType.QInt8,
+        ACTIVATIONS[plan.activations],
+        _tensors(ranges),
+        [],
+        list(plan.kept),
+        list(plan.ops),
+        {
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "TensorQuantOverrides": _overrides(rounded),
+            "OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS) if plan.float_outputs else [],
+        },
+    )
+    quantizer.quantize_model()
+    made: ModelProto = quantizer.model.model
+    return made
+
+
+def _tensors(ranges: Mapping[str, Range]) -> TensorsData:
+    limits = {
+        name: TensorData(lowest=np.float32(own.low), highest=np.float32(own.high)) for name, own in ranges.items()
+    }
+    return TensorsData(CalibrationMethod.MinMax, limits)
+
+
+def _overrides(rounded: Mapping[str, Rounded]) -> dict[str, Sequence[dict[str, Any]]]:
+    """The steps of every output, as the quantizer takes them."""
+    return {
+        name: [{"scale": scale, "zero_point": 0, "axis": own.axis} for scale in own.steps]
+        for name, own in rounded.items()
+    }
