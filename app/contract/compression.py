@@ -42,8 +42,8 @@ class Compress(Strict):
         Field(
             ge=0,
             le=3,
-            description="Standard errors of the metric by which a round has to be better than that to be chosen, where "
-            "any is: the best of many rounds is flattered.",
+            description="Standard errors of the metric by which a round is better held: the best of many rounds is "
+            "flattered. One that holds by less is chosen where it has less than two thirds of the bytes.",
         ),
     ] = 1.0
     keep: Annotated[float, Field(gt=0, lt=1, description="Share of the weights that the first round keeps.")] = 0.3

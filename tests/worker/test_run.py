@@ -24,7 +24,7 @@ from tests.worker.helpers import MemorySplit, context_for, digits_data, memory_d
 from tests.worker.jobs import EXAMPLE_LAYERS, LENET_LAYERS, Recorder, job, steps_of
 from tests.worker.nets import LENET_MACS, lenet
 from worker.data.base import Data
-from worker.export.registry import _reader
+from worker.export.registry import _samples
 from worker.model import Model
 from worker.request import RunRequest, RunResult
 from worker.run import run_job
@@ -268,11 +268,9 @@ def test_what_no_onnx_file_can_hold_is_refused_before_the_steps(
 def test_calibration_draws_from_all_of_a_sorted_split(tmp_path: Path) -> None:
     inputs = torch.arange(10.0).repeat_interleave(30)[:, None].repeat(1, 64)
     context = context_for(tiny_model(mlp()), memory_data({"calibration": (inputs, None)}), tmp_path)
-    reader = _reader(context, Quantize(calibration=Calibration(samples=64)))
-    assert reader is not None
-    drawn = []
-    while (batch := reader.get_next()) is not None:
-        drawn += batch["input"][:, 0].tolist()
+    samples = _samples(context, Quantize(calibration=Calibration(samples=64)))
+    assert samples is not None
+    drawn = [value for batch in samples for value in batch["input"][:, 0].tolist()]
     assert len(drawn) == 64
     assert set(drawn) == set(range(10))
 

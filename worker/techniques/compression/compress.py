@@ -35,6 +35,7 @@ from worker.training.states import mask_state, module_state
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
 ENTROPY_WEIGHT = 0.02  # variances of the weights that a bit is worth
 CODED_RATE = 0.4  # of the learning rate, for values that are shared
+MARGIN_BYTES = 1.5  # times as many bytes are worth it to hold by the margin
 PROBED = 0.05  # share of the weights with which the learning rate is found
 
 
@@ -55,7 +56,7 @@ class CompressTechnique:
 @dataclass
 class _Place:
     """How far the search is. `keep` is the share of weights that the next round keeps; first it goes down in large
-    steps, and then, `fine`, in smaller ones from the last that held. `firm`: one of those held by the margin."""
+    steps, and then, `fine`, in smaller ones from the best that held. `firm`: that one held by the margin."""
 
     keep: float
     factor: float
@@ -67,6 +68,13 @@ class _Place:
     fine: bool = False
     done: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def better(self, size: int, firm: bool) -> bool:
+        """Whether a round that holds, with so many bytes, is better than the best so far."""
+        if self.size is None:
+            return True
+        own, best = size * (1.0 if firm else MARGIN_BYTES), self.size * (1.0 if self.firm else MARGIN_BYTES)
+        return own < best
 
 
 class _Search:
@@ -121,11 +129,10 @@ class _Search:
             }
         )
         place.number += 1
-        better = firm or (holds and not place.firm)
-        if better and (place.size is None or attempt.size < place.size or firm > place.firm):
-            self._best, place.size, place.held = attempt.state, attempt.size, place.keep
+        better = holds and place.better(attempt.size, firm)
+        if better:
+            self._best, place.size, place.held, place.firm = attempt.state, attempt.size, place.keep, firm
             self._pruned = snapshot(self._module)
-        place.firm |= firm
         if better or (holds and not place.fine):
             place.failures = 0
             place.keep *= place.factor

@@ -127,6 +127,7 @@ def _with_integers(
         },
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     made: ModelProto = quantizer.model.model
     return made
 

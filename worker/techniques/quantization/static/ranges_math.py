@@ -10,6 +10,8 @@ import numpy as np
 LEVELS = 256
 TRIED = 120  # ranges, each a few percent narrower than the one before
 LEAST = 0.05  # of the whole range, that is tried
+# For the divergence: in a narrower range a level has so few bins that it follows the noise of their counts.
+LEAST_ENTROPY = 0.25
 SWEEPS = 2  # over both ends
 
 
@@ -79,7 +81,7 @@ def entropy(histogram: Histogram, levels: int = LEVELS) -> Range:
     """The range with the least Kullback-Leibler divergence of the rounded values' distribution from the values' own
     (Migacz, 8-bit inference with TensorRT, 2017)."""
     centres, counts = histogram.centres, histogram.counts.astype(float)
-    return _best(histogram, lambda tried: _divergence(centres, counts, tried, levels))
+    return _best(histogram, lambda tried: _divergence(centres, counts, tried, levels), LEAST_ENTROPY)
 
 
 def rounded(values: np.ndarray, own: Range, levels: int = LEVELS) -> np.ndarray:
@@ -91,12 +93,12 @@ def rounded(values: np.ndarray, own: Range, levels: int = LEVELS) -> np.ndarray:
     return (np.clip(np.round(values / step) + zero, 0, levels - 1) - zero) * step
 
 
-def _best(histogram: Histogram, error: Callable[[Range], float]) -> Range:
+def _best(histogram: Histogram, error: Callable[[Range], float], least: float = LEAST) -> Range:
     """Both ends drawn in together, and then each by itself."""
     whole = histogram.whole
     if not histogram.counts.any():
         return whole
-    shares = np.geomspace(LEAST, 1.0, TRIED)
+    shares = np.geomspace(least, 1.0, TRIED)
     best = min((Range(share * whole.low, share * whole.high) for share in shares), key=error)
     if whole.low < 0 < whole.high:
         for _ in range(SWEEPS):
