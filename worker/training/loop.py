@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -26,6 +26,7 @@ from worker.training.augmenting.augmenter import Augmenter
 from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
 from worker.training.early_stopping import EarlyStopper
+from worker.training.layout import channels_last
 from worker.training.objective import objective
 from worker.training.place import Place
 from worker.training.plateau import Plateau
@@ -77,7 +78,8 @@ def train(
         with seeded((context.seed + SEEDS_APART * within.rank) % SEEDS, context.device):
             own = replace(context, ranks=within)
             if not settled.sharded:
-                return _Run(own, settled, on_step, rate, on_loss).train()
+                with _laid_out(own, settled):
+                    return _Run(own, settled, on_step, rate, on_loss).train()
             if on_step is not None:
                 raise Unsupported(
                     "A sparsity that grows during the training looks at whole weights, and sharded has shares of them. "
@@ -97,6 +99,19 @@ def train(
     return summary
 
 
+@contextmanager
+def _laid_out(context: Context, training: Settled) -> Iterator[None]:
+    """The networks as a CPU computes them fastest, where one process trains."""
+    if context.device.type != "cpu" or context.ranks.size > 1:
+        yield
+        return
+    example = context.model.example(batch=EXAMPLE_BATCH)
+    taught = channels_last(context.teacher, example) if training.distill is not None else nullcontext()
+    with channels_last(context.model.module, example), taught:
+        yield
+
+
+EXAMPLE_BATCH = 2
 SEEDS = 1 << 32  # there are so many
 SEEDS_APART = 0x9E3779B1  # between the processes of a training: far, and no two alike
 

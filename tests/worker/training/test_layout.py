@@ -1,0 +1,98 @@
+"""Channels last while a network trains: as it was afterwards, the same weights but for rounding, and not where a
+network looks at strides."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app.contract.distillation import Distill
+from app.contract.training import Training
+from tests.worker.helpers import context_for, memory_data, tiny_model
+from worker.training.layout import channels_last
+from worker.training.loop import train
+
+EXAMPLE = (torch.zeros(2, 1, 12, 12),)
+
+
+class Flat(nn.Module):
+    """`view` takes a tensor as it lies in memory."""
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return tensor.view(len(tensor), -1)
+
+
+def network(flat: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 2), flat, nn.Linear(64, 3)
+    )
+
+
+def strides(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tensor.stride() for tensor in (*module.parameters(), *module.buffers())]
+
+
+def test_channels_lie_last_within_and_not_behind() -> None:
+    module = network(nn.Flatten())
+    before, values = strides(module), copy.deepcopy(module.state_dict())
+    with channels_last(module, EXAMPLE):
+        inner = module[0](EXAMPLE[0])
+        assert inner.stride()[1] == 1, "what a convolution of one channel gives lies so too"
+        assert not inner.is_contiguous()
+    assert strides(module) == before
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, values[name])
+
+
+def test_a_network_that_looks_at_strides_is_left_alone() -> None:
+    module = network(Flat())
+    before, training = strides(module), module.training
+    with channels_last(module, EXAMPLE):
+        assert strides(module) == before
+        module(*EXAMPLE)
+    assert module.training == training
+
+
+def test_put_back_after_an_error() -> None:
+    module = network(nn.Flatten())
+    before = strides(module)
+    with pytest.raises(KeyError), channels_last(module, EXAMPLE):
+        raise KeyError
+    assert strides(module) == before
+
+
+def test_a_network_without_such_convolutions_is_not_asked() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    with channels_last(module, (torch.zeros(2, 7),)):  # which it could not take
+        pass
+
+
+@pytest.mark.parametrize("flat", [nn.Flatten(), Flat()], ids=["flatten", "view"])
+def test_training_gives_the_weights_of_a_loop_by_hand(flat: nn.Module, tmp_path: Path) -> None:
+    inputs, targets = torch.randn(64, 1, 12, 12), torch.randint(0, 3, (64,))
+    model = tiny_model(network(flat), shape=(1, 12, 12), classes=3)
+    own = copy.deepcopy(model.module)
+    context = context_for(model, memory_data({"train": (inputs, targets)}), tmp_path)
+    training = Training(epochs=3, batch_size=64, optimizer="sgd", lr=0.1)
+    train(context, training)
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1, momentum=0.9, weight_decay=training.weight_decay)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(own(inputs), targets).backward()
+        optimizer.step()
+    for mine, theirs in zip(model.module.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        assert mine.is_contiguous()
+
+
+def test_the_teacher_is_put_back_too(tmp_path: Path) -> None:
+    model = tiny_model(network(nn.Flatten()), shape=(1, 12, 12), classes=3)
+    context = context_for(model, memory_data({"train": (torch.randn(32, 1, 12, 12), None)}), tmp_path)
+    before = strides(context.teacher)
+    train(context, Training(epochs=1, distill=Distill(alpha=1.0)))
+    assert strides(context.teacher) == before
