@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _latencies(files: Mapping[str, Path], arrays: Arrays) -> dict[str, float]:
     """Medians in seconds."""
     feed = {name: value[:1] for name, value in arrays.items()}
     sessions = {name: _session(path) for name, path in files.items()}
-    calls = {name: lambda own=own: own.run(None, feed) for name, own in sessions.items()}
+    calls = {name: partial(own.run, None, feed) for name, own in sessions.items()}
     found = measure_in_turns(calls, batch_size=1, threads=THREADS, budget_s=6.0)
     return {name: one.median_s for name, one in found.items()}
 
@@ -319,14 +320,16 @@ def speed(folder: Path) -> None:
         target = folder / f"{name}.int8.onnx"
         with quiet():
             quantize_file(path, target, Quantize(), _samples(arrays), ())
-        feed = {own: value[:1] for own, value in arrays.items()}
-        sessions = {"ONNX Runtime": _session(path), "int8": _session(target)}
-        calls: dict[str, Callable[[], object]] = {
-            own: lambda one=one: one.run(None, feed) for own, one in sessions.items()
-        }
-        with torch.inference_mode():
-            calls["torch"] = lambda: module(*example)
-            taken = measure_in_turns(calls, batch_size=1, threads=THREADS, budget_s=20.0)
+        taken = measure_in_turns(
+            {
+                "torch": partial(_inferred, module, example),
+                "ONNX Runtime": partial(_session(path).run, None, next(_batches(arrays, 1))),
+                "int8": partial(_session(target).run, None, next(_batches(arrays, 1))),
+            },
+            batch_size=1,
+            threads=THREADS,
+            budget_s=20.0,
+        )
         ms = {own: 1e3 * one.median_s for own, one in taken.items()}
         share = target.stat().st_size / path.stat().st_size
         rows.append(
@@ -338,6 +341,11 @@ def speed(folder: Path) -> None:
             ]
         )
     table(["network", "torch, ms", "ONNX Runtime, ms", "int8, ms", "over torch", "over ONNX Runtime", "bytes"], rows)
+
+
+def _inferred(module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+    with torch.inference_mode():
+        module(*example)
 
 
 def _sized() -> Iterator[tuple[str, nn.Module, tuple[torch.Tensor, ...]]]:

@@ -5,37 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, helper
 
+from tests.worker.techniques.quantization.static.graphs import floats, graph_of, run
 from worker.techniques.quantization.graph import constants
 from worker.techniques.quantization.static.products import products
-
-RANDOM = np.random.default_rng(0)
-
-
-def floats(*shape: int) -> np.ndarray:
-    return RANDOM.normal(size=shape).astype(np.float32)
-
-
-def graph_of(nodes: list[Any], given: dict[str, np.ndarray], shape: list[int | str], outputs: list[str]) -> ModelProto:
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    own = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        values,
-        [numpy_helper.from_array(value, name) for name, value in given.items()],
-    )
-    return helper.make_model(own, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-
-
-def run(proto: ModelProto, value: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"x": value})[0]
-    return found
 
 
 def by_columns(graph: GraphProto, value: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import ModelProto, helper, shape_inference
 
-from tests.worker.techniques.quantization.static.test_products import floats, graph_of, run
+from tests.worker.techniques.quantization.static.graphs import floats, graph_of, run
 from worker.data.batch import Batch
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import constants
@@ -71,7 +71,7 @@ def test_adaptive_loses_less_of_the_outputs(proto: ModelProto, values: list[np.n
         return sum(float(np.square(run(own, value) - one).sum()) for value, one in zip(values, exact, strict=True))
 
     nearest, adaptive = (rounded(proto, values, way)[0] for way in (False, True))
-    assert lost(adaptive) < 0.6 * lost(nearest)
+    assert lost(adaptive) < 0.8 * lost(nearest)
 
 
 def test_corrected_biases_give_the_layers_own_mean_back(proto: ModelProto, values: list[np.ndarray]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import ModelProto, helper, shape_inference
 
-from tests.worker.techniques.quantization.static.test_products import floats, graph_of, run
+from tests.worker.techniques.quantization.static.graphs import floats, graph_of, run
 from worker.data.batch import Batch
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import constants, replace_constant
