@@ -8,7 +8,8 @@ the outputs for test samples against the float file's. Latencies of one sample, 
 in speed: networks of the size of a ResNet-18 and of a BERT-mini, random weights, in torch and in ONNX Runtime.
 
 TERSOR_BENCH_NNCF names a Python that has nncf and onnx; without it NNCF is left out. TERSOR_BENCH_PART=quality or speed
-takes one part. Other people's models: `make models`, TERSOR_TEST_DATA, PYTHONPATH=.models/python.
+takes one part, OMP_NUM_THREADS is how many threads all of them have. Other people's models: `make models`,
+TERSOR_TEST_DATA, PYTHONPATH=.models/python.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from worker.loading.onnx_constants import flattened
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
 from worker.techniques.quantization.onnx_int8 import quantize_file
 
-THREADS = os.cpu_count() or 1
+THREADS = torch.get_num_threads()
 EPOCHS, LEARNED = 4, 20_000  # of the ResNet
 WORDS = 64  # tokens of a mail
 
@@ -69,7 +70,6 @@ class Subject:
 def main() -> None:
     """The tables."""
     part = os.environ.get("TERSOR_BENCH_PART", "")
-    torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if part in ("", "quality"):
@@ -77,6 +77,7 @@ def main() -> None:
         if part in ("", "speed"):
             print()
             speed(folder)
+    print(f"\n{THREADS} thread{'s' if THREADS > 1 else ''}", end="")
     where("torch", "onnxruntime", "onnx")
 
 

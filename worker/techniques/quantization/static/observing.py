@@ -105,8 +105,10 @@ def noise_db(observed: Observed, quantized: ModelProto) -> float:
     for feed, exact in zip(observed.samples, observed.watch(observed.outputs), strict=True):
         for place, (name, got) in enumerate(zip(observed.outputs, session.run(observed.outputs, feed), strict=True)):
             if np.issubdtype(got.dtype, np.floating):
-                power[place] += np.square(exact[name], dtype=np.float64).sum()
-                noise[place] += np.square(got - exact[name], dtype=np.float64).sum()
+                finite = np.isfinite(exact[name])  # what a mask has set to infinity says nothing
+                signal = exact[name][finite].astype(np.float64)
+                power[place] += np.square(signal).sum()
+                noise[place] += np.square(np.nan_to_num(got[finite], nan=np.inf) - signal).sum()
     shares = noise[power > 0] / power[power > 0]
     return float(-10 * np.log10(max(shares.mean(), _LEAST_NOISE))) if shares.size else 0.0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 from worker.techniques.quantization.graph import constants, replace_constant, uses
@@ -95,11 +95,11 @@ def _foldable(graph: GraphProto, node: NodeProto, tensor: str, readers: int) -> 
     return node.op_type in NORMS and len(node.input) > 1 and own and counts[tensor] == readers
 
 
-def _like(graph: GraphProto, tensor: str, name: str) -> Iterator[Any]:
-    """The type of a tensor for one of another name."""
-    for value in graph.value_info:
+def _like(graph: GraphProto, tensor: str, name: str) -> Iterator[ValueInfoProto]:
+    """The type of a tensor, which may be an input of the graph, for one of another name."""
+    for value in (*graph.value_info, *graph.input):
         if value.name == tensor:
-            new = type(value).FromString(value.SerializeToString())
+            new = ValueInfoProto.FromString(value.SerializeToString())
             new.name = name
             yield new
             return

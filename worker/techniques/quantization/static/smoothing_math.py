@@ -21,7 +21,7 @@ def by_exponent(given: Tensor, weights: Sequence[Tensor], exponent: float) -> Te
     """s [channels] for inputs [rows, channels] and the weights [outputs, channels] that read them."""
     reach = given.abs().amax(0)
     strength = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    reach, strength = (value.clamp(min=LEAST * float(value.max())) for value in (reach, strength))
+    reach, strength = (value.clamp(min=LEAST * float(value.max()) or 1.0) for value in (reach, strength))
     found = reach**exponent / strength ** (1 - exponent)
     return found / (found.max() * found.min()).sqrt()
 
@@ -29,7 +29,7 @@ def by_exponent(given: Tensor, weights: Sequence[Tensor], exponent: float) -> Te
 def by_reach(given: Tensor, times: float) -> Tensor:
     """s [channels] that brings channels down to so many times the median one's reach, and leaves the others."""
     reach = given.abs().amax(0)
-    least = LEAST * float(reach.max())
+    least = LEAST * float(reach.max()) or 1.0
     return (reach / (times * reach.median().clamp(min=least))).clamp(min=1.0)
 
 
@@ -37,6 +37,8 @@ def rounded_inputs(given: Tensor, levels: int = 256) -> Tensor:
     """The nearest on one grid for all, over their whole range, which has zero on it."""
     low, high = given.min().clamp(max=0.0), given.max().clamp(min=0.0)
     step = (high - low) / (levels - 1)
+    if not step:
+        return given
     zero = torch.round(-low / step)
     return (torch.clamp(torch.round(given / step) + zero, 0, levels - 1) - zero) * step
 

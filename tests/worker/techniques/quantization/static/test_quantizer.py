@@ -140,3 +140,49 @@ def test_what_becomes_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportFailed, match=r"'h' becomes what is no number \(NaN\)"):
         quantize_file(source, tmp_path / "q.onnx", Quantize(), samples, ())
     assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["zeros", "ones"])
+def test_inputs_that_are_always_the_same(value: float, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "c"], ["h"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"], "gemm"),
+    ]
+    source = tmp_path / "constant.onnx"
+    given = {"c": floats(6, 2, 3, 3), "w": floats(6, 3), "b": floats(3)}
+    onnx.save_model(graph_of(nodes, given, ["n", 2, 5, 5], ["y"]), str(source))
+    samples = Samples(lambda: [Batch((torch.full((3, 2, 5, 5), value),), None)], ["x"], 1)
+    path, _ = made(source, tmp_path, samples)
+    exact = outputs(source, samples)
+    np.testing.assert_allclose(outputs(path, samples), exact, atol=0.02 * np.abs(exact).max())
+
+
+def test_a_graph_for_one_sample_at_a_time_and_of_an_old_opset(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], "n"), helper.make_node("Add", ["m", "b"], ["y"], "a")]
+    proto = graph_of(nodes, {"w": floats(8, 4), "b": floats(4)}, [1, 8], ["y"])
+    proto.opset_import[0].version = 11
+    source = tmp_path / "old.onnx"
+    onnx.save_model(proto, str(source))
+    samples = Samples(lambda: [Batch((torch.from_numpy(floats(1, 8)),), None) for _ in range(5)], ["x"], 5)
+    path, _ = made(source, tmp_path, samples)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.run(None, next(iter(samples)))[0].shape == (1, 4)
+
+
+def test_infinity_in_an_output_is_no_noise(tmp_path: Path) -> None:
+    """A mask sets what is not to be read to minus infinity."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "n"),
+        helper.make_node("Add", ["m", "mask"], ["y"], "a"),
+    ]
+    mask = np.array([0, -np.inf, 0, 0], np.float32)
+    source = tmp_path / "masked.onnx"
+    onnx.save_model(graph_of(nodes, {"w": floats(8, 4), "mask": mask}, ["n", 8], ["y"]), str(source))
+    value = torch.from_numpy(floats(16, 8))
+    _, found = made(source, tmp_path, Samples(lambda: [Batch((value,), None)], ["x"], 1), exclude=["a"])
+    tried = found.details["calibrations"]
+    assert isinstance(tried, list)
+    assert all(np.isfinite(float(one["sqnr_db"] or np.nan)) for one in tried)
