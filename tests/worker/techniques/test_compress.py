@@ -21,7 +21,7 @@ from worker.context import Context
 from worker.data.base import Data
 from worker.packed import packed
 from worker.techniques.base import Details
-from worker.techniques.compression.compress import CompressTechnique, moved
+from worker.techniques.compression.compress import CompressTechnique, _Place, moved
 from worker.training.loop import train
 
 BRIEF = Training(steps=150, batch_size=64, lr=3e-3, schedule="cosine")
@@ -171,3 +171,23 @@ def test_after_a_kill_it_goes_on_with_the_round_and_ends_with_equal_bits(
     assert min(shares) > after / 4  # the rounds before were not taken again
     ours, theirs = (baked(one.model.module).state_dict() for one in (second, context))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("was_firm", "size", "firm", "better"),
+    [
+        (True, 66, False, True),
+        (True, 67, False, False),
+        (True, 99, True, True),
+        (False, 149, True, True),
+        (False, 150, True, False),
+        (False, 99, False, True),
+        (False, 100, False, False),
+    ],
+)
+def test_the_margin_is_worth_half_as_many_bytes_again(was_firm: bool, size: int, firm: bool, better: bool) -> None:
+    assert _Place(0.5, 0.5, size=100, firm=was_firm).better(size, firm) == better
+
+
+def test_the_first_round_that_holds_is_the_best_so_far() -> None:
+    assert _Place(0.5, 0.5).better(10**9, firm=False)

@@ -57,9 +57,9 @@ def round_weights(
         after, steps = _nearest(before, bits) if looked.moments is None else _rounded(before, looked.moments, bits)
         found[product.weight] = Rounded(steps.numpy(), product.axis)
         changed[product.weight] = product.unmatrix(after, values[product.weight].shape)
-        moved = ((before - after) @ looked.mean).numpy()
         if not correct:
             continue
+        moved = ((before - after) @ looked.mean).numpy()
         if product.bias is not None:
             changed[product.bias] = values[product.bias] + moved
         elif product.takes_bias and moved.any():
@@ -88,13 +88,16 @@ class _Inputs:
         return (self._sum / max(1, self._rows)).float()
 
     def see(self, given: np.ndarray) -> None:
-        """Takes in a batch."""
-        rows = self._product.columns(given, self._kernel)
-        self._sum += rows.sum(0, dtype=torch.float64)
-        self._rows += len(rows)
-        if self.moments is not None:
-            if len(rows) > self._most:
-                rows = rows[torch.randperm(len(rows), generator=self._generator)[: self._most]]
+        """Takes in a batch; of pictures one at a time, since their columns are many times as large as they are."""
+        for part in np.split(given, len(given)) if self._kernel else [given]:
+            rows = self._product.columns(part, self._kernel)
+            self._sum += rows.sum(0, dtype=torch.float64)
+            self._rows += len(rows)
+            if self.moments is None:
+                continue
+            most = -(-self._most * len(part) // len(given))
+            if len(rows) > most:
+                rows = rows[torch.randperm(len(rows), generator=self._generator)[:most]]
             self.moments += rows.T @ rows
 
 
