@@ -38,6 +38,8 @@ class Mask(nn.Module):
         parameter it is not zero where the mask is false."""
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.mask.stride() != weight.stride():  # the selection would lie as the mask does
+            self.mask = torch.empty_like(weight, dtype=torch.bool).copy_(self.mask)
         masked = torch.where(self.mask, weight, 0.0)
         if self.watched and masked.requires_grad:
             masked.register_hook(self._see)

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from worker.constraints import stored
 from worker.data.batch import Inputs
-
-PLANES = 4  # dimensions of a convolution's weight over pictures
 
 
 @contextmanager
@@ -19,35 +18,51 @@ def channels_last(module: nn.Module, example: Inputs) -> Iterator[None]:
 
     On a CPU, pooling and convolutions are up to twice as fast so. The values are the same, and sums are added in
     another order. A network that cannot work so, since it looks at tensors by their strides (`view`), is left as it is:
-    `example` is what it is tried on.
+    it is tried on `example`, forth and back, as it trains.
     """
-    if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
-        yield
-        return
-    _lay(module, torch.channels_last)
-    if not _works(module, example):
-        _lay(module, torch.contiguous_format)
+    weights = _kernels(module)
     try:
+        _lay(weights, torch.channels_last)
+        if weights and not _works(module, example):
+            _lay(weights, torch.contiguous_format)
         yield
     finally:
-        _lay(module, torch.contiguous_format)
+        _lay(weights, torch.contiguous_format)
 
 
-def _lay(module: nn.Module, layout: torch.memory_format) -> None:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.ndim == PLANES:
-            # Not `contiguous`: with one channel both layouts are, and it would leave the strides as they are.
-            tensor.data = tensor.data.to(memory_format=layout)
+def _kernels(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of convolutions, behind masks too; not such as share their memory with something else."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    weights = {id(weight): weight for weight in (stored(layer, "weight") for layer in layers)}.values()
+    return [weight for weight in weights if weight.untyped_storage().nbytes() == weight.nbytes]
+
+
+def _lay(weights: list[nn.Parameter], layout: torch.memory_format) -> None:
+    for weight in weights:
+        # Not `contiguous`: a weight of one channel is so in both layouts, and would keep its strides.
+        weight.data = torch.empty_like(weight.data, memory_format=layout).copy_(weight.data)
 
 
 def _works(module: nn.Module, example: Inputs) -> bool:
-    was_training = module.training
-    module.eval()
+    """Whether a pass forth and, if anything is trained, back goes through; it leaves nothing behind."""
+    modes = {layer: layer.training for layer in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    module.train(trained)
     try:
-        with torch.no_grad():
-            module(*example)
-    except RuntimeError:
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(trained):
+            output: Tensor = module(*example)
+            if trained:
+                output.float().sum().backward()
+    except Exception:  # whatever a network raises that cannot have it
         return False
     finally:
-        module.train(was_training)
+        for layer, mode in modes.items():
+            layer.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
     return True

@@ -101,8 +101,9 @@ def train(
 
 @contextmanager
 def _laid_out(context: Context, training: Settled) -> Iterator[None]:
-    """The networks as a CPU computes them fastest, where one process trains."""
-    if context.device.type != "cpu" or context.ranks.size > 1:
+    """The networks as a CPU computes them fastest, where one process trains on samples of one size."""
+    fixed = all(None not in tensor.shape for tensor in context.model.facts.inputs)
+    if context.device.type != "cpu" or context.ranks.size > 1 or not fixed:
         yield
         return
     example = context.model.example(batch=EXAMPLE_BATCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from app.contract.distillation import Distill
 from app.contract.training import Training
 from tests.worker.helpers import context_for, memory_data, tiny_model
+from worker.constraints import impose_mask
 from worker.training.layout import channels_last
 from worker.training.loop import train
 
@@ -56,6 +58,79 @@ def test_a_network_that_looks_at_strides_is_left_alone() -> None:
         assert strides(module) == before
         module(*EXAMPLE)
     assert module.training == training
+
+
+class Auxiliary(nn.Module):
+    """A second head that is there in training alone, and looks at strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network(nn.Flatten())
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        found: Tensor = self.body(tensor)
+        if self.training:
+            early = self.body[0](tensor)
+            found = found + early.view(len(early), -1).mean()
+        return found
+
+
+class Backwards(torch.autograd.Function):
+    """Looks at strides on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view(-1).view_as(gradient)
+
+
+class Mirror(nn.Module):
+    def forward(self, tensor: Tensor) -> Tensor:
+        found: Tensor = Backwards.apply(tensor)
+        return found
+
+
+class Picky(nn.Module):
+    def forward(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_contiguous():
+            raise ValueError("as it was, please")
+        return tensor.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Auxiliary(), nn.Sequential(nn.Conv2d(1, 6, 3), Mirror(), nn.Conv2d(6, 4, 3), nn.Flatten()), network(Picky())],
+    ids=["in training alone", "on the way back", "another error"],
+)
+def test_what_shows_in_training_alone(module: nn.Module) -> None:
+    before, values = strides(module), copy.deepcopy(module.state_dict())
+    module.eval()
+    with channels_last(module, EXAMPLE):
+        assert strides(module) == before
+    assert not any(layer.training for layer in module.modules())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, values[name]), "the trial left something behind"
+
+
+def test_masked_weights_lie_so_too() -> None:
+    module = network(nn.Flatten())
+    impose_mask(module, "4.weight", torch.rand(4, 6, 2, 2) > 0.5)
+    with channels_last(module, EXAMPLE):
+        assert module[4].weight.stride()[1] == 1  # type: ignore[union-attr,operator]
+    assert module[4].weight.is_contiguous()  # type: ignore[union-attr,operator]
+
+
+def test_weights_that_share_their_memory_stay_together() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten())
+    both = torch.randn(2, 4, 4, 3, 3)
+    module[1].weight = nn.Parameter(both[0])
+    with channels_last(module, (torch.zeros(2, 2, 8, 8),)):
+        pass
+    assert module[1].weight.data_ptr() == both.data_ptr()
 
 
 def test_put_back_after_an_error() -> None:

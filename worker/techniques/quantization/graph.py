@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,13 @@ def constants(graph: GraphProto, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The values of these initializers."""
     wanted = set(names)
     return {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.name in wanted}
+
+
+def free_name(graph: GraphProto, name: str) -> str:
+    """A name that nothing in the graph has, this one or one made of it."""
+    nodes = {known for node in graph.node for known in (node.name, *node.input, *node.output)}
+    taken = nodes | {one.name for one in (*graph.initializer, *graph.input, *graph.value_info)}
+    return next(own for number in count() if (own := f"{name}_{number}" if number else name) not in taken)
 
 
 def replace_constant(graph: GraphProto, name: str, value: np.ndarray) -> None:

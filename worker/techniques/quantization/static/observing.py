@@ -17,6 +17,7 @@ from worker.techniques.quantization.static import ranges_math
 from worker.techniques.quantization.static.ranges_math import Histogram, Range, counted
 
 BINS = 4096
+LEAST_RANGE = 1e-30  # in a narrower one float32 has no bins
 HELD = 1 << 28  # bytes that one pass over the samples is to hold
 _QUIET = 4
 _LEAST_NOISE = 1e-12
@@ -62,13 +63,17 @@ class Observed:
         return found
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """The bytes of these tensors in a batch."""
+        """The bytes of these tensors in a batch, from a single sample where the graph takes one."""
         first = next(iter(self.samples))
-        batch = len(next(iter(first.values())))
-        one = {name: values[:1] for name, values in first.items()}
         asked = [name for name in names if name not in self._inputs]
-        found = dict(zip(asked, self._session.run(asked, one), strict=True)) if asked else {}
-        return {name: batch * (found | one)[name].nbytes for name in names}
+        try:
+            taken = {name: value[:1] if value.ndim else value for name, value in first.items()}
+            found = dict(zip(asked, self._session.run(asked, taken), strict=True)) if asked else {}
+            times = max(len(value) for value in first.values() if value.ndim)
+        except Exception:  # of the runtime, whose errors share no class
+            taken, times = first, 1
+            found = dict(zip(asked, self._session.run(asked, taken), strict=True))
+        return {name: times * (found | taken)[name].nbytes for name in names}
 
     def _limits(self, names: list[str]) -> dict[str, tuple[float, float]]:
         found = dict.fromkeys(names, (0.0, 0.0))
@@ -87,7 +92,7 @@ class Observed:
         for tensors in self.watch(list(limits)):
             for name, values in tensors.items():
                 low, high = limits[name]
-                if low < high:
+                if high - low > LEAST_RANGE:
                     found[name] += counted(values, low, high, BINS)
         return {name: Histogram(*limits[name], counts) for name, counts in found.items()}
 
@@ -138,5 +143,7 @@ def grouped(items: Iterable[_Item], cost: Callable[[_Item], int]) -> Iterator[li
 def floating(proto: ModelProto) -> set[str]:
     """The float32 tensors of a graph whose shapes were inferred, without its constants."""
     constant = {tensor.name for tensor in proto.graph.initializer}
+    made = {name for node in proto.graph.node for name in node.output} | {value.name for value in proto.graph.input}
     values = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
-    return {one.name for one in values if one.type.tensor_type.elem_type == TensorProto.FLOAT} - constant
+    known = {one.name for one in values if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return known & made - constant

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, TensorProto
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,14 +63,15 @@ class Product:
         return unfolded.transpose(1, 2).flatten(0, 1)
 
 
-def products(graph: GraphProto) -> Iterator[Product]:
-    """Every one, in the order of the computation."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+def products(graph: GraphProto, tensors: Collection[str]) -> Iterator[Product]:
+    """Every one of float32, in the order of the computation, whose input is one of `tensors`."""
+    floats = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in floats}
     counts = uses(graph)
     readers = {name: node for node in graph.node for name in node.input}
     for node in graph.node:
         axis = _axis(node, shapes)
-        if axis is None or counts[node.input[1]] != 1:
+        if axis is None or node.input[0] not in tensors or counts[node.input[1]] != 1:
             continue
         outputs = shapes[node.input[1]][axis]
         bias = node.input[BIAS] if len(node.input) > BIAS else None

@@ -83,7 +83,8 @@ def quantize_static(source: Path, floats: Path, target: Path, step: Quantize, sa
         noise = [noise_db(observed, one) for one in made]
         best = max(range(len(made)), key=noise.__getitem__)
         details["calibrations"] = [
-            {"method": method, "sqnr_db": found} for method, found in zip(methods, noise, strict=True)
+            {"method": method, "sqnr_db": found if np.isfinite(found) else None}
+            for method, found in zip(methods, noise, strict=True)
         ]
     details["calibration_method"] = methods[best]
     onnx.save_model(made[best], str(target))

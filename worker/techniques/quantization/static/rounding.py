@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.contract.errors import ExportFailed
 from worker.techniques.quantization import gptq_math
-from worker.techniques.quantization.graph import constants, replace_constant
+from worker.techniques.quantization.graph import constants, free_name, replace_constant
 from worker.techniques.quantization.grid_math import least_squares
 from worker.techniques.quantization.groups import nearest
 from worker.techniques.quantization.static.observing import Observed, grouped
@@ -46,7 +46,7 @@ def round_weights(
     nearest.
     """
     wanted = set(chosen)
-    own = [product for product in products(proto.graph) if product.node.name in wanted]
+    own = [product for product in products(proto.graph, observed.tensors) if product.node.name in wanted]
     names = {name for product in own for name in (product.weight, product.bias) if name is not None}
     values = constants(proto.graph, names)
     found: dict[str, Rounded] = {}
@@ -63,8 +63,9 @@ def round_weights(
         if product.bias is not None:
             changed[product.bias] = values[product.bias] + moved
         elif product.takes_bias and moved.any():
-            product.node.input.append(f"{product.weight}_bias")
-            proto.graph.initializer.append(numpy_helper.from_array(moved, f"{product.weight}_bias"))
+            name = free_name(proto.graph, f"{product.weight}_bias")
+            product.node.input.append(name)
+            proto.graph.initializer.append(numpy_helper.from_array(moved, name))
     for name, value in changed.items():
         replace_constant(proto.graph, name, value)
     return found

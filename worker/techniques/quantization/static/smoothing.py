@@ -14,7 +14,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from worker.techniques.quantization.graph import constants, replace_constant, uses
+from worker.techniques.quantization.graph import constants, free_name, replace_constant, uses
 from worker.techniques.quantization.static.observing import Observed, grouped
 from worker.techniques.quantization.static.products import Product, products
 from worker.techniques.quantization.static.smoothing_math import best_factors
@@ -34,7 +34,7 @@ def smooth(proto: ModelProto, observed: Observed, chosen: Iterable[str], bits: i
     """
     wanted = set(chosen)
     places: dict[str, list[Product]] = {}
-    for product in products(proto.graph):
+    for product in products(proto.graph, observed.tensors):
         if product.node.name in wanted and product.node.op_type != "Conv":
             places.setdefault(product.given, []).append(product)
     names = {product.weight for own in places.values() for product in own}
@@ -45,7 +45,7 @@ def smooth(proto: ModelProto, observed: Observed, chosen: Iterable[str], bits: i
         own = places[tensor]
         weights = [product.matrix(values[product.weight]) for product in own]
         scale, factors, left = best_factors(given, weights, bits)
-        if left > WORTH:
+        if not left <= WORTH:  # nor where it is no number
             continue
         for product, weight in zip(own, weights, strict=True):
             replace_constant(
@@ -65,26 +65,26 @@ def _inputs(observed: Observed, tensors: list[str]) -> Iterator[tuple[str, Tenso
         generator = torch.Generator().manual_seed(0)
         for values in observed.watch(group):
             for tensor in group:
-                rows = torch.from_numpy(values[tensor]).flatten(0, -2)
+                rows = torch.from_numpy(values[tensor]).reshape(-1, values[tensor].shape[-1])
                 found[tensor].append(rows[torch.randperm(len(rows), generator=generator)[:most]])
         yield from ((tensor, torch.cat(parts)) for tensor, parts in found.items())
 
 
 def _divide(graph: GraphProto, tensor: str, readers: list[Product], scale: np.ndarray) -> list[str]:
     """Makes these products read the tensor divided by the factors; the multiplication, if that took one."""
-    norm = next((node for node in graph.node if tensor in node.output), None)
+    norm = next((node for node in graph.node if node.output[:1] == [tensor]), None)
     if norm is not None and _foldable(graph, norm, tensor, len(readers)):
         for name in norm.input[1:]:
             replace_constant(graph, name, constants(graph, {name})[name] / scale)
         return []
-    inverse, smoothed = f"{tensor}_smoothing", f"{tensor}_smoothed"
+    inverse, smoothed, name = (free_name(graph, f"{tensor}_{end}") for end in ("smoothing", "smoothed", "smooth"))
     graph.initializer.append(numpy_helper.from_array((1 / scale).astype(np.float32), inverse))
     graph.value_info.extend(_like(graph, tensor, smoothed))
     for product in readers:
         product.node.input[0] = smoothed
     first = min(index for index, node in enumerate(graph.node) if smoothed in node.input)
-    graph.node.insert(first, helper.make_node("Mul", [tensor, inverse], [smoothed], f"{tensor}_smooth"))
-    return [f"{tensor}_smooth"]
+    graph.node.insert(first, helper.make_node("Mul", [tensor, inverse], [smoothed], name))
+    return [name]
 
 
 def _foldable(graph: GraphProto, node: NodeProto, tensor: str, readers: int) -> bool:
@@ -96,8 +96,8 @@ def _foldable(graph: GraphProto, node: NodeProto, tensor: str, readers: int) -> 
 
 
 def _like(graph: GraphProto, tensor: str, name: str) -> Iterator[ValueInfoProto]:
-    """The type of a tensor, which may be an input of the graph, for one of another name."""
-    for value in (*graph.value_info, *graph.input):
+    """The type of a tensor, which may be an input or an output of the graph, for one of another name."""
+    for value in (*graph.value_info, *graph.input, *graph.output):
         if value.name == tensor:
             new = ValueInfoProto.FromString(value.SerializeToString())
             new.name = name

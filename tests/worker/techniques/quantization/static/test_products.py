@@ -13,10 +13,12 @@ from tests.worker.techniques.quantization.static.graphs import floats, graph_of,
 from worker.techniques.quantization.graph import constants
 from worker.techniques.quantization.static.products import products
 
+TENSORS = ("x", "m", "a")
+
 
 def by_columns(graph: GraphProto, value: np.ndarray) -> tuple[np.ndarray, Any]:
     """What the only product of a graph gives, [products, outputs], by its matrix and columns."""
-    (product,) = products(graph)
+    (product,) = products(graph, TENSORS)
     weight = constants(graph, [product.weight])[product.weight]
     rows = product.matrix(weight)
     kernel = weight.shape[2:] if product.node.op_type == "Conv" else ()
@@ -75,15 +77,15 @@ def test_convolutions(places: int, fields: dict[str, int]) -> None:
 def test_what_is_no_product_of_its_own_weight() -> None:
     """Two that share a weight, two tensors, groups, a weight in front, a padding that is found while it runs."""
     shared = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])]
-    assert not list(products(graph_of(shared, {"w": floats(7, 7)}, ["n", 7], ["y"]).graph))
+    assert not list(products(graph_of(shared, {"w": floats(7, 7)}, ["n", 7], ["y"]).graph, TENSORS))
     tensors = [helper.make_node("MatMul", ["x", "x"], ["y"])]
-    assert not list(products(graph_of(tensors, {}, [7, 7], ["y"]).graph))
+    assert not list(products(graph_of(tensors, {}, [7, 7], ["y"]).graph, TENSORS))
     front = [helper.make_node("MatMul", ["w", "x"], ["y"])]
-    assert not list(products(graph_of(front, {"w": floats(7, 7)}, [7, 7], ["y"]).graph))
+    assert not list(products(graph_of(front, {"w": floats(7, 7)}, [7, 7], ["y"]).graph, TENSORS))
     for fields in ({"group": 2}, {"auto_pad": "SAME_UPPER"}):
         weight = floats(4, 4 // fields.get("group", 1), 3)  # type: ignore[operator]
         node = helper.make_node("Conv", ["x", "w"], ["y"], **fields)
-        assert not list(products(graph_of([node], {"w": weight}, ["n", 4, 9], ["y"]).graph))
+        assert not list(products(graph_of([node], {"w": weight}, ["n", 4, 9], ["y"]).graph, TENSORS))
 
 
 def test_a_bias_that_others_read_too_is_not_its_own() -> None:
@@ -91,6 +93,14 @@ def test_a_bias_that_others_read_too_is_not_its_own() -> None:
         helper.make_node("Gemm", ["x", "w", "b"], ["m"], "n"),
         helper.make_node("Add", ["m", "b"], ["y"]),
     ]
-    (product,) = products(graph_of(nodes, {"w": floats(5, 5), "b": floats(5)}, ["n", 5], ["y"]).graph)
+    (product,) = products(graph_of(nodes, {"w": floats(5, 5), "b": floats(5)}, ["n", 5], ["y"]).graph, TENSORS)
     assert product.bias is None
     assert torch.equal(product.matrix(np.eye(5, dtype=np.float32)), torch.eye(5))
+
+
+def test_products_of_other_types_and_of_tensors_that_nobody_knows() -> None:
+    whole = np.ones((5, 5), np.int64)
+    proto = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "n")], {"w": whole}, ["n", 5], ["y"])
+    assert not list(products(proto.graph, TENSORS))
+    known = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "n")], {"w": floats(5, 5)}, ["n", 5], ["y"])
+    assert not list(products(known.graph, ("y",)))

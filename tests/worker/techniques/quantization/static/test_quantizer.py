@@ -186,3 +186,75 @@ def test_infinity_in_an_output_is_no_noise(tmp_path: Path) -> None:
     tried = found.details["calibrations"]
     assert isinstance(tried, list)
     assert all(np.isfinite(float(one["sqnr_db"] or np.nan)) for one in tried)
+
+
+def test_a_product_behind_an_operator_whose_types_onnx_does_not_know(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["m"], "first"),
+        helper.make_node("BiasGelu", ["m", "b"], ["g"], "gelu", domain="com.microsoft"),
+        helper.make_node("MatMul", ["g", "w"], ["y"], "second"),
+    ]
+    proto = graph_of(nodes, {"a": floats(8, 8), "b": floats(8), "w": floats(8, 4)}, ["n", 8], ["y"])
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    source = tmp_path / "gelu.onnx"
+    onnx.save_model(proto, str(source))
+    value = torch.from_numpy(floats(16, 8))
+    samples = Samples(lambda: [Batch((value,), None)], ["x"], 1)
+    path, _ = made(source, tmp_path, samples)
+    assert sqnr_db(outputs(source, samples), outputs(path, samples)) > 25
+
+
+def test_factors_for_a_tensor_that_is_an_output_too(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["m"], "first"),
+        helper.make_node("Relu", ["m"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"], "second"),
+    ]
+    given = {"a": floats(8, 8), "w": floats(8, 4)}
+    given["a"][:, 2] *= 300
+    given["w"][2] /= 300
+    source = tmp_path / "two.onnx"
+    onnx.save_model(graph_of(nodes, given, ["n", 8], ["y", "h"]), str(source))
+    value = torch.from_numpy(floats(32, 8))
+    samples = Samples(lambda: [Batch((value,), None)], ["x"], 1)
+    path, found = made(source, tmp_path, samples)
+    assert any(row["tensor"] == "h" for row in found.details["smoothed"])  # type: ignore[union-attr]
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    exact = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    # The tensor itself has 8 bits for all channels, so that what is made of its small ones is coarse.
+    feed = next(iter(samples))
+    for one, other, least in zip(exact.run(None, feed), session.run(None, feed), (3, 25), strict=True):
+        assert sqnr_db(one, other) > least
+
+
+def test_a_graph_for_four_samples_at_a_time(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "n")]
+    source = tmp_path / "four.onnx"
+    onnx.save_model(graph_of(nodes, {"w": floats(8, 4)}, [4, 8], ["y"]), str(source))
+    values = [torch.from_numpy(floats(4, 8)) for _ in range(3)]
+    samples = Samples(lambda: [Batch((value,), None) for value in values], ["x"], 3)
+    path, _ = made(source, tmp_path, samples)
+    assert sqnr_db(outputs(source, samples), outputs(path, samples)) > 25
+
+
+def test_a_product_of_a_single_row_without_a_batch(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Squeeze", ["x", "axis"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["m"], "n"),
+        helper.make_node("Unsqueeze", ["m", "axis"], ["y"]),
+    ]
+    source = tmp_path / "row.onnx"
+    given = {"w": floats(8, 4), "axis": np.array([0])}
+    onnx.save_model(graph_of(nodes, given, [1, 8], ["y"]), str(source))
+    values = [torch.from_numpy(floats(1, 8)) for _ in range(8)]
+    samples = Samples(lambda: [Batch((value,), None) for value in values], ["x"], 8)
+    path, _ = made(source, tmp_path, samples)
+    assert sqnr_db(outputs(source, samples), outputs(path, samples)) > 25
+
+
+def test_values_that_are_all_but_nothing(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "n")]
+    source = tmp_path / "tiny.onnx"
+    onnx.save_model(graph_of(nodes, {"w": floats(8, 4)}, ["n", 8], ["y"]), str(source))
+    value = torch.full((4, 8), 1e-43)
+    made(source, tmp_path, Samples(lambda: [Batch((value,), None)], ["x"], 1))
