@@ -59,8 +59,19 @@ def data() -> Data:
     return memory_data({"train": (x[:385], y[:385]), "validation": (x[385:], y[385:])})  # one is left over
 
 
-def context_of(data: Data, scratch: Path) -> Context:
-    model = replace(tiny_model(mlp(norm=True, dropout=0.3)), task=Noisy())
+CONVOLUTIONS = "convolutions, "  # how a work begins that trains them: their weights lie otherwise in memory meanwhile
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+    body = [nn.Unflatten(1, (1, 8, 8)), first, nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), second, nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(32, 10))
+
+
+def context_of(data: Data, scratch: Path, name: str = "") -> Context:
+    module = convolutions() if name.startswith(CONVOLUTIONS) else mlp(norm=True, dropout=0.3)
+    model = replace(tiny_model(module), task=Noisy())
     return context_for(model, data, scratch, seed=5)
 
 
@@ -69,14 +80,16 @@ def outcome(work: Work, context: Context) -> tuple[dict[str, Tensor], Details]:
     return baked(context.model.module).state_dict(), details
 
 
-def cut_off(work: Work, data: Data, scratch: Path, after: int, saved: dict[str, Path]) -> dict[str, Path]:
+def cut_off(
+    work: Work, data: Data, scratch: Path, after: int, saved: dict[str, Path], name: str = ""
+) -> dict[str, Path]:
     """Runs until `after` steps have been reported; the checkpoints that were announced till then."""
     left: dict[str, Path] = dict(saved)
 
     def announce(kind: Kind, name: str) -> None:
         left[kind] = Path(shutil.copy(scratch / name, scratch / f"stored-{kind}-{after}"))
 
-    context = context_of(data, scratch)
+    context = context_of(data, scratch, name)
     context.checkpoints = Checkpoints(scratch, announce, 0.0, saved)
     steps = 0
 
@@ -149,6 +162,10 @@ WORKS: dict[str, Work] = {
         training=Training(steps=9, checkpoint_steps=EVERY),
     ),
 }
+WORKS |= {
+    CONVOLUTIONS + name: WORKS[name]
+    for name in ("plain", "ema", "distilled", "one-shot pruning", "cubic pruning", "regrowth", "codebook found again")
+}
 # After the first checkpoint alone; in the middle of an epoch; twice.
 CUTS = [(2,), (15,), (9, 12)]
 
@@ -157,15 +174,15 @@ CUTS = [(2,), (15,), (9, 12)]
 @pytest.mark.parametrize("name", WORKS)
 def test_a_resumed_training_ends_with_equal_bits(name: str, cuts: tuple[int, ...], data: Data, tmp_path: Path) -> None:
     work = WORKS[name]
-    expected, told = outcome(work, context_of(data, tmp_path))
+    expected, told = outcome(work, context_of(data, tmp_path, name))
     saved: dict[str, Path] = {}
     for after in cuts:
         folder = tmp_path / f"attempt-{after}"
         folder.mkdir()
         torch.manual_seed(after)  # another process has other random numbers
-        saved = cut_off(work, data, folder, after, saved)
+        saved = cut_off(work, data, folder, after, saved, name)
     assert saved
-    context = context_of(data, tmp_path)
+    context = context_of(data, tmp_path, name)
     context.checkpoints = Checkpoints(tmp_path, None, 0.0, saved)
     steps: list[float] = []
     context.progress = steps.append
