@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.contract.catalogue import check_order
+from app.contract.choosing import settled
 from app.contract.compatibility import check, check_named, check_splits
 from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound, StillInspecting
 from app.contract.estimate import estimate
@@ -65,6 +66,7 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
     assert isinstance(model.facts, ModelFacts)
     data = None if dataset is None else dataset.facts
     assert data is None or isinstance(data, DatasetFacts)
+    resolved = settled(resolved, model.facts, data)
     return DryRunView(
         recipe=resolved.recipe,
         steps=resolved.steps,

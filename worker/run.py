@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from app.contract.automatic import Automatic
+from app.contract.choosing import choose, settled
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
+from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.report import Report, StepReport
 from app.contract.spec import ResolvedSpec, training_of
 from worker.checkpoints.points import Announce, Checkpoints
@@ -56,6 +59,8 @@ def run_job(
     """
     clock = Clock()
     context, steps = optimize(request, progress, announce, clock, ranks)
+    asked, data = request.spec, None if context.feed is None else context.feed.data.facts
+    request = replace(request, spec=settled(asked, context.uploaded.facts, data))
     progress(EXPORT_FROM, "export")
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
@@ -73,12 +78,12 @@ def run_job(
         warnings=warnings(
             request.spec,
             context.model.facts,
-            None if context.feed is None else context.feed.data.facts,
+            data,
             uploaded,
             artifacts,
             steps,
         ),
-        spec=request.spec,
+        spec=asked,
         seed=request.spec.seed,
         uploaded=uploaded,
         uploaded_sha256=request.model_sha256,
@@ -123,11 +128,13 @@ def _optimize(
     with clock("load"):
         context = replace(_load(request), ranks=ranks)
         _check(request.spec, context)
+        data = None if context.feed is None else context.feed.data.facts
     with clock("steps"):
         saved, seconds = request.checkpoints, request.checkpoint_seconds
         check_saved(saved, ranks)
         context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.leads)
-        return context, _run_steps(request.spec, context, progress, context.checkpoints)
+        steps = _run_steps(settled(request.spec, context.model.facts, data), context, progress, context.checkpoints)
+        return context, _explained(request.spec, context.uploaded.facts, data, steps)
 
 
 class Clock:
@@ -188,6 +195,7 @@ def _check(spec: ResolvedSpec, context: Context) -> None:
     facts = context.model.facts
     data = None if context.feed is None else context.feed.data
     check(spec, facts, None if data is None else data.facts)
+    spec = settled(spec, facts, None if data is None else data.facts)
     others = {id: model.facts for id, model in context.named.items()}
     check_named(spec, facts, others, None if data is None else data.facts)
     for id, pointer in spec.named_models().items():
@@ -223,6 +231,20 @@ def _run_steps(
         if index == _last_trained(spec):
             context.ranks.part()
     return tuple(done)
+
+
+def _explained(
+    asked: ResolvedSpec, model: ModelFacts, data: DatasetFacts | None, steps: tuple[StepReport, ...]
+) -> tuple[StepReport, ...]:
+    """With what method auto has chosen, and why."""
+    found = []
+    for index, (step, report) in enumerate(zip(asked.steps, steps, strict=True)):
+        if isinstance(step, Automatic):
+            choice = choose(step, model, data, asked.pointer(index))
+            told = {"target": step.target, "method": choice.step.method, "why": choice.why}
+            report = report.model_copy(update={"details": report.details | told})
+        found.append(report)
+    return tuple(found)
 
 
 @contextmanager

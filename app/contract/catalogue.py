@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
@@ -87,13 +88,20 @@ TECHNIQUES: tuple[Technique, ...] = (
         family="quantization",
         title="Quantize to int8, to weights of few bits, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
-        "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data.",
+        "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
+        "auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
         "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
-        methods=(Quantize(method="static"), Quantize(method="dynamic"), Codebook(), WeightOnly(algorithm="rtn")),
+        methods=(
+            Quantize(method="static"),
+            Quantize(method="dynamic"),
+            Codebook(),
+            WeightOnly(algorithm="rtn"),
+            Automatic(),
+        ),
     ),
 )
 
@@ -105,7 +113,7 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly)
+                isinstance(earlier, Quantize | WeightOnly | Automatic)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(

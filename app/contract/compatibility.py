@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from math import prod
 
 from app.contract.augmentable import check_augmentable
+from app.contract.automatic import Automatic
 from app.contract.catalogue import check_order
+from app.contract.choosing import settled
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Student
@@ -29,6 +31,8 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
     check_order(spec)
     if dataset is not None:
         check_pair(model, dataset)
+    spec = settled(spec, model, dataset)
+    check_order(spec)  # of what method auto has become
     check_splits(spec, dataset, model.task)
     replaced = False
     for index, step in enumerate(spec.steps):
@@ -101,7 +105,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Automatic):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

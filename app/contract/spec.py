@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
@@ -94,7 +95,7 @@ def _kind(step: Any) -> Any:
     """What tells steps apart: the technique, and of quantize the method where that is a step of its own."""
     fields = step if isinstance(step, dict) else {name: getattr(step, name, None) for name in ("technique", "method")}
     technique, method = fields.get("technique"), fields.get("method")
-    return method if technique == "quantize" and method in ("codebook", "weight_only") else technique
+    return method if technique == "quantize" and method in ("codebook", "weight_only", "auto") else technique
 
 
 Step = Annotated[
@@ -104,6 +105,7 @@ Step = Annotated[
     | Annotated[Quantize, Tag("quantize")]
     | Annotated[Codebook, Tag("codebook")]
     | Annotated[WeightOnly, Tag("weight_only")]
+    | Annotated[Automatic, Tag("auto")]
     | Annotated[Compress, Tag("compress")],
     Discriminator(
         _kind,

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
+from app.contract.automatic import Automatic
 from app.contract.errors import DatasetMismatch, ExportFailed, Unsupported
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import Calibration, Finetune, Prune, Quantize, Step
@@ -287,3 +288,15 @@ def test_a_job_finds_its_own_settings_and_reports_the_way(few_digits: Data, tmp_
     assert delivered is not None
     assert report.uploaded.metric is not None
     assert delivered.value > report.uploaded.metric.value + 0.3  # the upload has random weights
+
+
+def test_method_auto_is_what_fits_and_says_why(trained_lenet: Model, few_digits: Data, tmp_path: Path) -> None:
+    request = job(tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, few_digits, (Automatic(target="arm"),))
+    report = Report.model_validate_json(run_job(request, Recorder()).report.model_dump_json())
+    details = report.steps[0].details
+    assert (details["target"], details["method"]) == ("arm", "static")
+    assert "int8 activations" in str(details["why"])
+    assert details["activations"] == "int8"
+    assert report.spec.steps == (Automatic(target="arm"),)
+    assert any("floating point; the int8 weights are in model.onnx" in warning for warning in report.warnings)
+    assert all(layer.bits == 8 for layer in artifact(report, "onnx").measurement.layers)

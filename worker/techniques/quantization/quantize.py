@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
 from app.contract.spec import Quantize
@@ -32,8 +33,10 @@ class QuantizeTechnique:
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook | WeightOnly, model: Model) -> str | None:
+    def applies(self, step: Quantize | Codebook | WeightOnly | Automatic, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
+        if isinstance(step, Automatic):  # until it is known what there is to choose with
+            return self.applies(Quantize(method="static", exclude=step.exclude), model)
         if isinstance(step, WeightOnly):
             return weight_only.applies(step, model)
         if isinstance(step, Codebook):
