@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
@@ -90,12 +90,23 @@ class Quantize(Strict):
     )
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known(cls, method: object) -> object:
+        """The other methods are steps of their own, and would not be named."""
+        if method not in ("static", "dynamic"):
+            raise ValueError(f"method is one of static, dynamic, {', '.join(OWN_STEPS)}")
+        return method
+
+
+OWN_STEPS = ("weight_only", "codebook", "auto")  # methods of quantize that are steps of their own
+
 
 def _kind(step: Any) -> Any:
     """What tells steps apart: the technique, and of quantize the method where that is a step of its own."""
     fields = step if isinstance(step, dict) else {name: getattr(step, name, None) for name in ("technique", "method")}
     technique, method = fields.get("technique"), fields.get("method")
-    return method if technique == "quantize" and method in ("codebook", "weight_only", "auto") else technique
+    return method if technique == "quantize" and method in OWN_STEPS else technique
 
 
 Step = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from app.contract.automatic import Automatic
 from app.contract.choosing import choose, settled
@@ -103,3 +104,9 @@ def test_other_steps_stay_and_auto_is_checked_as_what_it_becomes() -> None:
     )
     with pytest.raises(OrderRefused, match="onnx"):  # int8 lives in that file
         check(only_packed, model(), SAMPLES)
+
+
+def test_an_unknown_method_is_told_all_that_there_are() -> None:
+    with pytest.raises(ValidationError, match="one of static, dynamic, weight_only, codebook, auto") as refused:
+        JobSpec.model_validate({"model": MODEL, "steps": [{"technique": "quantize", "method": "mixed"}]})
+    assert refused.value.errors()[0]["loc"][-1] == "method"
