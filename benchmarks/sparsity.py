@@ -33,6 +33,7 @@ from app.launch import service
 from benchmarks.distillation import fashion
 from benchmarks.harness import table, where
 from worker.demo.train_lenet import mnist
+from worker.training.layout import channels_last
 
 EPOCHS = {"Fashion-MNIST": 20, "mnist": 20, "digits": 40}
 HELD_OUT = 5_000  # of the 60,000 to train on, for validation
@@ -99,13 +100,14 @@ def trained(module: nn.Sequential, arrays: Arrays, epochs: int) -> nn.Sequential
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     steps = epochs * (len(inputs) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        order = torch.randperm(len(inputs))
-        for rows in order[: len(inputs) // BATCH * BATCH].split(BATCH):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-            schedule.step()
+    with channels_last(module, (inputs[:2],)):
+        for _ in range(epochs):
+            order = torch.randperm(len(inputs))
+            for rows in order[: len(inputs) // BATCH * BATCH].split(BATCH):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
+                optimizer.step()
+                schedule.step()
     return module.eval()
 
 
