@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,13 @@ def channels_last(module: nn.Module, example: Inputs) -> Iterator[None]:
 
 def _kernels(module: nn.Module) -> list[nn.Parameter]:
     """The weights of convolutions, behind masks too; not such as share their memory with something else."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    weights = {id(weight): weight for weight in (stored(layer, "weight") for layer in layers)}.values()
-    return [weight for weight in weights if weight.untyped_storage().nbytes() == weight.nbytes]
+    weights: dict[int, nn.Parameter] = {}
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            with suppress(AttributeError):  # of a weight that is computed from others
+                weight = stored(layer, "weight")
+                weights[id(weight)] = weight
+    return [weight for weight in weights.values() if weight.untyped_storage().nbytes() == weight.nbytes]
 
 
 def _lay(weights: list[nn.Parameter], layout: torch.memory_format) -> None:

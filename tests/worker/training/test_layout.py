@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from app.contract.distillation import Distill
 from app.contract.training import Training
@@ -122,6 +123,14 @@ def test_masked_weights_lie_so_too() -> None:
     with channels_last(module, EXAMPLE):
         assert module[4].weight.stride()[1] == 1  # type: ignore[union-attr,operator]
     assert module[4].weight.is_contiguous()  # type: ignore[union-attr,operator]
+
+
+def test_weights_that_are_computed_are_left_alone() -> None:
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), nn.Conv2d(4, 2, 3), nn.Flatten())
+    prune.random_unstructured(module[1], "weight", 0.5)
+    before = strides(module)
+    with channels_last(module, EXAMPLE):
+        assert strides(module) == before
 
 
 def test_weights_that_share_their_memory_stay_together() -> None:
