@@ -127,13 +127,13 @@ def _optimize(
     _settle(request)
     with clock("load"):
         context = replace(_load(request), ranks=ranks)
-        _check(request.spec, context)
+        spec = _check(request.spec, context)
         data = None if context.feed is None else context.feed.data.facts
     with clock("steps"):
         saved, seconds = request.checkpoints, request.checkpoint_seconds
         check_saved(saved, ranks)
         context.checkpoints = Checkpoints(request.scratch, announce, seconds, saved, ranks.leads)
-        steps = _run_steps(settled(request.spec, context.model.facts, data), context, progress, context.checkpoints)
+        steps = _run_steps(spec, context, progress, context.checkpoints)
         return context, _explained(request.spec, context.uploaded.facts, data, steps)
 
 
@@ -190,8 +190,8 @@ def _frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-def _check(spec: ResolvedSpec, context: Context) -> None:
-    """Everything that can be refused is refused before anything is computed."""
+def _check(spec: ResolvedSpec, context: Context) -> ResolvedSpec:
+    """Everything that can be refused is refused before anything is computed; what method auto becomes is settled."""
     facts = context.model.facts
     data = None if context.feed is None else context.feed.data
     check(spec, facts, None if data is None else data.facts)
@@ -206,6 +206,7 @@ def _check(spec: ResolvedSpec, context: Context) -> None:
             raise Unsupported(reason, pointer="/recipe" if spec.recipe is not None else f"/steps/{index}")
     if "onnx" in spec.export:
         check_size(context.model.module)
+    return spec
 
 
 def _run_steps(

@@ -10,7 +10,7 @@ from app.contract.facts import DatasetFacts, ModelFacts, calibration_split
 from app.contract.spec import Quantize, ResolvedSpec, Step
 from app.contract.weight_only import WeightOnly
 
-PACKED_EXPORT = "compressed-tensors"
+COMPRESSED_TENSORS = "compressed-tensors"
 WITHOUT_SAMPLES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D")
 
 
@@ -27,8 +27,8 @@ def settled(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None)
     steps: list[Step] = []
     for index, step in enumerate(spec.steps):
         if isinstance(step, Automatic):
-            if step.target == "vllm" and PACKED_EXPORT not in spec.export:
-                raise InvalidSpec(f"vLLM loads {PACKED_EXPORT}: name it in export.", pointer="/export")
+            if step.target == "vllm" and COMPRESSED_TENSORS not in spec.export:
+                raise InvalidSpec(f"vLLM loads {COMPRESSED_TENSORS}: name it in export.", pointer="/export")
             steps.append(choose(step, model, dataset, spec.pointer(index)).step)
         else:
             steps.append(step)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from math import prod
 
 from app.contract.augmentable import check_augmentable
-from app.contract.automatic import Automatic
 from app.contract.catalogue import check_order
-from app.contract.choosing import settled
+from app.contract.choosing import COMPRESSED_TENSORS, settled
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Student
@@ -22,7 +21,6 @@ from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
-COMPRESSED_TENSORS = "compressed-tensors"
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 
@@ -105,7 +103,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Automatic):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

@@ -29,6 +29,16 @@ _TYPES = {
 }
 
 
+def open_session(graph: bytes, threads: int) -> ort.InferenceSession:
+    """A graph on the CPU, one operator at a time."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    return ort.InferenceSession(graph, options, providers=list(CPU))
+
+
 class GraphSession:
     """A loaded graph. Where its batch is fixed at 1, or `single` says so, it runs sample by sample.
 
@@ -36,13 +46,7 @@ class GraphSession:
     """
 
     def __init__(self, graph: bytes | Path, names: Sequence[str], threads: int, *, single: bool = False) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        content = graph.read_bytes() if isinstance(graph, Path) else graph
-        self._session = ort.InferenceSession(content, options, providers=list(CPU))
+        self._session = open_session(graph.read_bytes() if isinstance(graph, Path) else graph, threads)
         declared = {value.name: value for value in self._session.get_inputs()}
         self._inputs = [(name, _TYPES[declared[name].type]) for name in names]
         self._output = self._session.get_outputs()[0].name

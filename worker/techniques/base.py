@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, TypeVar
 
+from app.contract import report
 from app.contract.strict import Strict
 from worker.context import Context
 from worker.model import Model
 
 SpecT = TypeVar("SpecT", bound=Strict, contravariant=True)
-DetailValue = float | int | str | bool | None | list[dict[str, float | int | str | None]]
-Details = dict[str, DetailValue]
+Details = report.Details
 
 
 class Technique(Protocol[SpecT]):

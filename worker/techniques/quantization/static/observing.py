@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from app.contract.errors import ExportFailed
 from app.contract.spec import Calibration
+from worker.loading.onnx_session import open_session
 from worker.techniques.quantization.calibration import Feed, Samples
 from worker.techniques.quantization.static import ranges_math
 from worker.techniques.quantization.static.ranges_math import Histogram, Range, counted
@@ -19,7 +20,6 @@ from worker.techniques.quantization.static.ranges_math import Histogram, Range, 
 BINS = 4096
 LEAST_RANGE = 1e-30  # in a narrower one float32 has no bins
 HELD = 1 << 28  # bytes that one pass over the samples is to hold
-_QUIET = 4
 _LEAST_NOISE = 1e-12
 _Item = TypeVar("_Item")
 
@@ -119,10 +119,7 @@ def noise_db(observed: Observed, quantized: ModelProto) -> float:
 
 
 def _session(proto: ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
-    options.intra_op_num_threads = torch.get_num_threads()
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(proto.SerializeToString(), torch.get_num_threads())
 
 
 def grouped(items: Iterable[_Item], cost: Callable[[_Item], int]) -> Iterator[list[_Item]]:
