@@ -1,5 +1,5 @@
 """What a step leaves on a weight, so that every later step keeps it: masks and codebooks, as parametrizations of
-`torch.nn.utils`.
+`torch.nn.utils`; and, while it trains, the grid that it is rounded to.
 
 Names are those of the plain state dict (`0.weight`, `encoder.layer.1.attention.self.query.weight`), whether a weight is
 constrained or not. A weight that several layers share (tied) has one mask and is listed once, under its first name.
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from worker.techniques.quantization.qat.lsq import FakeQuantized
 
 
 class Mask(nn.Module):
@@ -130,6 +132,26 @@ def codebook_of(owner: nn.Module, attribute: str) -> Shared | None:
     return next((entry for entry in _parametrizations(owner)[attribute] if isinstance(entry, Shared)), None)
 
 
+def impose_rounding(module: nn.Module, name: str, rounding: FakeQuantized) -> None:
+    """Rounds the parameter `name`, in every layer that shares it, behind whatever else is imposed on it."""
+    owner, attribute = _locate(module, name)
+    weight = stored(owner, attribute)
+    for layer, key in list(_owners(module, weight)):
+        parametrize.register_parametrization(layer, key, rounding)
+
+
+def release_roundings(module: nn.Module) -> None:
+    """Takes all roundings off, in place: parameters are what was trained behind them."""
+    for layer in list(module.modules()):
+        attributes = _parametrized(layer)
+        for attribute in attributes:
+            entries = _parametrizations(layer)[attribute]
+            if isinstance(entries[-1], FakeQuantized):
+                del entries[-1]
+        if attributes and not any(len(_parametrizations(layer)[attribute]) for attribute in attributes):
+            _unparametrize(layer, {attribute: stored(layer, attribute) for attribute in attributes})
+
+
 def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
     """Keeps the parameter `name` of `module` at zero wherever `mask` is false, in every layer that shares it.
 
@@ -221,7 +243,9 @@ def computed(layer: nn.Module) -> bool:
     if not parametrize.is_parametrized(layer):
         return False
     return not all(
-        isinstance(entry, Mask | Shared) for entries in _parametrizations(layer).values() for entry in entries
+        isinstance(entry, Mask | Shared | FakeQuantized)
+        for entries in _parametrizations(layer).values()
+        for entry in entries
     )
 
 

@@ -14,6 +14,7 @@ from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
 from worker.ranks.ranks import Ranks
+from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 
@@ -24,10 +25,10 @@ class Context:
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
     leaves for the exporter, since int8 lives in the artifact and not in the module; `grids` are those that weights have
-    come to lie on, by name. `checkpoints` are the job's; a training that is no part of it (a trial on a copy) has none.
-    `replaced` is the uploaded model where a student has taken its place. `memory_bytes` is what the job may take; None:
-    nobody set a limit. `ranks` are the processes that run the job: this one alone, or one of several that take the same
-    steps.
+    come to lie on, by name, and `ranges` what the inputs of their layers were trained to be rounded in. `checkpoints`
+    are the job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where
+    a student has taken its place. `memory_bytes` is what the job may take; None: nobody set a limit. `ranks` are the
+    processes that run the job: this one alone, or one of several that take the same steps.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Context:
     progress: Callable[[float], None]
     quantization: Quantize | None = None
     grids: dict[str, WeightGrid] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
     memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
 from app.contract.pruning import Prune
+from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
 from app.contract.weight_only import WeightOnly
@@ -89,9 +90,10 @@ TECHNIQUES: tuple[Technique, ...] = (
         title="Quantize to int8, to weights of few bits, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
-        "auto: what the method that it chooses needs.",
+        "qat: a `train` split. auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
+        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. qat: Linear and "
+        "convolutions, in a model that can be trained.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
@@ -100,6 +102,7 @@ TECHNIQUES: tuple[Technique, ...] = (
             Quantize(method="dynamic"),
             Codebook(),
             WeightOnly(algorithm="rtn"),
+            Qat(),
             Automatic(),
         ),
     ),
@@ -113,12 +116,12 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly | Automatic)
+                isinstance(earlier, Quantize | WeightOnly | Qat | Automatic)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(
-                    f"{step.technique} cannot follow {earlier.technique}: post-training quantization freezes "
-                    "the weights, so it has to be the last step. Move it to the end.",
+                    f"{step.technique} cannot follow {earlier.technique}: quantization freezes the weights, so it has "
+                    "to be the last step. Move it to the end.",
                     pointer=spec.pointer(i),
                 )
         if (
@@ -130,7 +133,12 @@ def check_order(spec: ResolvedSpec) -> None:
                 "distill with a student makes a new network, so what prune did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Quantize) and INT8_EXPORT not in spec.export:
+        if isinstance(step, WeightOnly | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):
+            raise OrderRefused(
+                f"The weights share values by then, which {step.method} would take away: leave out one of the two.",
+                pointer=spec.pointer(i),
+            )
+        if (isinstance(step, Quantize) or (isinstance(step, Qat) and step.in_file)) and INT8_EXPORT not in spec.export:
             raise OrderRefused(
                 f"{step.technique} is delivered as {INT8_EXPORT}: add {INT8_EXPORT!r} to export.", pointer="/export"
             )

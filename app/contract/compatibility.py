@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from math import prod
+from typing import TypeGuard
 
 from app.contract.augmentable import check_augmentable
 from app.contract.catalogue import check_order
@@ -15,6 +16,7 @@ from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
+from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
 from app.contract.training import Training
@@ -54,10 +56,11 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
             "packed instead.",
             pointer="/export",
         )
-    found = [(index, step) for index, step in enumerate(spec.steps) if isinstance(step, WeightOnly)]
+    found = [(index, step) for index, step in enumerate(spec.steps) if _of_few_bits(step)]
     if not found:
         raise InvalidSpec(
-            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only.",
+            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, or qat "
+            "with 4 bits.",
             pointer="/export",
         )
     index, step = found[-1]
@@ -72,6 +75,10 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
             f"{COMPRESSED_TENSORS} stores 8, 4 or 2 bits: its versions disagree in how 3 are packed.",
             pointer=f"{spec.pointer(index)}/bits",
         )
+
+
+def _of_few_bits(step: Step) -> TypeGuard[WeightOnly | Qat]:
+    return isinstance(step, WeightOnly) or (isinstance(step, Qat) and not step.in_file)
 
 
 def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
@@ -103,7 +110,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Qat):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

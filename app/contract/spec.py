@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from app.contract.automatic import Automatic
+from app.contract.calibration import Calibration
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
 from app.contract.pruning import Pattern, Prune
+from app.contract.qat import Qat
 from app.contract.strict import Strict
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
@@ -45,19 +47,6 @@ class DistillStep(Strict):
         if distill is not None and own in distill.teachers:
             raise ValueError("the student is one of its teachers: name another model")
         return self
-
-
-class Calibration(Strict):
-    """How the range of an activation is found from calibration samples."""
-
-    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = Field(
-        "auto",
-        description="auto: that of minmax, percentile and mse with which the model's outputs for the samples change "
-        "least. minmax: all that was seen. percentile: all but the outermost. entropy: the least Kullback-Leibler "
-        "divergence (Migacz 2017). mse: the least squared error.",
-    )
-    percentile: Annotated[float, Field(gt=50, le=100, description="Of the values, that the range holds.")] = 99.999
-    samples: Annotated[int, Field(ge=1, le=65_536)] = 256
 
 
 class Quantize(Strict):
@@ -99,7 +88,7 @@ class Quantize(Strict):
         return method
 
 
-OWN_STEPS = ("weight_only", "codebook", "auto")  # methods of quantize that are steps of their own
+OWN_STEPS = ("weight_only", "codebook", "qat", "auto")  # methods of quantize that are steps of their own
 
 
 def _kind(step: Any) -> Any:
@@ -116,6 +105,7 @@ Step = Annotated[
     | Annotated[Quantize, Tag("quantize")]
     | Annotated[Codebook, Tag("codebook")]
     | Annotated[WeightOnly, Tag("weight_only")]
+    | Annotated[Qat, Tag("qat")]
     | Annotated[Automatic, Tag("auto")]
     | Annotated[Compress, Tag("compress")],
     Discriminator(

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from app.contract.grouping import Grouped
 from app.contract.pruning import Pattern
-from app.contract.strict import Strict
-
-LEAST_GROUP, MOST_GROUP = 16, 256
 
 
-class WeightOnly(Strict):
+class WeightOnly(Grouped):
     """Weights become whole numbers of few bits times a step that neighbouring ones share; activations stay floats."""
 
     technique: Literal["quantize"] = "quantize"
     method: Literal["weight_only"] = "weight_only"
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[
-        int | None,
-        Field(
-            ge=LEAST_GROUP,
-            le=MOST_GROUP,
-            description="Inputs that share a step, a power of two. Where it does not divide a layer's inputs, the "
-            f"largest that does is taken, or, below {LEAST_GROUP} and in convolutions, one step an output. null: one "
-            "step an output everywhere.",
-        ),
-    ] = 128
-    symmetric: bool = Field(False, description="Whether zero is the middle of the grid; else a zero point moves it.")
     algorithm: Literal["rtn", "awq", "gptq"] = Field(
         "gptq",
         description="rtn: each weight to the nearest, on the grid with the least squared error. awq: channels that "
@@ -52,9 +39,3 @@ class WeightOnly(Strict):
     def of_embeddings(self) -> WeightOnly:
         """How embeddings are rounded."""
         return self.model_copy(update={"bits": self.embeddings, "algorithm": "rtn"})
-
-    @model_validator(mode="after")
-    def _power(self) -> WeightOnly:
-        if self.group_size is not None and self.group_size & (self.group_size - 1):
-            raise ValueError(f"group_size is a power of two; it is {self.group_size}")
-        return self

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.contract.spec import Calibration, Quantize
+from app.contract.calibration import Calibration
+from app.contract.spec import Quantize
 from tests.worker.helpers import memory_data, tiny_model
 from tests.worker.nets import IDS, MASK, Recurrent, bert, lenet, model_of, text_model
 from worker.data.base import Data

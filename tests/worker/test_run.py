@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from app.contract.automatic import Automatic
+from app.contract.calibration import Calibration
 from app.contract.errors import DatasetMismatch, ExportFailed, Unsupported
 from app.contract.report import ArtifactReport, Report
-from app.contract.spec import Calibration, Finetune, Prune, Quantize, Step
+from app.contract.spec import Finetune, Prune, Quantize, Step
 from app.contract.training import Training
 from tests.worker.helpers import MemorySplit, context_for, digits_data, memory_data, mlp, part_of, tiny_model
 from tests.worker.jobs import EXAMPLE_LAYERS, LENET_LAYERS, Recorder, job, steps_of

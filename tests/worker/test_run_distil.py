@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from app.contract.calibration import Calibration
 from app.contract.distillation import ArchitectureStudent
 from app.contract.errors import InvalidSpec, ModelRejected, ModelsMismatch, Unsupported
 from app.contract.report import Report
-from app.contract.spec import Calibration, DistillStep, Finetune, Quantize
+from app.contract.spec import DistillStep, Finetune, Quantize
 from app.contract.training import Training
 from tests.worker.helpers import MemorySplit, context_for, memory_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.pruning import Prune
+from app.contract.qat import Qat
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
 from app.contract.spec import Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
@@ -21,6 +22,7 @@ SAME_SIZE = 1.02
 # Metrics that are no shares of a whole.
 UNBOUNDED = ("perplexity", "log_loss", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error", "r2")
 MOST_BITS = 8  # of codes; more are floats
+FEW_BITS = ("weight_only", "qat")  # methods that list the layers whose weights they have put on grids
 NAMED = 5  # layers, of those that a sentence is about
 # By so much another metric has to get worse, and the task's own by less than half of it, to be worth a word.
 MARKED = 0.02
@@ -150,7 +152,7 @@ def _nothing_held(steps: Sequence[StepReport]) -> Iterator[str]:
 
 def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
     """Weights that lie on grids and whose codes are not what is stored."""
-    rows = [row for step in steps if step.details.get("method") == "weight_only" for row in _rows(step, "layers")]
+    rows = [row for step in steps if step.details.get("method") in FEW_BITS for row in _rows(step, "layers")]
     names = {row["name"] for row in rows}
     for artifact in artifacts:
         if artifact.format == "packed":
@@ -174,11 +176,11 @@ def _rows(step: StepReport, name: str) -> list[dict[str, float | int | str | Non
 def _not_as_asked(
     spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]
 ) -> Iterator[str]:
-    step = next((step for step in spec.steps if isinstance(step, Quantize)), None)
+    step = next((step for step in spec.steps if isinstance(step, Quantize | Qat)), None)
     yield from _nothing_held(steps)
-    if any(isinstance(own, WeightOnly) for own in spec.steps):
+    if any(isinstance(own, WeightOnly) or (isinstance(own, Qat) and not own.in_file) for own in spec.steps):
         yield from _few_bits_as_floats(artifacts, steps)
-    if step is None:
+    if step is None or (isinstance(step, Qat) and not step.in_file):
         return
     for artifact in artifacts:
         if artifact.format in ("native", "packed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,11 +19,14 @@ from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
 from worker.techniques.base import Details
+from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
-from worker.techniques.quantization.weight_grid import WeightGrid
+from worker.techniques.quantization.static.learned import Learned, LearnedWeight
+
+T = TypeVar("T")
 
 BINARY = "application/octet-stream"
 ZIP = "application/zip"
@@ -67,13 +71,25 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
-    made = quantize_file(reference, path, step, _samples(context, step, batch), float_layers)
+    made = quantize_file(reference, path, step, _samples(context, step, batch), float_layers, _learned(module, context))
     return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 
-def _of_all_names(module: nn.Module, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
-    """The grids by every name that a weight has: an exported graph has a shared one under the last."""
-    places = {module.get_parameter(name).data_ptr(): grid for name, grid in grids.items()}
+def _learned(module: nn.Module, context: Context) -> Learned:
+    """What quantization-aware training has left, as the int8 file takes it."""
+    weights = {
+        weight.name: LearnedWeight(
+            weight.by_output(weight.value()).flatten(1).cpu().numpy(), context.grids[weight.name].step[:, 0].numpy()
+        )
+        for weight in prunable(module)
+        if weight.name in context.grids
+    }
+    return Learned(_of_all_names(module, weights), _of_all_names(module, context.ranges))
+
+
+def _of_all_names(module: nn.Module, found: Mapping[str, T]) -> dict[str, T]:
+    """What was found of weights by every name that they have: an exported graph has a shared one under the last."""
+    places = {module.get_parameter(name).data_ptr(): own for name, own in found.items()}
     state = module.state_dict().items()
     return {name: places[tensor.data_ptr()] for name, tensor in state if tensor.data_ptr() in places}
 

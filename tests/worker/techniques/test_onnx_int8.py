@@ -12,8 +12,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from app.contract.calibration import Calibration
 from app.contract.errors import ExportFailed
-from app.contract.spec import Calibration, Quantize
+from app.contract.spec import Quantize
 from tests.worker.conftest import OnnxExport
 from tests.worker.helpers import mlp, tiny_model
 from tests.worker.nets import IDS, MASK, Positional, model_of

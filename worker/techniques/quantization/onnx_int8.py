@@ -26,6 +26,7 @@ from worker.export.strip import strip
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
 
@@ -83,11 +84,17 @@ def reduced_range(step: Quantize) -> bool:
 
 
 def quantize_file(
-    source: Path, target: Path, step: Quantize, samples: Samples | None, float_layers: Collection[str]
+    source: Path,
+    target: Path,
+    step: Quantize,
+    samples: Samples | None,
+    float_layers: Collection[str],
+    learned: Learned = NOTHING_LEARNED,
 ) -> Int8:
     """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
-    `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static.
+    `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static,
+    and so is what a training has `learned`.
     Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to become int8 did not, or is in
     the file twice.
     """
@@ -111,7 +118,7 @@ def quantize_file(
                     reduced=reduced_range(step),
                     float_outputs=ops is TRANSFORMER_OPS,
                 )
-                details = quantize_static(prepared, floats, target, step, samples, plan)
+                details = quantize_static(prepared, floats, target, step, samples, plan, learned)
             else:
                 _dynamic(prepared, target, step, kept)
         except ExportFailed:

@@ -10,6 +10,7 @@ import torch
 from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
+from app.contract.qat import Qat
 from app.contract.spec import Quantize
 from app.contract.weight_only import WeightOnly
 from worker.context import Context
@@ -17,6 +18,7 @@ from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.quantization import codebook, weight_only
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
+from worker.techniques.quantization.qat import aware
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
 
 # Attention's packed projection is a matrix product like that of a Linear layer. The subclass is its output projection.
@@ -28,12 +30,12 @@ STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
 class QuantizeTechnique:
-    """Post-training quantization to int8, static or dynamic, delivered as ONNX; or weights of few bits, or a codebook,
-    which are of the weights themselves and live in every artifact."""
+    """Quantization to int8, delivered as ONNX, after training (static, dynamic) or with it; or weights of few bits, or
+    a codebook, which are of the weights themselves and live in every artifact."""
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook | WeightOnly | Automatic, model: Model) -> str | None:
+    def applies(self, step: Quantize | Codebook | WeightOnly | Qat | Automatic, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
         if isinstance(step, Automatic):  # until it is known what there is to choose with
             return self.applies(Quantize(method="static", exclude=step.exclude), model)
@@ -41,6 +43,8 @@ class QuantizeTechnique:
             return weight_only.applies(step, model)
         if isinstance(step, Codebook):
             return codebook.applies(step, model)
+        if isinstance(step, Qat):
+            return aware.applies(step, model)
         if not model.facts.trainable and torch.float16 in model.stored.values():
             return (
                 "The graph runs as it is and computes in float16; int8 is made of float32. Export the model in float32."
@@ -58,13 +62,15 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize | Codebook | WeightOnly, context: Context) -> Details:
+    def apply(self, step: Quantize | Codebook | WeightOnly | Qat, context: Context) -> Details:
         """Moves weights to grids, shares values, or notes the step for the exporter. Details: how it is done, layer by
         layer or in numbers."""
         if isinstance(step, WeightOnly):
             return weight_only.quantize_weights(step, context)
         if isinstance(step, Codebook):
             return codebook.share_values(step, context)
+        if isinstance(step, Qat):
+            return aware.train_quantized(step, context)
         context.quantization = step
         layers = context.model.facts.layers
         chosen = [layer for layer in eligible_layers(step, layers) if not excluded(layer.name, step)]

@@ -10,14 +10,15 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto, TensorProto
 
+from app.contract.calibration import Calibration
 from app.contract.errors import ExportFailed
-from app.contract.spec import Calibration
 from worker.loading.onnx_session import open_session
 from worker.techniques.quantization.calibration import Feed, Samples
 from worker.techniques.quantization.static import ranges_math
 from worker.techniques.quantization.static.ranges_math import Histogram, Range, counted
 
 BINS = 4096
+NOTHING = np.zeros(0, np.int64)  # the counts of who needs none
 LEAST_RANGE = 1e-30  # in a narrower one float32 has no bins
 HELD = 1 << 28  # bytes that one pass over the samples is to hold
 _LEAST_NOISE = 1e-12
@@ -58,8 +59,7 @@ class Observed:
             counts = self._histograms(limits) if any(way.method != "minmax" for way in ways) else {}
             for ranges, way in zip(found, ways, strict=True):
                 for name, pair in limits.items():
-                    whole = Range.around_zero(*pair)
-                    ranges[name] = whole if way.method == "minmax" else _range(counts[name], way)
+                    ranges[name] = range_of(counts.get(name, Histogram(*pair, NOTHING)), way)
         return found
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
@@ -97,7 +97,10 @@ class Observed:
         return {name: Histogram(*limits[name], counts) for name, counts in found.items()}
 
 
-def _range(histogram: Histogram, calibration: Calibration) -> Range:
+def range_of(histogram: Histogram, calibration: Calibration) -> Range:
+    """What 8 bits are to be spread over."""
+    if calibration.method == "minmax":
+        return histogram.whole
     if calibration.method == "percentile":
         return ranges_math.percentile(histogram, calibration.percentile)
     return ranges_math.entropy(histogram) if calibration.method == "entropy" else ranges_math.least_squares(histogram)

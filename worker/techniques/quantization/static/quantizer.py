@@ -15,9 +15,11 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from app.contract.spec import Calibration, Quantize
+from app.contract.calibration import Calibration
+from app.contract.spec import Quantize
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.observing import Observed, noise_db
 from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.static.rounding import Rounded, round_weights
@@ -58,9 +60,18 @@ class Plan:
         return {name for node in proto.graph.node if node.name in nodes for name in (*node.input, *node.output)}
 
 
-def quantize_static(source: Path, floats: Path, target: Path, step: Quantize, samples: Samples, plan: Plan) -> Details:
+def quantize_static(
+    source: Path,
+    floats: Path,
+    target: Path,
+    step: Quantize,
+    samples: Samples,
+    plan: Plan,
+    learned: Learned = NOTHING_LEARNED,
+) -> Details:
     """Writes the QDQ form of the prepared float graph `source` to `target`, and what it rounds to `floats`: the same
-    graph, but that factors may have moved from channels into weights.
+    graph, but that factors may have moved from channels into weights. Steps and ranges that a training has `learned`
+    are taken as they are.
 
     Raises ExportFailed where calibration samples lead to what is no number.
     """
@@ -72,11 +83,15 @@ def quantize_static(source: Path, floats: Path, target: Path, step: Quantize, sa
     observed = Observed(proto, samples)
     methods = TRIED if step.calibration.method == "auto" else (step.calibration.method,)
     tried = [step.calibration.model_copy(update={"method": method}) for method in methods]
-    ranges = observed.ranges(plan.tensors(proto), tried)
-    rounded: Mapping[str, Rounded] = {}
+    fixed = learned.ranges_in(proto.graph)
+    ranges = [own | fixed for own in observed.ranges(plan.tensors(proto), tried)]
+    rounded: dict[str, Rounded] = {}
     if step.per_channel:
         adaptive, correct = step.rounding == "adaptive", step.bias_correction
-        rounded = round_weights(proto, observed, plan.nodes(proto), plan.bits, adaptive=adaptive, correct=correct)
+        rounded = learned.steps_in(proto.graph, plan.nodes(proto))
+        nodes = [node.name for node in proto.graph.node if rounded.keys().isdisjoint(node.input)]
+        chosen = set(plan.nodes(proto)).intersection(nodes)
+        rounded |= round_weights(proto, observed, chosen, plan.bits, adaptive=adaptive, correct=correct)
     made = [_with_integers(proto, step, plan, own, rounded) for own in ranges]
     best = 0
     if len(made) > 1:

@@ -1,0 +1,144 @@
+"""Quantization-aware training: grids that are good to begin with, a training that rounds, and what it leaves.
+
+Batch norms need no folding while it trains. A weight has a step for each output, so that the factor with which a norm
+is folded into it later goes into the step, and the codes stay as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from app.contract.qat import Qat
+from app.contract.spec import Quantize
+from worker.constraints import impose_rounding, release_roundings, stored
+from worker.context import Context
+from worker.model import Model
+from worker.techniques.base import Details
+from worker.techniques.pruning.inputs import matrix, takes_columns, unmatrix
+from worker.techniques.pruning.weights import PrunableWeight, WeightSet, is_transformers_conv1d, prunable, select
+from worker.techniques.quantization.grid_math import Grid, least_squares, limits
+from worker.techniques.quantization.groups import group_of, nearest
+from worker.techniques.quantization.onnx_int8 import reduced_range
+from worker.techniques.quantization.qat import inputs
+from worker.techniques.quantization.qat.lsq import FakeQuantized
+from worker.techniques.quantization.weight_grid import WeightGrid
+from worker.training.finding.settle import settle
+from worker.training.loop import train
+
+Row = dict[str, float | int | str | None]
+
+
+def applies(step: Qat, model: Model) -> str | None:
+    """None, or why no weight of the model is for it. Raises InvalidSpec for patterns that match nothing."""
+    if not model.facts.trainable:
+        return model.facts.untrainable_reason
+    if not any(_takes(step, weight) for weight in prunable(model.module)):
+        return "Quantization-aware training is for Linear and convolution layers that torch computes; there are none."
+    if not _chosen(step, model.module):
+        return "exclude leaves no layer to quantize."
+    return None
+
+
+def train_quantized(step: Qat, context: Context) -> Details:
+    """Trains with weights, and for 8 bits what comes into their layers, rounded. Masks hold.
+
+    Weights are left on their grids, which the context has, and for 8 bits the ranges of inputs, for the exporter.
+    Raises what `train` does, and InvalidSpec where what comes into a layer is not finite.
+    """
+    module = context.model.module
+    weights = _chosen(step, module)
+    left = [weight for weight in prunable(module) if weight.name not in {own.name for own in weights}]
+    layers = {weight.layer: weight.owner for weight in weights}
+    found = inputs.ranges(step, context, layers) if step.in_file else {}
+    made = inputs.fake_inputs(step, found)
+    grids = {weight.name: _impose(step, context, weight) for weight in weights}
+    with inputs.rounding(layers, made):
+        context.ranks.alike(parameter.data for parameter in module.parameters())
+        training, told = settle(context, step.training)
+        told |= train(context, training).details()
+    release_roundings(module)
+    for weight in weights:
+        context.grids[weight.name] = _settled(step, context, weight, grids[weight.name])
+    if step.in_file:
+        context.quantization = as_static(step)
+        context.ranges.update({f"{name}.weight".lstrip("."): own for name, own in inputs.learned(made).items()})
+    details: Details = {"method": step.method, "bits": step.bits, "steps": step.steps}
+    details["layers"] = [_row(weight, context) for weight in weights]
+    details["layers_left_in_float"] = [{"name": weight.name, "weights": weight.value().numel()} for weight in left]
+    return details | told
+
+
+def as_static(step: Qat) -> Quantize:
+    """What the exporter is asked for: of what did not train, ranges and steps are found as ever."""
+    return Quantize(
+        method="static",
+        activations=step.activations,
+        calibration=step.calibration,
+        smooth=False,
+        exclude=step.exclude,
+    )
+
+
+def _takes(step: Qat, weight: PrunableWeight) -> bool:
+    if not step.in_file:
+        return takes_columns(weight.owner)
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    return isinstance(weight.owner, kinds) or is_transformers_conv1d(weight.owner)
+
+
+def _chosen(step: Qat, module: nn.Module) -> list[PrunableWeight]:
+    return [weight for weight in select(module, step.exclude) if _takes(step, weight)]
+
+
+def _bits(step: Qat) -> int:
+    """Those of weights, of which one is lost to uint8 activations."""
+    return step.bits - (step.in_file and reduced_range(as_static(step)))
+
+
+def _limits(step: Qat) -> tuple[int, int]:
+    """The least code and the greatest. Of 8 bits as many lie below zero as above: a norm may turn the sign."""
+    low, high = limits(_bits(step), step.in_file or step.symmetric)
+    return (-high, high) if step.in_file else (low, high)
+
+
+def _impose(step: Qat, context: Context, weight: PrunableWeight) -> FakeQuantized:
+    """Begins with the grids that have the least squared error."""
+    value = matrix(weight, weight.value()).detach().float()
+    columns = value.shape[1]
+    group = columns if step.in_file else group_of(step, weight.owner, columns)
+    symmetric = step.in_file or step.symmetric
+    _, steps, zeros = nearest(value, group, lambda parts: least_squares(parts, _bits(step), symmetric))
+    own = FakeQuantized(
+        steps,
+        zeros,
+        *_limits(step),
+        groups=columns // group,
+        inputs_first=is_transformers_conv1d(weight.owner),
+        fixed=step.steps == "fixed",
+    )
+    impose_rounding(context.model.module, weight.name, own.to(value.device))
+    return own
+
+
+def _settled(step: Qat, context: Context, weight: PrunableWeight, own: FakeQuantized) -> WeightGrid:
+    """Rounds the weight for good, with steps that the upload's dtype can hold; the grids."""
+    parameter = stored(weight.owner, weight.attribute)
+    rows = matrix(weight, torch.where(WeightSet(context.model.module, [weight]).kept()[0], parameter.detach(), 0.0))
+    steps = own.log_step.detach().exp()[:, None]
+    dtype = context.model.stored.get(weight.name, torch.float32)
+    grid = Grid(steps, own.zero[:, None], own.low, own.high).held_in(dtype)
+    values = grid.rounded(rows.float().reshape(len(steps), -1)).view_as(rows)
+    with torch.no_grad():
+        parameter.copy_(unmatrix(weight, values))
+    shape = (len(rows), own.groups)
+    symmetric = step.in_file or step.symmetric
+    return WeightGrid(
+        step.bits, rows.shape[1] // own.groups, symmetric, grid.step.view(shape).cpu(), grid.zero.view(shape).cpu()
+    )
+
+
+def _row(weight: PrunableWeight, context: Context) -> Row:
+    grid, given = context.grids[weight.name], context.ranges.get(weight.name)
+    row: Row = {"name": weight.name, "weights": weight.value().numel(), "bits": grid.bits, "group": grid.group}
+    return row if given is None else row | {"input_low": given.low, "input_high": given.high}
