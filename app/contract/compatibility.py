@@ -60,7 +60,7 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
     if not found:
         raise InvalidSpec(
             f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, or qat "
-            "with 4 bits.",
+            "with 4 or 2 bits.",
             pointer="/export",
         )
     index, step = found[-1]

@@ -18,9 +18,9 @@ class Qat(Grouped):
 
     technique: Literal["quantize"] = "quantize"
     method: Literal["qat"] = "qat"
-    bits: Literal[8, 4] = Field(
+    bits: Literal[8, 4, 3, 2] = Field(
         8,
-        description="8: weights, a step an output, and what comes into their layers; delivered as ONNX. 4: weights "
+        description="8: weights, a step an output, and what comes into their layers; delivered as ONNX. Fewer: weights "
         "alone, in groups.",
     )
     steps: Literal["learned", "fixed"] = Field(

@@ -28,7 +28,7 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         at, codes, zero = ctx.saved_tensors
-        inside = (at >= ctx.low) & (at <= ctx.high)
+        inside = (at.round() >= ctx.low) & (at.round() <= ctx.high)
         of_values = torch.where(inside, gradient, 0.0) if ctx.needs_input_grad[0] else None
         of_step = None
         if ctx.needs_input_grad[1]:
@@ -40,7 +40,8 @@ def rounded(values: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> 
     """The nearest values on a grid, of the shape of `values`; step (above zero) and zero broadcast against them.
 
     The gradient of a value is that of what it became, and nothing where it was clipped; that of a step is
-    round(v / s) - v / s where nothing was clipped, else the code's distance from zero (Esser et al. 2020).
+    round(v / s) - v / s where nothing was clipped, else the code's distance from zero (Esser et al. 2020). What lies
+    within half a step of the last code was rounded to it, and not clipped.
     """
     found: Tensor = _Rounded.apply(values, step, zero, low, high)
     return found
