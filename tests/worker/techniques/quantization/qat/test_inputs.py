@@ -85,7 +85,7 @@ def test_other_ways_look_at_all_values(method: Any, tmp_path: Path) -> None:
         counts = np.histogram(values[name][values[name] != 0], BINS, (low, high))[0]
         expected = range_of(Histogram(low, high, counts), calibration)
         assert (own.low, own.high) == pytest.approx((expected.low, expected.high), rel=0.02)
-        assert method != "percentile" or own.high < 0.95 * high
+        assert method != "percentile" or own.high < high or high == 1  # where many pixels are white
 
 
 def test_a_grid_spans_its_range_and_has_zero() -> None:
