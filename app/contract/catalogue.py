@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.contract.automatic import Automatic
+from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
@@ -86,12 +87,13 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="quantize",
         family="quantization",
-        title="Quantize to int8, to weights of few bits, or to a codebook",
+        title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
-        "auto: what the method that it chooses needs.",
+        "cast: no data. auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
+        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. cast: all "
+        "floats, or, to float8, Linear, convolutions, attention.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
@@ -101,6 +103,7 @@ TECHNIQUES: tuple[Technique, ...] = (
             Codebook(),
             WeightOnly(algorithm="rtn"),
             Automatic(),
+            Cast(),
         ),
     ),
 )
@@ -113,7 +116,7 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly | Automatic)
+                isinstance(earlier, Quantize | WeightOnly | Automatic | Cast)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import prod
 
 from app.contract.augmentable import check_augmentable
+from app.contract.cast import Cast
 from app.contract.catalogue import check_order
 from app.contract.choosing import COMPRESSED_TENSORS, settled
 from app.contract.codebook import Codebook
@@ -54,13 +55,16 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
             "packed instead.",
             pointer="/export",
         )
-    found = [(index, step) for index, step in enumerate(spec.steps) if isinstance(step, WeightOnly)]
+    found = [(index, step) for index, step in enumerate(spec.steps) if isinstance(step, WeightOnly | Cast)]
     if not found:
         raise InvalidSpec(
-            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only.",
+            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, or cast to "
+            "float8_e4m3.",
             pointer="/export",
         )
     index, step = found[-1]
+    if isinstance(step, Cast):
+        return _check_float8(step, spec.pointer(index))
     if not step.symmetric:
         raise InvalidSpec(
             f"{COMPRESSED_TENSORS} needs symmetric: true, since transformers cannot load zero points (with "
@@ -71,6 +75,15 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
         raise InvalidSpec(
             f"{COMPRESSED_TENSORS} stores 8, 4 or 2 bits: its versions disagree in how 3 are packed.",
             pointer=f"{spec.pointer(index)}/bits",
+        )
+
+
+def _check_float8(step: Cast, pointer: str) -> None:
+    if step.dtype != "float8_e4m3":
+        raise InvalidSpec(
+            f"{COMPRESSED_TENSORS} stores 8 bits and fewer; {step.dtype} needs no format of its own. Export native: "
+            "transformers loads it as it is.",
+            pointer=f"{pointer}/dtype",
         )
 
 
@@ -103,7 +116,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Cast):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

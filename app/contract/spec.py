@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from app.contract.automatic import Automatic
+from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
@@ -99,7 +100,7 @@ class Quantize(Strict):
         return method
 
 
-OWN_STEPS = ("weight_only", "codebook", "auto")  # methods of quantize that are steps of their own
+OWN_STEPS = ("weight_only", "codebook", "auto", "cast")  # methods of quantize that are steps of their own
 
 
 def _kind(step: Any) -> Any:
@@ -117,6 +118,7 @@ Step = Annotated[
     | Annotated[Codebook, Tag("codebook")]
     | Annotated[WeightOnly, Tag("weight_only")]
     | Annotated[Automatic, Tag("auto")]
+    | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")],
     Discriminator(
         _kind,

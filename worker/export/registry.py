@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import onnx
 import torch
 from torch import nn
 
@@ -17,12 +19,12 @@ from worker.data.batch import Batch
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
+from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
-from worker.techniques.quantization.weight_grid import WeightGrid
 
 BINARY = "application/octet-stream"
 ZIP = "application/zip"
@@ -46,6 +48,7 @@ class Exported:
 
 
 Exporter = Callable[[nn.Module, Context, Path], Exported]
+Found = TypeVar("Found")
 
 
 def write_native(module: nn.Module, context: Context, folder: Path) -> Exported:
@@ -60,6 +63,7 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     step = context.quantization
     if step is None and not context.grids:
         export_onnx(module, context.model, path)
+        _narrow(module, context, path)
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
     if step is None:
@@ -71,8 +75,20 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 
-def _of_all_names(module: nn.Module, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
-    """The grids by every name that a weight has: an exported graph has a shared one under the last."""
+def _narrow(module: nn.Module, context: Context, path: Path) -> None:
+    """Stores the file's floats as narrow as a step asked for; what it computes stays the same."""
+    casts, scales = context.model.casts, _of_all_names(module, context.scales)
+    if not casts and not scales:
+        return
+    proto, state = onnx.load(path), module.state_dict()
+    for dtype in set(casts.values()):
+        store_narrow(proto, dtype, state)
+    store_float8(proto, scales, state, context.model.stored)
+    onnx.save_model(proto, str(path))
+
+
+def _of_all_names(module: nn.Module, grids: Mapping[str, Found]) -> dict[str, Found]:
+    """The grids, or scales, by every name that a weight has: an exported graph has a shared one under the last."""
     places = {module.get_parameter(name).data_ptr(): grid for name, grid in grids.items()}
     state = module.state_dict().items()
     return {name: places[tensor.data_ptr()] for name, tensor in state if tensor.data_ptr() in places}
@@ -91,7 +107,7 @@ def write_compressed(module: nn.Module, context: Context, folder: Path) -> Expor
     from worker.export.compressed_tensors import export_compressed
 
     path = folder / "model.compressed-tensors.zip"
-    bits = export_compressed(module.cpu(), context.model, context.grids, path)
+    bits = export_compressed(module.cpu(), context.model, context.grids, context.scales, path)
     return Exported(path, "compressed-tensors", ZIP, None, bits=bits)
 
 

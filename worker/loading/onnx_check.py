@@ -18,6 +18,7 @@ from worker.loading.heads import to_outputs
 from worker.loading.onnx_constants import held_tensors
 from worker.loading.onnx_direct import DirectModule
 from worker.loading.onnx_graph import NotImportable, failing_operator
+from worker.loading.onnx_narrow import WIDE
 from worker.model import EXAMPLE_LENGTH, Model
 from worker.vetting.boundary import first_line
 from worker.vetting.onnx import graphs
@@ -122,9 +123,16 @@ def tolerance_of(proto: ModelProto) -> float:
 
 
 def computes_in_half(proto: ModelProto) -> bool:
-    """Whether the graph holds tensors of float16."""
+    """Whether the graph holds tensors of float16 that anything but a Cast to a wider type takes."""
+    widened: set[str] = set()
+    read: set[str] = set()
+    for node in (node for graph in graphs(proto.graph) for node in graph.node):
+        wide = node.op_type == "Cast" and any(one.name == "to" and one.i in WIDE for one in node.attribute)
+        (widened if wide else read).update(node.input)
     return any(
-        tensor.data_type == TensorProto.FLOAT16 for graph in graphs(proto.graph) for _, tensor in held_tensors(graph)
+        tensor.data_type == TensorProto.FLOAT16 and (name in read or name not in widened)
+        for graph in graphs(proto.graph)
+        for name, tensor in held_tensors(graph)
     )
 
 
