@@ -169,14 +169,16 @@ def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[Ste
 
 def _cast_as_wider(step: Cast, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
     """Weights that a narrower type holds and whose artifact takes more bits for them."""
-    names = {
-        row["name"] for report in steps if report.details.get("method") == "cast" for row in _rows(report, "layers")
-    }
+    casts = (report for report in steps if report.details.get("method") == step.method)
+    names = {row["name"] for report in casts for row in _rows(report, "layers")}
     for artifact in artifacts:
         layers = artifact.measurement.layers
         # A file in the upload's own format may have other names, and then all are meant.
         own = [layer for layer in layers if layer.name in names] or list(layers)
         wider = [layer.name for layer in own if layer.bits > step.bits]
+        written = sum(layer.bits * layer.parameters for layer in own)
+        if artifact.format == "packed" and written <= step.bits * sum(layer.parameters for layer in own):
+            continue  # where each tensor has a header, which is much for a small one
         if wider:
             where = "onnx and compressed-tensors store" if step.bits == MOST_BITS else "onnx, native and packed store"
             yield (

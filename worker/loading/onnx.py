@@ -17,7 +17,7 @@ from app.contract.facts import ModelFacts, Task
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.feeding.plain import accepted, encoder
 from worker.loading.heads import Ending, Head, find_ending
-from worker.loading.onnx_check import batched, check_agreement, sized, tolerance_of
+from worker.loading.onnx_check import batched, check_agreement, computed_with, sized, tolerance_of
 from worker.loading.onnx_constants import count_parameters, find_weights, held_tensors, plain_weights
 from worker.loading.onnx_direct import DirectModule
 from worker.loading.onnx_graph import NotImportable, import_graph, inferred_shapes
@@ -134,10 +134,8 @@ def _check_weights(proto: ModelProto) -> None:
 
     Constants that nodes compare or mask with may be infinite.
     """
-    for graph in graphs(proto.graph):
-        for name, tensor in held_tensors(graph):
-            if tensor.data_type == TensorProto.BFLOAT16:
-                raise ModelRejected(f"Tensor {name[:200]!r} is bfloat16: export the model in float32 or float16.")
+    if (name := computed_with(proto, TensorProto.BFLOAT16)) is not None:
+        raise ModelRejected(f"Tensor {name[:200]!r} is bfloat16: export the model in float32 or float16.")
     for weight in find_weights(proto):
         check_finite({weight.place[1][:200]: read_tensor(weight.tensor)})
 

@@ -28,6 +28,7 @@ TYPES = {
 }
 # The first version of ONNX that casts from the type.
 LEAST_OPSET = {TensorProto.FLOAT16: 9, TensorProto.BFLOAT16: 13, TensorProto.FLOAT8E4M3FN: 19}
+FLOAT8_IR = 9  # the first version of files that know it
 WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)
 FACTOR = "_factor"  # behind a weight's name: what its values are multiplied by
 # Two products of float32 may be this far apart, relative to either.
@@ -68,6 +69,8 @@ def store_float8(
             own = _codes(values, state[name], scales[name], TYPES.get(rounded.get(name, torch.float32)))
             if own is not None:
                 found[name] = own
+    if found:
+        proto.ir_version = max(proto.ir_version, FLOAT8_IR)
     _insert(proto.graph, found)
 
 
