@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.contract.spec import Quantize
 from worker.checkpoints.points import Checkpoints
@@ -25,9 +25,10 @@ class Context:
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
     leaves for the exporter, since int8 lives in the artifact and not in the module; `grids` are those that weights have
-    come to lie on, by name, and `ranges` what the inputs of their layers were trained to be rounded in. `checkpoints`
-    are the job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where
-    a student has taken its place. `memory_bytes` is what the job may take; None: nobody set a limit. `ranks` are the
+    come to lie on, by name, `ranges` what the inputs of their layers were trained to be rounded in, and `scales` those
+    of weights that are now float8 times a scale, of a shape that broadcasts against the weight. `checkpoints` are the
+    job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where a
+    student has taken its place. `memory_bytes` is what the job may take; None: nobody set a limit. `ranks` are the
     processes that run the job: this one alone, or one of several that take the same steps.
     """
 
@@ -41,6 +42,7 @@ class Context:
     quantization: Quantize | None = None
     grids: dict[str, WeightGrid] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
     memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)

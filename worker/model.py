@@ -33,6 +33,11 @@ class WeightHolder(nn.Module):
         self.kind = kind
 
 
+Save = Callable[[nn.Module, Path], Path]
+Dtypes = Mapping[str, torch.dtype]
+"""Of floating tensors, by their names in the state dict."""
+
+
 class Plan(Protocol):
     """What a network was built of."""
 
@@ -51,20 +56,28 @@ class Model:
     in that file, by its name in the state dict; one that is not named is stored as the module has it. `graph` gives the
     upload's own ONNX graph with a module's weights under their names, where the upload is one; `output_name` is what
     an ONNX file's output is called. `spec` is what reads a file of `save`, where that is not the upload's spec. `plan`
-    can build another network of the same kind, where one can be described.
+    can build another network of the same kind, where one can be described. `casts` are the dtypes that a step has asked
+    for in the place of `stored`, and `saving` gives a `save` that keeps to such; None where the format cannot.
     """
 
     module: nn.Module
     facts: ModelFacts
     encode: Callable[[RawBatch], Inputs]
-    save: Callable[[nn.Module, Path], Path]
+    save: Save
     task: Task
-    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+    stored: Dtypes = field(default_factory=dict)
     example_length: int = EXAMPLE_LENGTH
     graph: Callable[[nn.Module], onnx.ModelProto] | None = None
     output_name: str = "logits"
     spec: Mapping[str, Any] | None = None
     plan: Plan | None = None
+    casts: Dtypes = field(default_factory=dict)
+    saving: Callable[[Dtypes], Save] | None = None
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """As what artifacts store tensors that are not stored as the module has them."""
+        return {**self.stored, **self.casts}
 
     def round_as_stored(self, module: nn.Module) -> nn.Module:
         """Rounds the weights of `module` to what the file can hold of them, in place, and returns the module.
@@ -72,9 +85,10 @@ class Model:
         Everything is computed in float32, also where the upload is float16 or bfloat16: after a training the weights
         lie between the values that its file has.
         """
+        dtypes = self.dtypes
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
-                dtype = self.stored.get(name, tensor.dtype)
+                dtype = dtypes.get(name, tensor.dtype)
                 if tensor.is_floating_point() and dtype != tensor.dtype:
                     tensor.copy_(tensor.to(dtype))
         return module

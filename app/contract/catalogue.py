@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.contract.automatic import Automatic
+from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
@@ -87,13 +88,14 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="quantize",
         family="quantization",
-        title="Quantize to int8, to weights of few bits, or to a codebook",
+        title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
-        "qat: a `train` split. auto: what the method that it chooses needs.",
+        "qat: a `train` split. cast: no data. auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
         "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. qat: Linear and "
-        "convolutions, in a model that can be trained.",
+        "convolutions, in a model that can be trained. cast: all floats, or, to float8, Linear, convolutions and "
+        "attention.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
@@ -104,6 +106,7 @@ TECHNIQUES: tuple[Technique, ...] = (
             WeightOnly(algorithm="rtn"),
             Qat(),
             Automatic(),
+            Cast(),
         ),
     ),
 )
@@ -116,7 +119,7 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly | Qat | Automatic)
+                isinstance(earlier, Quantize | WeightOnly | Qat | Automatic | Cast)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(

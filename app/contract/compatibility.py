@@ -8,6 +8,7 @@ from math import prod
 from typing import TypeGuard
 
 from app.contract.augmentable import check_augmentable
+from app.contract.cast import Cast
 from app.contract.catalogue import check_order
 from app.contract.choosing import COMPRESSED_TENSORS, settled
 from app.contract.codebook import Codebook
@@ -59,11 +60,13 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
     found = [(index, step) for index, step in enumerate(spec.steps) if _of_few_bits(step)]
     if not found:
         raise InvalidSpec(
-            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, or qat "
-            "with 4 or 2 bits.",
+            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, qat with 4 "
+            "or 2 bits, or cast to float8_e4m3.",
             pointer="/export",
         )
     index, step = found[-1]
+    if isinstance(step, Cast):
+        return _check_float8(step, spec.pointer(index))
     if not step.symmetric:
         raise InvalidSpec(
             f"{COMPRESSED_TENSORS} needs symmetric: true, since transformers cannot load zero points (with "
@@ -77,8 +80,17 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
         )
 
 
-def _of_few_bits(step: Step) -> TypeGuard[WeightOnly | Qat]:
-    return isinstance(step, WeightOnly) or (isinstance(step, Qat) and not step.in_file)
+def _of_few_bits(step: Step) -> TypeGuard[WeightOnly | Qat | Cast]:
+    return isinstance(step, WeightOnly | Cast) or (isinstance(step, Qat) and not step.in_file)
+
+
+def _check_float8(step: Cast, pointer: str) -> None:
+    if step.dtype != "float8_e4m3":
+        raise InvalidSpec(
+            f"{COMPRESSED_TENSORS} stores 8 bits and fewer; {step.dtype} needs no format of its own. Export native: "
+            "transformers loads it as it is.",
+            pointer=f"{pointer}/dtype",
+        )
 
 
 def _check_student(student: Student, model: ModelFacts, pointer: str) -> None:
@@ -110,7 +122,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Qat):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Qat | Cast):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from app.contract.automatic import Automatic
 from app.contract.calibration import Calibration
+from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
@@ -88,7 +89,7 @@ class Quantize(Strict):
         return method
 
 
-OWN_STEPS = ("weight_only", "codebook", "qat", "auto")  # methods of quantize that are steps of their own
+OWN_STEPS = ("weight_only", "codebook", "qat", "cast", "auto")  # methods of quantize that are steps of their own
 
 
 def _kind(step: Any) -> Any:
@@ -107,6 +108,7 @@ Step = Annotated[
     | Annotated[WeightOnly, Tag("weight_only")]
     | Annotated[Qat, Tag("qat")]
     | Annotated[Automatic, Tag("auto")]
+    | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")],
     Discriminator(
         _kind,

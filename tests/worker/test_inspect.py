@@ -34,6 +34,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("quantize", "weight_only"): True,
         ("quantize", "qat"): True,
         ("quantize", "auto"): True,
+        ("quantize", "cast"): True,
         ("compress", None): True,
     }
 

@@ -21,7 +21,12 @@ from worker.techniques.quantization.stored import (
     stored_weights,
 )
 
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 # 120 dB is the precision of float32 itself: more would print rounding noise as quality.
 MAX_SQNR_DB = 120.0
 

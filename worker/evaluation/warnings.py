@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from app.contract.cast import Cast
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.pruning import Prune
@@ -164,8 +165,32 @@ def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[Ste
                 "compressed-tensors those of linear layers."
             )
         elif floats:
-            which = ", ".join(floats[:NAMED]) + (", …" if len(floats) > NAMED else "")
+            which = _named(floats)
             yield f"{artifact.name} holds {len(floats)} of {len(names)} weights of few bits as floats: {which}."
+
+
+def _cast_as_wider(step: Cast, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
+    """Weights that a narrower type holds and whose artifact takes more bits for them."""
+    casts = (report for report in steps if report.details.get("method") == step.method)
+    names = {row["name"] for report in casts for row in _rows(report, "layers")}
+    for artifact in artifacts:
+        layers = artifact.measurement.layers
+        # A file in the upload's own format may have other names, and then all are meant.
+        own = [layer for layer in layers if layer.name in names] or list(layers)
+        wider = [layer.name for layer in own if layer.bits > step.bits]
+        written = sum(layer.bits * layer.parameters for layer in own)
+        if artifact.format == "packed" and written <= step.bits * sum(layer.parameters for layer in own):
+            continue  # where each tensor has a header, which is much for a small one
+        if wider:
+            where = "onnx and compressed-tensors store" if step.bits == MOST_BITS else "onnx, native and packed store"
+            yield (
+                f"{artifact.name} takes more than {step.bits} bits for {len(wider)} of the {len(own)} weights that "
+                f"{step.dtype} holds ({_named(wider)}): {where} them in {step.bits}, where they can."
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _rows(step: StepReport, name: str) -> list[dict[str, float | int | str | None]]:
@@ -180,6 +205,8 @@ def _not_as_asked(
     yield from _nothing_held(steps)
     if any(isinstance(own, WeightOnly) or (isinstance(own, Qat) and not own.in_file) for own in spec.steps):
         yield from _few_bits_as_floats(artifacts, steps)
+    if (cast := next((own for own in spec.steps if isinstance(own, Cast)), None)) is not None:
+        yield from _cast_as_wider(cast, artifacts, steps)
     if step is None or (isinstance(step, Qat) and not step.in_file):
         return
     for artifact in artifacts:

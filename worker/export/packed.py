@@ -13,7 +13,7 @@ from worker.packed import packed
 
 
 def export_packed(module: nn.Module, model: Model, path: Path) -> Sizes:
-    """Writes the state dict of `module`, which has no parametrizations, in the dtypes that the upload stores.
+    """Writes the state dict of `module`, which has no parametrizations, as they are stored.
 
     Raises ExportFailed for a tensor that cannot be packed.
     """
@@ -26,5 +26,6 @@ def export_packed(module: nn.Module, model: Model, path: Path) -> Sizes:
 
 
 def stored_state(module: nn.Module, model: Model) -> dict[str, Tensor]:
-    """The tensors of a module by name, in the dtypes of the upload's file."""
-    return {name: tensor.to(model.stored.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()}
+    """The tensors of a module by name, in the dtypes that they are stored in."""
+    dtypes = model.dtypes
+    return {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()}

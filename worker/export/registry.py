@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import onnx
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from worker.data.batch import Batch
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
+from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
@@ -25,8 +27,6 @@ from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
 from worker.techniques.quantization.static.learned import Learned, LearnedWeight
-
-T = TypeVar("T")
 
 BINARY = "application/octet-stream"
 ZIP = "application/zip"
@@ -50,6 +50,7 @@ class Exported:
 
 
 Exporter = Callable[[nn.Module, Context, Path], Exported]
+Found = TypeVar("Found")
 
 
 def write_native(module: nn.Module, context: Context, folder: Path) -> Exported:
@@ -64,6 +65,7 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     step = context.quantization
     if step is None and not context.grids:
         export_onnx(module, context.model, path)
+        _narrow(module, context, path)
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
     if step is None:
@@ -87,7 +89,19 @@ def _learned(module: nn.Module, context: Context) -> Learned:
     return Learned(_of_all_names(module, weights), _of_all_names(module, context.ranges))
 
 
-def _of_all_names(module: nn.Module, found: Mapping[str, T]) -> dict[str, T]:
+def _narrow(module: nn.Module, context: Context, path: Path) -> None:
+    """Stores the file's floats as narrow as a step asked for; what it computes stays the same."""
+    casts, scales = context.model.casts, _of_all_names(module, context.scales)
+    if not casts and not scales:
+        return
+    proto, state = onnx.load(path), module.state_dict()
+    for dtype in set(casts.values()):
+        store_narrow(proto, dtype, state)
+    store_float8(proto, scales, state, context.model.stored)
+    onnx.save_model(proto, str(path))
+
+
+def _of_all_names(module: nn.Module, found: Mapping[str, Found]) -> dict[str, Found]:
     """What was found of weights by every name that they have: an exported graph has a shared one under the last."""
     places = {module.get_parameter(name).data_ptr(): own for name, own in found.items()}
     state = module.state_dict().items()
@@ -107,7 +121,7 @@ def write_compressed(module: nn.Module, context: Context, folder: Path) -> Expor
     from worker.export.compressed_tensors import export_compressed
 
     path = folder / "model.compressed-tensors.zip"
-    bits = export_compressed(module.cpu(), context.model, context.grids, path)
+    bits = export_compressed(module.cpu(), context.model, context.grids, context.scales, path)
     return Exported(path, "compressed-tensors", ZIP, None, bits=bits)
 
 

@@ -19,7 +19,7 @@ from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.feeding.plain import accepted, encoder
 from worker.loading.layers import build
 from worker.loading.weights import Weights, assign
-from worker.model import Model
+from worker.model import Dtypes, Model, Save
 from worker.objectives.registry import plain_task
 from worker.vetting.boundary import first_line
 from worker.vetting.demand import EXAMPLES, MAX_SAMPLE_BYTES
@@ -64,12 +64,16 @@ def load_architecture(spec: ModelSpec, weights: Weights) -> Model:
 
     stored = {name: tensor.dtype for name, tensor in weights.state.items() if tensor.is_floating_point()}
 
-    def save(changed: nn.Module, folder: Path) -> Path:
-        # What torch adds to old checkpoints (the counters of BatchNorm) does not go back into them.
-        return weights.write({name: t for name, t in changed.state_dict().items() if name in weights.state}, folder)
+    def saving(casts: Dtypes) -> Save:
+        def save(changed: nn.Module, folder: Path) -> Path:
+            # What torch adds to old checkpoints (the counters of BatchNorm) does not go back into them.
+            state = {name: t for name, t in changed.state_dict().items() if name in weights.state}
+            return weights.write(state, folder, casts)
 
-    plan = ArchitecturePlan(spec, weights)
-    return Model(module, facts, encoder(inputs, _vocabularies(module)), save, task, stored, plan=plan)
+        return save
+
+    plan, encode = ArchitecturePlan(spec, weights), encoder(inputs, _vocabularies(module))
+    return Model(module, facts, encode, saving({}), task, stored, saving=saving, plan=plan)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from app.contract.architecture import ModelSpec
 from worker.loading.folder import Folder, describe
-from worker.loading.huggingface import ConfigPlan, Save, written
+from worker.loading.huggingface import ConfigPlan, written
 from worker.loading.weights import Weights
-from worker.model import Model
+from worker.model import Dtypes, Model, Save
 
 
 def load_configured(weights: Weights, spec: ModelSpec, scratch: Path) -> Model:
@@ -32,11 +32,11 @@ def load_configured(weights: Weights, spec: ModelSpec, scratch: Path) -> Model:
     return ConfigPlan(folder, spec, weights.name, functools.partial(_saver, weights)).read(folder)
 
 
-def _saver(weights: Weights, folder: Folder) -> Save:
+def _saver(weights: Weights, folder: Folder, casts: Dtypes) -> Save:
     def save(module: nn.Module, target: Path) -> Path:
         """Under the names that transformers gives them; a tied weight is there once."""
-        with written(folder, module) as saved:
-            return weights.write(_read(saved), target)
+        with written(folder, module, casts=casts) as saved:
+            return weights.write(_read(saved), target, casts)
 
     return save
 

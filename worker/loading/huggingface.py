@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import json
 import logging
 import os
 import tempfile
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
@@ -25,9 +27,9 @@ from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts
 from worker.export.quiet import hushed
 from worker.loading.describe import check_finite, check_forward, layer_facts
-from worker.loading.folder import QUANTIZED, Folder, pack, repeated, unpack, vetted_config
+from worker.loading.folder import CONFIG, QUANTIZED, Folder, pack, repeated, unpack, vetted_config
 from worker.loading.transformers_kinds import KINDS, Answer, Kind, answer_of, is_sentence_transformer, problem
-from worker.model import Model
+from worker.model import Dtypes, Model, Save
 from worker.vetting.archive import open_archive
 from worker.vetting.boundary import first_line
 
@@ -35,8 +37,6 @@ _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "
 # Tied weights are stored once; a config that describes more than this of what the files hold would be made of noise.
 MAX_TIES = 4
 NATIVE = "model.zip"
-
-Save: TypeAlias = Callable[[nn.Module, Path], Path]
 
 transformers_logging.disable_progress_bar()
 
@@ -56,7 +56,7 @@ def load_compressed(path: Path, spec: ModelSpec, scratch: Path) -> Model:
     to floats. Not for uploads."""
     folder = _unpacked(path, scratch, quantized=True)
     with contextlib.redirect_stderr(io.StringIO()):  # its library draws progress bars
-        model = model_of(folder, spec, NATIVE, _saver(folder))  # runs it once, whereupon the codes become floats
+        model = model_of(folder, spec, NATIVE, _saver(folder, {}))  # runs it once, whereupon the codes become floats
     stored = dict(model.stored)
     for name, layer in model.module.named_modules():
         if hasattr(layer, "weight_scale"):
@@ -79,18 +79,20 @@ def _unpacked(path: Path, scratch: Path, quantized: bool) -> Folder:
 
 @dataclass(frozen=True)
 class ConfigPlan:
-    """A folder of transformers; `saver` gives how a module of a folder is written as the file `name`."""
+    """A folder of transformers; `saver` gives how a module of a folder is written as the file `name`, with tensors in
+    other dtypes than those that came."""
 
     folder: Folder
     spec: ModelSpec
     name: str
-    saver: Callable[[Folder], Save]
+    saver: Callable[[Folder, Dtypes], Save]
     described: Literal["config"] = "config"
 
     def read(self, folder: Folder) -> Model:
         """The model of a folder."""
-        model = model_of(folder, self.spec, self.name, self.saver(folder))
-        return replace(model, plan=replace(self, folder=folder))
+        saving = functools.partial(self.saver, folder)
+        model = model_of(folder, self.spec, self.name, saving({}))
+        return replace(model, saving=saving, plan=replace(self, folder=folder))
 
     def begin(self, config: dict[str, Any], device: str = "cpu") -> Any:
         """The network that a config describes, with random weights from torch's generator, vetted as an upload's.
@@ -243,30 +245,53 @@ def _check(model: Model) -> int:
 
 
 def _stored(folder: Folder, module: nn.Module) -> dict[str, torch.dtype]:
-    """The dtype in which `_saver` writes each floating tensor."""
-    dtype = _DTYPES[folder.float_dtype]
-    return {name: dtype for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    """The dtype in which `_saver` writes each floating tensor: its own, or, where transformers gives it another name
+    than the file, that of most."""
+    own = {name: entry.dtype for header in folder.headers for name, entry in header.entries.items()}
+    state = module.state_dict().items()
+    dtypes = {name: _DTYPES.get(own.get(name, ""), _DTYPES[folder.float_dtype]) for name, _ in state}
+    return {name: dtypes[name] for name, tensor in state if tensor.is_floating_point()}
 
 
-def _saver(folder: Folder) -> Save:
+def _saver(folder: Folder, casts: Dtypes) -> Save:
     def save(module: nn.Module, target: Path) -> Path:
         """A zip of the folder with new weights."""
-        with written(folder, module) as weights:
-            return pack(folder, weights, target / NATIVE)
+        originals = folder.originals
+        if casts:
+            config = _told(folder.config, set((_stored(folder, module) | dict(casts)).values()))
+            originals = {**originals, CONFIG: json.dumps(config, indent=2).encode()}
+        with written(folder, module, casts=casts) as weights:
+            return pack(replace(folder, originals=originals), weights, target / NATIVE)
 
     return save
 
 
+def _told(config: dict[str, Any], dtypes: set[torch.dtype]) -> dict[str, Any]:
+    """A config that says what its floats are stored in, which is what transformers makes of them unless told otherwise:
+    float32 where they differ, so that none is rounded again."""
+    dtype = str(dtypes.pop() if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
+    old = "torch_dtype"  # what transformers 4 calls it
+    parts = {key: _told(part, {getattr(torch, dtype)}) for key, part in config.items() if _says_dtype(part)}
+    return config | parts | {old if old in config else "dtype": dtype}
+
+
+def _says_dtype(part: Any) -> bool:
+    return isinstance(part, dict) and bool(part.keys() & {"dtype", "torch_dtype"})
+
+
 @contextlib.contextmanager
 def written(
-    folder: Folder, module: nn.Module, codes: Mapping[str, Mapping[str, Tensor]] | None = None
+    folder: Folder,
+    module: nn.Module,
+    codes: Mapping[str, Mapping[str, Tensor]] | None = None,
+    casts: Dtypes | None = None,
 ) -> Iterator[Path]:
-    """A folder with the weights, in the dtype that came: float16 must not come back twice as large.
+    """A folder with the weights, in the dtypes that came: float16 must not come back twice as large. Or in `casts`.
 
     `codes` are tensors that are written in the place of a weight, by its name and by their own beside it.
     """
     codes = codes or {}
-    dtypes = _stored(folder, module)
+    dtypes = _stored(folder, module) | dict(casts or {})
     state = {
         name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype))
         for name, tensor in module.state_dict().items()

@@ -17,14 +17,15 @@ from app.contract.facts import ModelFacts, Task
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.feeding.plain import accepted, encoder
 from worker.loading.heads import Ending, Head, find_ending
-from worker.loading.onnx_check import batched, check_agreement, sized, tolerance_of
+from worker.loading.onnx_check import batched, check_agreement, computed_with, sized, tolerance_of
 from worker.loading.onnx_constants import count_parameters, find_weights, held_tensors, plain_weights
 from worker.loading.onnx_direct import DirectModule
 from worker.loading.onnx_graph import NotImportable, import_graph, inferred_shapes
 from worker.loading.onnx_inputs import check_output, input_facts, vocabularies
+from worker.loading.onnx_narrow import store_narrow
 from worker.loading.onnx_ops.build import read_tensor
 from worker.loading.onnx_weights import write_weights
-from worker.model import Model
+from worker.model import Dtypes, Model, Save
 from worker.objectives.registry import plain_task
 from worker.vetting.archive import Archive, open_archive
 from worker.vetting.onnx import MAX_BYTES, graphs, read_onnx
@@ -98,7 +99,8 @@ def _model(proto: ModelProto, spec: ModelSpec) -> Model:
         module=module,
         facts=facts,
         encode=encoder(inputs, known),
-        save=_save_directly,
+        save=_saving_directly({}),
+        saving=_saving_directly,
         task=task,
         stored=_stored_directly(proto, module),
         graph=_plain_graph,
@@ -132,10 +134,8 @@ def _check_weights(proto: ModelProto) -> None:
 
     Constants that nodes compare or mask with may be infinite.
     """
-    for graph in graphs(proto.graph):
-        for name, tensor in held_tensors(graph):
-            if tensor.data_type == TensorProto.BFLOAT16:
-                raise ModelRejected(f"Tensor {name[:200]!r} is bfloat16: export the model in float32 or float16.")
+    if (name := computed_with(proto, TensorProto.BFLOAT16)) is not None:
+        raise ModelRejected(f"Tensor {name[:200]!r} is bfloat16: export the model in float32 or float16.")
     for weight in find_weights(proto):
         check_finite({weight.place[1][:200]: read_tensor(weight.tensor)})
 
@@ -148,9 +148,13 @@ def _trainable(direct: Model, proto: ModelProto, ending: Ending, known: dict[str
     sources = {origin.path: origin.source for origin in imported.origins}
     types: dict[str | None, int] = {name: tensor.data_type for name, tensor in held_tensors(proto.graph)}
 
-    def save(changed: nn.Module, folder: Path) -> Path:
-        """The file's own graph, names and opset, with the module's weights."""
-        return _write(write_weights(proto, imported, changed.state_dict()), folder)
+    def saving(casts: Dtypes) -> Save:
+        """Writes the file's own graph, names and opset, with the module's weights."""
+
+        def save(changed: nn.Module, folder: Path) -> Path:
+            return _write(_cast(write_weights(proto, imported, changed.state_dict()), casts), folder)
+
+        return save
 
     def graph(changed: nn.Module) -> ModelProto:
         """The same, the weights named as in the module's state dict."""
@@ -164,7 +168,9 @@ def _trainable(direct: Model, proto: ModelProto, ending: Ending, known: dict[str
         "layers": layer_facts(module),
     }
     stored = {path: _STORED[types[source]] for path, source in sources.items() if types.get(source) in _STORED}
-    return replace(_with_facts(direct, **facts), module=module, save=save, graph=graph, stored=stored)
+    return replace(
+        _with_facts(direct, **facts), module=module, save=saving({}), saving=saving, graph=graph, stored=stored
+    )
 
 
 def _stored_directly(proto: ModelProto, module: DirectModule) -> dict[str, torch.dtype]:
@@ -173,9 +179,19 @@ def _stored_directly(proto: ModelProto, module: DirectModule) -> dict[str, torch
     return {f"{name}.weight": _STORED[kind] for name, kind in types.items() if kind in _STORED}
 
 
-def _save_directly(module: nn.Module, folder: Path) -> Path:
-    assert isinstance(module, DirectModule)
-    return _write(module.graph(), folder)
+def _saving_directly(casts: Dtypes) -> Save:
+    def save(module: nn.Module, folder: Path) -> Path:
+        assert isinstance(module, DirectModule)
+        return _write(_cast(module.graph(), casts), folder)
+
+    return save
+
+
+def _cast(proto: ModelProto, casts: Dtypes) -> ModelProto:
+    """The graph with its floats stored in narrower types, one of which a step has asked for."""
+    for dtype in set(casts.values()):
+        store_narrow(proto, dtype, {})
+    return proto
 
 
 def _plain_graph(module: nn.Module) -> ModelProto:

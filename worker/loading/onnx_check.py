@@ -18,6 +18,7 @@ from worker.loading.heads import to_outputs
 from worker.loading.onnx_constants import held_tensors
 from worker.loading.onnx_direct import DirectModule
 from worker.loading.onnx_graph import NotImportable, failing_operator
+from worker.loading.onnx_narrow import WIDE
 from worker.model import EXAMPLE_LENGTH, Model
 from worker.vetting.boundary import first_line
 from worker.vetting.onnx import graphs
@@ -122,10 +123,20 @@ def tolerance_of(proto: ModelProto) -> float:
 
 
 def computes_in_half(proto: ModelProto) -> bool:
-    """Whether the graph holds tensors of float16."""
-    return any(
-        tensor.data_type == TensorProto.FLOAT16 for graph in graphs(proto.graph) for _, tensor in held_tensors(graph)
-    )
+    """Whether the graph holds tensors of float16 that it computes with."""
+    return computed_with(proto, TensorProto.FLOAT16) is not None
+
+
+def computed_with(proto: ModelProto, kind: int) -> str | None:
+    """The name of a tensor of a type that anything but a Cast to a wider one takes."""
+    widened: set[str] = set()
+    read: set[str] = set()
+    for node in (node for graph in graphs(proto.graph) for node in graph.node):
+        wide = node.op_type == "Cast" and any(one.name == "to" and one.i in WIDE for one in node.attribute)
+        (widened if wide else read).update(node.input)
+    held = (pair for graph in graphs(proto.graph) for pair in held_tensors(graph))
+    names = (name for name, tensor in held if tensor.data_type == kind)
+    return next((name for name in names if name in read or name not in widened), None)
 
 
 def _with_ids(model: Model, inputs: Inputs, vocabularies: dict[str, int]) -> Inputs:

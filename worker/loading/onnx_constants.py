@@ -6,9 +6,10 @@ that take them. Nothing here looks through arithmetic: what is found is the weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -65,6 +66,13 @@ def set_values(tensor: TensorProto, values: np.ndarray) -> None:
     for field in ("float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
         tensor.ClearField(field)
     tensor.raw_data = np.ascontiguousarray(values.astype(dtype)).tobytes()
+
+
+def replace_parts(parts: Any, new: Sequence[Any]) -> None:
+    """Puts other parts in a repeated field; those that it had go with it."""
+    copies = [type(part).FromString(part.SerializeToString()) for part in new]
+    del parts[:]
+    parts.extend(copies)
 
 
 def used_names(graph: GraphProto) -> set[str]:

@@ -13,6 +13,7 @@ from app.contract.errors import ModelRejected
 from app.contract.facts import ModelFacts, TensorFacts
 from worker.loading.describe import check_finite, check_forward, layer_facts
 from worker.loading.feeding.plain import accepted, encoder
+from worker.loading.program_casts import take_casts
 from worker.loading.program_check import check_sizes
 from worker.loading.program_graph import ProgramGraph, TensorInput, build_graph
 from worker.loading.program_module import Program, assemble
@@ -20,7 +21,7 @@ from worker.loading.program_nodes import operator_name
 from worker.loading.program_rules import to_public_operators
 from worker.loading.program_save import FILENAME, example_length, saver
 from worker.loading.program_weights import dtype_of, narrow_dtypes, read_tensors
-from worker.model import Model
+from worker.model import Dtypes, Model, Save
 from worker.objectives.registry import plain_task
 from worker.vetting.archive import open_archive
 from worker.vetting.boundary import first_line
@@ -46,13 +47,10 @@ def load_program(path: Path, spec: ModelSpec, scratch: Path) -> Model:
             pointer="/task",
         )
     task = plain_task(spec.task)
-    module, graph, file = _read(path, scratch)
+    module, graph, file, casts = _read(path, scratch)
     inputs = tuple(_facts(tensor) for tensor in graph.inputs)
-    stored = {
-        name: dtype_of(tensor)
-        for name, tensor in {**file.constants, **file.weights}.items()
-        if dtype_of(tensor).is_floating_point
-    }
+    stored = _stored(file)
+    computed = {name: dtype for name, dtype in stored.items() if name not in casts}
     facts = ModelFacts(
         format="pt2",
         task=spec.task,
@@ -64,14 +62,24 @@ def load_program(path: Path, spec: ModelSpec, scratch: Path) -> Model:
         layers=layer_facts(module),
         native_file=FILENAME,
     )
-    encode, save = encoder(inputs, _vocabularies(module)), saver(graph.inputs, file.call, stored)
-    model = Model(module, facts, encode, save, task, stored, example_length(graph.inputs))
+
+    def saving(asked: Dtypes) -> Save:
+        return saver(graph.inputs, file.call, computed, {**casts, **asked})
+
+    encode, length = encoder(inputs, _vocabularies(module)), example_length(graph.inputs)
+    model = Model(module, facts, encode, saving({}), task, stored, length, saving=saving)
     model = replace(model, example_length=_runnable_length(model))
     classes = _check(model, None if spec.labels is None else len(spec.labels))
     return replace(model, facts=facts.model_copy(update={"classes": classes}))
 
 
-def _read(path: Path, scratch: Path) -> tuple[Program, ProgramGraph, ProgramFile]:
+def _stored(file: ProgramFile) -> dict[str, torch.dtype]:
+    dtypes = {name: dtype_of(tensor) for name, tensor in {**file.constants, **file.weights}.items()}
+    return {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point}
+
+
+def _read(path: Path, scratch: Path) -> tuple[Program, ProgramGraph, ProgramFile, Dtypes]:
+    """The last: the dtypes of weights that are widened where they are used."""
     archive = open_archive(path, scratch, ModelRejected)
     try:
         file = read_program(path, archive)
@@ -84,10 +92,11 @@ def _read(path: Path, scratch: Path) -> tuple[Program, ProgramGraph, ProgramFile
         archive.close()
     if missing := next((name for name in graph.attributes if name not in tensors), None):
         raise ModelRejected(f"The program lacks the tensor {missing!r}: the file is damaged.")
+    casts = take_casts(graph.graph, _stored(file))
     to_public_operators(graph.graph)
     module = assemble(graph.graph, tensors, graph.attributes)
     check_finite(dict(module.named_parameters()))
-    return module.eval(), graph, file
+    return module.eval(), graph, file, casts
 
 
 def _check_input(tensor: TensorInput, narrow: frozenset[torch.dtype]) -> None:

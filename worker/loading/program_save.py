@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from app.contract.architecture import MAX_INPUT_ELEMENTS
 from app.contract.errors import ExportFailed, ModelRejected
 from worker.data.batch import Inputs
 from worker.export.quiet import quiet
+from worker.loading.program_casts import store_narrow
 from worker.loading.program_graph import NARROW, TensorInput
 from worker.loading.program_module import Program
 from worker.loading.program_nodes import set_argument
-from worker.model import EXAMPLE_LENGTH
+from worker.model import EXAMPLE_LENGTH, Dtypes, Save
 from worker.vetting.boundary import first_line
 from worker.vetting.treespec import Call
 
@@ -47,12 +47,11 @@ def example_length(inputs: tuple[TensorInput, ...]) -> int:
     return length
 
 
-def saver(
-    inputs: tuple[TensorInput, ...], call: Call, stored: dict[str, torch.dtype]
-) -> Callable[[nn.Module, Path], Path]:
+def saver(inputs: tuple[TensorInput, ...], call: Call, stored: dict[str, torch.dtype], casts: Dtypes) -> Save:
     """`Model.save`: writes a program that is called as the uploaded one was, in the dtypes that came.
 
-    The function raises ExportFailed where torch cannot trace the module with the open dimensions kept open.
+    What is in `casts` is stored so and widened where the program uses it, which computes as before. The function
+    raises ExportFailed where torch cannot trace the module with the open dimensions kept open.
     """
     length = example_length(inputs)
 
@@ -67,6 +66,7 @@ def saver(
         try:
             with quiet():
                 exported = torch.export.export(program, positional, named, dynamic_shapes=shapes)
+                store_narrow(exported, casts)
                 _strip(exported)
                 torch.export.save(exported, target)
         except Exception as failure:  # the exporter raises errors of every class, with a page of advice

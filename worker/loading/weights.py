@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from app.contract.errors import ModelRejected
 from worker.loading.advice import PYTORCH, WEIGHTS
+from worker.model import Dtypes
 from worker.vetting.boundary import first_line
 from worker.vetting.safetensors import read_header
 
@@ -36,11 +37,12 @@ class Weights:
     state: dict[str, Tensor]
     store: Callable[[dict[str, Tensor], Path], Path]
 
-    def write(self, new: Mapping[str, Tensor], folder: Path) -> Path:
-        """Contiguous, in the dtypes that came: a float16 upload must not come back twice as large."""
+    def write(self, new: Mapping[str, Tensor], folder: Path, casts: Dtypes | None = None) -> Path:
+        """Contiguous, in the dtypes that came: a float16 upload must not come back twice as large. Or in `casts`."""
+        casts = casts or {}
         return self.store(
             {
-                name: tensor.detach().cpu().to(self._dtype(name, tensor), copy=True).contiguous()
+                name: tensor.detach().cpu().to(casts.get(name, self._dtype(name, tensor)), copy=True).contiguous()
                 for name, tensor in new.items()
             },
             folder,

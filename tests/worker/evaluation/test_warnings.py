@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.contract.cast import Cast
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
 from app.contract.report import ArtifactReport, Latency, LayerReport, Measurement, Metric, StepReport
@@ -212,3 +213,26 @@ def test_weights_of_few_bits_that_are_stored_as_floats_are_named() -> None:
     assert some == "model.onnx holds 2 of 3 weights of few bits as floats: 1.weight, 2.weight."
     (every,) = few_bits(32, 32)
     assert every.startswith("model.onnx holds weights of few bits as floats: packed stores them in few bits")
+
+
+def cast(step: Cast, name: str, *stored: int) -> tuple[str, ...]:
+    """What is said of a file whose weights, called `name`s, take so many bits."""
+    layers = tuple(
+        LayerReport(name=f"{name}.{number}", shape=(8, 8), parameters=64, sparsity=0.0, bits=bits, sqnr_db=None)
+        for number, bits in enumerate(stored)
+    )
+    own = artifact(size=500)
+    own = own.model_copy(update={"measurement": own.measurement.model_copy(update={"layers": layers})})
+    details: dict[str, Any] = {"method": "cast", "layers": [{"name": "w.0"}, {"name": "w.1"}]}
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
+    steps = (StepReport(technique="quantize", seconds=1.0, details=details),)
+    return warnings(spec, FACTS, None, measurement(), (own,), steps)
+
+
+def test_casts_that_a_file_does_not_store_are_named() -> None:
+    assert cast(Cast(), "w", 16, 16, 32) == ()  # the third was to stay as it is
+    (some,) = cast(Cast(), "w", 16, 32, 32)
+    assert some.startswith("model.onnx takes more than 16 bits for 1 of the 2 weights that bfloat16 holds (w.1)")
+    (every,) = cast(Cast(dtype="float8_e4m3"), "other", 32, 32)  # a file with names of its own
+    assert "8 bits for 2 of the 2 weights that float8_e4m3 holds (other.0, other.1)" in every
+    assert cast(Cast(dtype="float8_e4m3"), "w", 8, 8) == ()

@@ -7,10 +7,9 @@ of 3 bits are stored in 4. Convolutions have no such operator and stay as they a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from app.contract.errors import ExportFailed
+from worker.loading.onnx_constants import replace_parts
 from worker.techniques.quantization.graph import attributes
 from worker.techniques.quantization.stored import FEW_BITS, LOOKUP, TRANSPOSED, packed_bits, stored_weights
 from worker.techniques.quantization.weight_grid import WeightGrid
@@ -79,19 +79,12 @@ def store_bits(source: Path, target: Path, grids: Mapping[str, WeightGrid]) -> N
     nodes = [*first, *(one for node in proto.graph.node for one in new.get(node.output[0], [node]))]
     tensors = [one for one in proto.graph.initializer if one.name not in stored]
     tensors += [*(one for codes in stored.values() for one in codes.tensors), *shapes]
-    _replace(proto.graph.node, nodes)
-    _replace(proto.graph.initializer, tensors)
+    replace_parts(proto.graph.node, nodes)
+    replace_parts(proto.graph.initializer, tensors)
     if stored and all(entry.domain != DOMAIN for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     _check(proto, {name: weights[name] for name in stored})
     onnx.save_model(proto, str(target))
-
-
-def _replace(parts: Any, new: Sequence[Any]) -> None:
-    """Puts other parts in a repeated field; those that it had go with it."""
-    copies = [type(part).FromString(part.SerializeToString()) for part in new]
-    del parts[:]
-    parts.extend(copies)
 
 
 def _uses(graph: GraphProto, name: str, weight: np.ndarray, grid: WeightGrid) -> _Uses | None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from app.contract.automatic import Automatic
+from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
 from app.contract.qat import Qat
@@ -16,7 +17,7 @@ from app.contract.weight_only import WeightOnly
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
-from worker.techniques.quantization import codebook, weight_only
+from worker.techniques.quantization import cast, codebook, weight_only
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
 from worker.techniques.quantization.qat import aware
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
@@ -30,17 +31,19 @@ STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
 class QuantizeTechnique:
-    """Quantization to int8, delivered as ONNX, after training (static, dynamic) or with it; or weights of few bits, or
-    a codebook, which are of the weights themselves and live in every artifact."""
+    """Quantization to int8, delivered as ONNX, after training (static, dynamic) or with it; or weights of few bits, of
+    narrower floats or of a codebook, which are of the weights themselves and live in every artifact."""
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook | WeightOnly | Qat | Automatic, model: Model) -> str | None:
+    def applies(self, step: Quantize | Codebook | WeightOnly | Qat | Cast | Automatic, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
         if isinstance(step, Automatic):  # until it is known what there is to choose with
             return self.applies(Quantize(method="static", exclude=step.exclude), model)
         if isinstance(step, WeightOnly):
             return weight_only.applies(step, model)
+        if isinstance(step, Cast):
+            return cast.applies(step, model)
         if isinstance(step, Codebook):
             return codebook.applies(step, model)
         if isinstance(step, Qat):
@@ -62,11 +65,13 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize | Codebook | WeightOnly | Qat, context: Context) -> Details:
-        """Moves weights to grids, shares values, or notes the step for the exporter. Details: how it is done, layer by
-        layer or in numbers."""
+    def apply(self, step: Quantize | Codebook | WeightOnly | Qat | Cast, context: Context) -> Details:
+        """Moves weights to grids, casts them, shares values, or notes the step for the exporter. Details: how it is
+        done, layer by layer or in numbers."""
         if isinstance(step, WeightOnly):
             return weight_only.quantize_weights(step, context)
+        if isinstance(step, Cast):
+            return cast.cast_weights(step, context)
         if isinstance(step, Codebook):
             return codebook.share_values(step, context)
         if isinstance(step, Qat):

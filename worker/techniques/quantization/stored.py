@@ -10,6 +10,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from app.contract.errors import ExportFailed
+from worker.loading.onnx_narrow import FACTOR
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
@@ -19,6 +20,7 @@ QUANTIZED_INPUT = {"MatMulInteger": 1, "ConvInteger": 1}
 # What ONNX Runtime's quantizer appends to a weight's name.
 TRANSPOSED = "_Transposed"
 SUFFIXES = ("_quantized", TRANSPOSED)
+NARROW = ("bfloat16", "float8_e4m3fn")
 MIN_WEIGHT_DIMENSIONS = 2  # a vector is a bias or a norm's gain
 RECURRENT_BIAS = 3  # the input of LSTM and GRU that stacks their biases, one row a direction
 
@@ -97,7 +99,7 @@ def stored_weights(proto: ModelProto) -> list[StoredWeight]:
     helpers = {name for pair in scales.values() for name in pair[:2]}
     helpers |= recurrent_biases(proto.graph)
     of_few_bits = dict(_few_bits_nodes(proto.graph))
-    helpers |= few_bits_helpers(proto.graph)
+    helpers |= few_bits_helpers(proto.graph) | factors(proto.graph)
     found = []
     for name, values in arrays.items():
         if values.ndim < MIN_WEIGHT_DIMENSIONS or name in helpers:
@@ -115,15 +117,33 @@ def stored_weights(proto: ModelProto) -> list[StoredWeight]:
                     _along(arrays.get(zero_point, np.zeros((), values.dtype)), values, axis),
                 )
             )
-        elif np.issubdtype(values.dtype, np.floating):
+        elif is_float(values):
             found.append(StoredWeight(base_name(name), values, TRANSPOSED in name))
     return found
 
 
+def is_float(values: np.ndarray) -> bool:
+    """Whether an array is of floats, of which numpy itself does not know the narrow ones."""
+    return np.issubdtype(values.dtype, np.floating) or values.dtype.name in NARROW
+
+
+def factors(graph: GraphProto) -> set[str]:
+    """The names of the scales that narrow floats are multiplied by behind their Cast."""
+    casts = _casts(graph)
+    products = [node for node in graph.node if node.op_type == "Mul" and node.input[0] in casts]
+    return {node.input[1] for node in products if node.input[1].startswith(casts[node.input[0]] + FACTOR)}
+
+
+def _casts(graph: GraphProto) -> dict[str, str]:
+    """What each Cast reads, by what it gives."""
+    return {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+
+
 def recurrent_biases(graph: GraphProto) -> set[str]:
     """The names of the biases of LSTM and GRU nodes, which have two dimensions and are no weights all the same."""
+    casts = _casts(graph)
     return {
-        node.input[RECURRENT_BIAS]
+        casts.get(node.input[RECURRENT_BIAS], node.input[RECURRENT_BIAS])
         for node in graph.node
         if node.op_type in ("LSTM", "GRU") and len(node.input) > RECURRENT_BIAS
     }
