@@ -1,4 +1,4 @@
-"""Whole jobs with a cast: every artifact in the type that was asked for, read by other programs than the one at test."""
+"""Jobs with a cast: every artifact in the type that was asked for, read by other programs than the one at test."""
 
 from __future__ import annotations
 
