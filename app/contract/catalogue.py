@@ -9,10 +9,11 @@ from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
+from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits, WeightOnly
 
 INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
 
@@ -89,9 +90,11 @@ TECHNIQUES: tuple[Technique, ...] = (
         title="Quantize to int8, to weights of few bits, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
-        "auto: what the method that it chooses needs.",
+        "mixed: what static needs. With max_accuracy_drop a labelled `validation` split besides. auto: what the method "
+        "that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
+        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. mixed: Linear, Conv1d, "
+        "Conv2d.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
@@ -100,6 +103,7 @@ TECHNIQUES: tuple[Technique, ...] = (
             Quantize(method="dynamic"),
             Codebook(),
             WeightOnly(algorithm="rtn"),
+            Mixed(max_accuracy_drop=0.01),
             Automatic(),
         ),
     ),
@@ -113,7 +117,7 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly | Automatic)
+                isinstance(earlier, Quantize | FewBits | Automatic)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(

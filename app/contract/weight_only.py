@@ -12,12 +12,10 @@ from app.contract.strict import Strict
 LEAST_GROUP, MOST_GROUP = 16, 256
 
 
-class WeightOnly(Strict):
-    """Weights become whole numbers of few bits times a step that neighbouring ones share; activations stay floats."""
+class FewBits(Strict):
+    """What the methods have in common whose weights become whole numbers times a step that neighbouring ones share."""
 
     technique: Literal["quantize"] = "quantize"
-    method: Literal["weight_only"] = "weight_only"
-    bits: Literal[8, 4, 3, 2] = 4
     group_size: Annotated[
         int | None,
         Field(
@@ -36,25 +34,32 @@ class WeightOnly(Strict):
         "et al. 2023). awq and gptq need data without labels.",
     )
     samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that awq and gptq look at.")] = 128
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether its algorithm needs samples."""
+        return self.algorithm in ("awq", "gptq")
+
+    @model_validator(mode="after")
+    def _power(self) -> FewBits:
+        if self.group_size is not None and self.group_size & (self.group_size - 1):
+            raise ValueError(f"group_size is a power of two; it is {self.group_size}")
+        return self
+
+
+class WeightOnly(FewBits):
+    """Weights become whole numbers of few bits times a step that neighbouring ones share; activations stay floats."""
+
+    method: Literal["weight_only"] = "weight_only"
+    bits: Literal[8, 4, 3, 2] = 4
     embeddings: Literal[8, 4, 2] | None = Field(
         None,
         description="Bits of embeddings, and of heads that are their weight, each rounded to the nearest; null leaves "
         "them in floats.",
     )
-    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-
-    @property
-    def looks_at_inputs(self) -> bool:
-        """Whether it needs samples."""
-        return self.algorithm in ("awq", "gptq")
 
     @property
     def of_embeddings(self) -> WeightOnly:
         """How embeddings are rounded."""
-        return self.model_copy(update={"bits": self.embeddings, "algorithm": "rtn"})
-
-    @model_validator(mode="after")
-    def _power(self) -> WeightOnly:
-        if self.group_size is not None and self.group_size & (self.group_size - 1):
-            raise ValueError(f"group_size is a power of two; it is {self.group_size}")
-        return self
+        return self.model_copy(update={"algorithm": "rtn"})

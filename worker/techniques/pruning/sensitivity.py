@@ -1,8 +1,8 @@
-"""How much each layer minds being pruned: measured, a layer and a sparsity at a time."""
+"""How much each layer minds being pruned, or rounded: measured, a layer and a degree at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,13 +23,31 @@ Curve = list[float]
 def curves(
     context: Context, weights: list[PrunableWeight], dropped: Callable[[int, float], Tensor], samples: int
 ) -> list[Curve]:
-    """For each weight and level: how far the outputs are from those of the network as it is, by the task's divergence
-    (Kullback-Leibler for classes, squared error for values), where only this weight is pruned to that level.
+    """For each weight and level: by how much the outputs diverge where only this weight is pruned to that level.
 
-    `dropped(number, level)` says what would go (bool, of the weight's shape). Needs no labels. The network is left as
-    it was. Raises DatasetMismatch without data.
+    `dropped(number, level)` says what would go (bool, of the weight's shape). Raises DatasetMismatch without data.
     """
-    batches = _batches(context, samples)
+
+    def pruned(number: int) -> Iterator[Tensor]:
+        value = weights[number].value()
+        return (value.masked_fill(dropped(number, level), 0.0) for level in LEVELS)
+
+    return divergences(context, weights, pruned, samples, "Scope auto measures the layers on data")
+
+
+def divergences(
+    context: Context,
+    weights: list[PrunableWeight],
+    changed: Callable[[int], Iterator[Tensor]],
+    samples: int,
+    why: str,
+) -> list[Curve]:
+    """For each weight: how far the outputs are from those of the network as it is, by the task's divergence
+    (Kullback-Leibler for classes, squared error for values), where only this weight becomes each of `changed(number)`.
+
+    Needs no labels. The network is left as it was. Raises DatasetMismatch, saying `why` it is needed, without data.
+    """
+    batches = _batches(context, samples, why)
     module = context.model.module
     training = module.training
     module.eval()
@@ -37,19 +55,19 @@ def curves(
         with torch.no_grad():
             usual = [module(*batch.inputs) for batch in batches]
             return [
-                [_one(context, weight, dropped(number, level), batches, usual) for level in LEVELS]
+                [_one(context, weight, value, batches, usual) for value in changed(number)]
                 for number, weight in enumerate(weights)
             ]
     finally:
         module.train(training)
 
 
-def _one(context: Context, weight: PrunableWeight, dropped: Tensor, batches: list[Batch], usual: list[Tensor]) -> float:
+def _one(context: Context, weight: PrunableWeight, value: Tensor, batches: list[Batch], usual: list[Tensor]) -> float:
     parameter = stored(weight.owner, weight.attribute)
     values = parameter.detach().clone()
     task, module = context.model.task, context.model.module
     try:
-        parameter.masked_fill_(dropped, 0.0)
+        parameter.copy_(value)
         told = [
             len(batch) * float(task.divergence(module(*batch.inputs), before, batch, 1.0))
             for batch, before in zip(batches, usual, strict=True)
@@ -59,7 +77,7 @@ def _one(context: Context, weight: PrunableWeight, dropped: Tensor, batches: lis
     return sum(told) / sum(map(len, batches))
 
 
-def _batches(context: Context, samples: int) -> list[Batch]:
+def _batches(context: Context, samples: int, why: str) -> list[Batch]:
     noise = torch.Generator().manual_seed(context.seed)
-    found = calibration(context, BATCH, samples, "Scope auto measures the layers on data")
+    found = calibration(context, BATCH, samples, why)
     return [context.model.task.prepare(batch, noise) for batch in found]

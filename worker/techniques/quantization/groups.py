@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from app.contract.weight_only import LEAST_GROUP, WeightOnly
+from app.contract.weight_only import LEAST_GROUP, FewBits
 from worker.techniques.quantization.grid_math import Grid
 
 Fit = Callable[[Tensor], Grid]
@@ -17,7 +17,7 @@ Fit = Callable[[Tensor], Grid]
 AT_ONCE = 1 << 15  # weights: few enough for the cache, and for torch to leave them to one thread
 
 
-def group_of(step: WeightOnly, layer: nn.Module, columns: int) -> int:
+def group_of(step: FewBits, layer: nn.Module, columns: int) -> int:
     """How many columns of a layer's matrix share a step."""
     if step.group_size is None or isinstance(layer, nn.Conv1d | nn.Conv2d):
         return columns

@@ -11,6 +11,7 @@ import platform
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from worker.export.strip import strip
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.leaving import Limit, Make, candidates, leave
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
 
@@ -83,11 +85,17 @@ def reduced_range(step: Quantize) -> bool:
 
 
 def quantize_file(
-    source: Path, target: Path, step: Quantize, samples: Samples | None, float_layers: Collection[str]
+    source: Path,
+    target: Path,
+    step: Quantize,
+    samples: Samples | None,
+    float_layers: Collection[str],
+    limit: Limit | None = None,
 ) -> Int8:
     """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
     `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static.
+    Others stay so too where the `limit` would not be held.
     Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to become int8 did not, or is in
     the file twice.
     """
@@ -97,23 +105,21 @@ def quantize_file(
         prepared = prepare(source, Path(folder) / "prepared.onnx")
         proto = onnx.load(prepared)
         kept = [node.name for node, weight in weight_inputs(proto.graph) if layer_of(weight) in float_layers]
+        promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
         if step.method == "dynamic":
             kept += tied_embeddings(proto.graph)
         try:
             if step.method == "static":
                 assert samples is not None  # compatibility.check asked for calibration data
-                ops = _static_ops(proto)
                 floats = source.with_name(f"{source.stem}-rounded{source.suffix}")
-                plan = Plan(
-                    kept=[*kept, *among_floats(proto.graph, ops, kept)],
-                    ops=ops,
-                    activations=activation_type(step.activations),
-                    reduced=reduced_range(step),
-                    float_outputs=ops is TRANSFORMER_OPS,
-                )
-                details = quantize_static(prepared, floats, target, step, samples, plan)
+                make, details = _static(proto, prepared, floats, step, samples, kept)
             else:
-                _dynamic(prepared, target, step, kept)
+                make = partial(_dynamic, prepared, step, kept)
+            if limit is None:
+                make((), target)
+            else:
+                left, told = leave(candidates(proto.graph, promised, kept), make, limit, prepared, target)
+                kept, details = [*kept, *left], details | told
         except ExportFailed:
             raise
         except Exception as error:
@@ -121,7 +127,6 @@ def quantize_file(
     quantized = onnx.load(target)
     strip(quantized)
     onnx.save_model(quantized, str(target))
-    promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
     check_stored(proto, quantized, promised, kept)
     return Int8(floats, details)
 
@@ -149,6 +154,28 @@ def prepare(source: Path, target: Path) -> Path:
 def layer_of(weight: str) -> str:
     """The name that the model's facts list a weight under: `emb.weight` -> `emb`, `0.in_proj_weight` as it is."""
     return weight.removesuffix(".weight")
+
+
+def _static(
+    proto: onnx.ModelProto, prepared: Path, floats: Path, step: Quantize, samples: Samples, kept: list[str]
+) -> tuple[Make, Details]:
+    """Finds everything on the float graph, which is then as it is whatever else stays floating point."""
+    ops = _static_ops(proto)
+    plan = Plan(
+        kept=[*kept, *among_floats(proto.graph, ops, kept)],
+        ops=ops,
+        activations=activation_type(step.activations),
+        reduced=reduced_range(step),
+        float_outputs=ops is TRANSFORMER_OPS,
+    )
+    found = quantize_static(prepared, floats, step, samples, plan)
+
+    def make(left: Collection[str], target: Path) -> None:
+        graph = found.proto.graph
+        own = [*left, *among_floats(graph, ops, [*kept, *left])] if left else []
+        onnx.save_model(found.made(own), str(target))
+
+    return make, found.details
 
 
 def _static_ops(proto: onnx.ModelProto) -> list[str]:
@@ -183,7 +210,8 @@ def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[
     return found
 
 
-def _dynamic(source: Path, target: Path, step: Quantize, kept: list[str]) -> None:
+def _dynamic(source: Path, step: Quantize, kept: list[str], left: Collection[str], target: Path) -> None:
+    kept = [*kept, *left]
     quantize_dynamic(
         source,
         target,

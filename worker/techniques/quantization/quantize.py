@@ -10,12 +10,13 @@ import torch
 from app.contract.automatic import Automatic
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
+from app.contract.mixed import Mixed
 from app.contract.spec import Quantize
 from app.contract.weight_only import WeightOnly
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
-from worker.techniques.quantization import codebook, weight_only
+from worker.techniques.quantization import codebook, mixed, weight_only
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
 
@@ -33,12 +34,14 @@ class QuantizeTechnique:
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook | WeightOnly | Automatic, model: Model) -> str | None:
+    def applies(self, step: Quantize | Codebook | WeightOnly | Mixed | Automatic, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
         if isinstance(step, Automatic):  # until it is known what there is to choose with
             return self.applies(Quantize(method="static", exclude=step.exclude), model)
         if isinstance(step, WeightOnly):
             return weight_only.applies(step, model)
+        if isinstance(step, Mixed):
+            return mixed.applies(step, model)
         if isinstance(step, Codebook):
             return codebook.applies(step, model)
         if not model.facts.trainable and torch.float16 in model.stored.values():
@@ -58,11 +61,13 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize | Codebook | WeightOnly, context: Context) -> Details:
+    def apply(self, step: Quantize | Codebook | WeightOnly | Mixed, context: Context) -> Details:
         """Moves weights to grids, shares values, or notes the step for the exporter. Details: how it is done, layer by
         layer or in numbers."""
         if isinstance(step, WeightOnly):
             return weight_only.quantize_weights(step, context)
+        if isinstance(step, Mixed):
+            return mixed.quantize_mixed(step, context)
         if isinstance(step, Codebook):
             return codebook.share_values(step, context)
         context.quantization = step
@@ -74,9 +79,11 @@ class QuantizeTechnique:
             "per_channel": step.per_channel,
             "activations": activation_type(step.activations),
             "weights_within_7_bits": reduced_range(step),
-            "layers_int8": len(chosen),
-            "layers_float": sum(len(layer.shape) >= MIN_WEIGHT_DIMENSIONS for layer in layers) - len(chosen),
         }
+        if step.max_accuracy_drop is None:  # else the artifact says which they are
+            details["layers_int8"] = len(chosen)
+            matrices = sum(len(layer.shape) >= MIN_WEIGHT_DIMENSIONS for layer in layers)
+            details["layers_float"] = matrices - len(chosen)
         if step.method == "static" and context.feed is not None:
             split = calibration_split(context.feed.data.facts)
             assert split is not None  # compatibility.check asked for one
