@@ -79,7 +79,7 @@ def test_control_flow_says_which_techniques_are_left(tersor: Service, tmp_path: 
     data, _ = digits(tmp_path)
     with tersor.client() as client:
         uploaded = inspected(client, tmp_path / "m.onnx")
-        others = [one for one in uploaded["techniques"] if one["method"] not in ("dynamic", "weight_only")]
+        others = [one for one in uploaded["techniques"] if one["method"] not in ("dynamic", "weight_only", "mixed")]
         applies = {one["technique"]: one["applies"] for one in others}
         left = {"prune": True, "quantize": True}
         assert applies == left | dict.fromkeys(("finetune", "distill", "compress"), False)

@@ -32,6 +32,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("quantize", "dynamic"): True,
         ("quantize", "codebook"): True,
         ("quantize", "weight_only"): True,
+        ("quantize", "mixed"): True,
         ("quantize", "auto"): True,
         ("compress", None): True,
     }

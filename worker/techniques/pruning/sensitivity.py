@@ -11,6 +11,7 @@ from worker.constraints import stored
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.techniques.pruning.samples import calibration
+from worker.techniques.pruning.walk import Shortcut
 from worker.techniques.pruning.weights import PrunableWeight
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -53,24 +54,33 @@ def divergences(
     module.eval()
     try:
         with torch.no_grad():
-            usual = [module(*batch.inputs) for batch in batches]
-            return [
-                [_one(context, weight, value, batches, usual) for value in changed(number)]
-                for number, weight in enumerate(weights)
-            ]
+            passes = Shortcut(module, [batch.inputs for batch in batches], [weight.owner for weight in weights])
+            usual = [passes.run(number) for number in range(len(batches))]
+            found = []
+            for number, weight in enumerate(weights):
+                passes.begin_at(weight.owner)
+                found.append([_one(context, weight, value, batches, usual, passes) for value in changed(number)])
+            return found
     finally:
         module.train(training)
 
 
-def _one(context: Context, weight: PrunableWeight, value: Tensor, batches: list[Batch], usual: list[Tensor]) -> float:
+def _one(
+    context: Context,
+    weight: PrunableWeight,
+    value: Tensor,
+    batches: list[Batch],
+    usual: list[Tensor],
+    passes: Shortcut,
+) -> float:
     parameter = stored(weight.owner, weight.attribute)
     values = parameter.detach().clone()
-    task, module = context.model.task, context.model.module
+    task = context.model.task
     try:
         parameter.copy_(value)
         told = [
-            len(batch) * float(task.divergence(module(*batch.inputs), before, batch, 1.0))
-            for batch, before in zip(batches, usual, strict=True)
+            len(batch) * float(task.divergence(passes.run(number), before, batch, 1.0))
+            for number, (batch, before) in enumerate(zip(batches, usual, strict=True))
         ]
     finally:
         parameter.copy_(values)

@@ -143,11 +143,11 @@ def test_the_onnx_file_has_just_these_bytes(context: Context, tmp_path: Path) ->
 
 @pytest.mark.parametrize("size", [0.1, 0.15, 0.2])
 def test_the_packed_file_keeps_to_the_limit(context: Context, size: float) -> None:
-    """Its codes are coded besides; a name, a shape and a table a tensor are its header."""
+    """A name, a shape and a table of the codes are its header, which small tensors of 8 bits feel most."""
     details = quantize(context, max_size=size, symmetric=True, algorithm="gptq")
     _, sizes = packed(baked(context.model.module).state_dict())
     names = [row["name"] for row in rows_of(details)]
-    slack = 100 * len(names)
+    slack = 100 * len(names) + sum(2 * 2 ** row["bits"] for row in rows_of(details) if row["bits"] == 8)
     taken = sum(sizes.tensors[name] for name in names)
     floats = sum(4 * row["weights"] for row in rows_of(details, "layers_left_in_float"))
     assert taken + floats <= details["bytes"] + slack  # type: ignore[operator]
@@ -170,7 +170,8 @@ def test_the_fewest_bytes_that_hold_the_metric(context: Context, algorithm: str)
     details = quantize(context, max_accuracy_drop=0.02, algorithm=algorithm)
     assert details["held"]
     assert details["wanted_validation_metric"] == pytest.approx(before - 0.02)
-    assert details["validation_metric"] == pytest.approx(accuracy(context)) >= before - 0.02
+    assert details["validation_metric"] == pytest.approx(accuracy(context))
+    assert accuracy(context) >= before - 0.02
     tried = rows_of(details, "searched")
     smaller = [row for row in tried if row["bytes"] < details["bytes"]]
     assert smaller
