@@ -65,6 +65,25 @@ def divergences(
         module.train(training)
 
 
+def drift(context: Context, samples: int, why: str) -> Callable[[], float]:
+    """What measures how far the network's outputs are, when it is called, from what they are now.
+
+    Raises DatasetMismatch, saying `why` it is needed, without data.
+    """
+    batches = _batches(context, samples, why)
+    task, module = context.model.task, context.model.module.eval()
+    with torch.no_grad():
+        usual = [module(*batch.inputs) for batch in batches]
+
+    def measured() -> float:
+        with torch.no_grad():
+            pairs = zip(batches, usual, strict=True)
+            told = [len(one) * float(task.divergence(module(*one.inputs), before, one, 1.0)) for one, before in pairs]
+        return sum(told) / sum(map(len, batches))
+
+    return measured
+
+
 def _one(
     context: Context,
     weight: PrunableWeight,

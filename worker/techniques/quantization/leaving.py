@@ -38,10 +38,15 @@ class Limit:
     def metric(self, file: Path) -> float:
         return self.judge(self.open(file))
 
-    def outputs(self, file: Path) -> np.ndarray:
-        """Of all samples, one after the other."""
-        forward = self.open(file)
-        return np.concatenate([forward(inputs).astype(np.float64).ravel() for inputs in self.samples()])
+    def noise(self, file: Path, floats: Path) -> float:
+        """Noise over signal in what a file gives for the samples, a batch at a time: outputs of sequences are large."""
+        mine, exact = self.open(file), self.open(floats)
+        noise = power = 0.0
+        for inputs in self.samples():
+            wanted = exact(inputs).astype(np.float64)
+            power += float(np.square(wanted).sum())
+            noise += float(np.square(np.nan_to_num(mine(inputs), nan=np.inf) - wanted).sum())
+        return noise / power if power else noise
 
 
 def candidates(graph: GraphProto, ops: Collection[str], kept: Collection[str]) -> dict[str, list[str]]:
@@ -78,7 +83,9 @@ def leave(
 
     count = 0
     if not holds(0):
-        noise = _noise(layers, make, limit, floats, target)
+        for name in layers:  # alone
+            make([node for other, nodes in layers.items() if other != name for node in nodes], target)
+            noise[name] = limit.noise(target, floats)
         order = sorted(layers, key=lambda name: -noise[name])
         count = _fewest(len(order), holds)
         make(left(count), target)
@@ -93,8 +100,8 @@ def leave(
             {"name": name, "noise": noise[name] if np.isfinite(noise[name]) else None} for name in order[:count]
         ],
         "searched": [
-            {"left_in_float": count, "validation_metric": limit.shown(own), "holds": int(own >= limit.wanted)}
-            for count, own in tried.items()
+            {"left_in_float": number, "validation_metric": limit.shown(own), "holds": int(own >= limit.wanted)}
+            for number, own in tried.items()
         ],
     }
 
@@ -108,17 +115,3 @@ def _fewest(most: int, holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-def _noise(
-    layers: Mapping[str, Sequence[str]], make: Make, limit: Limit, floats: Path, target: Path
-) -> dict[str, float]:
-    """Noise over signal of the outputs, where each layer alone is int8."""
-    exact = limit.outputs(floats)
-    power = max(float(np.square(exact).sum()), float(np.finfo(np.float64).tiny))
-    found = {}
-    for name in layers:
-        make([node for other, nodes in layers.items() if other != name for node in nodes], target)
-        change = np.nan_to_num(limit.outputs(target), nan=np.inf) - exact
-        found[name] = float(np.square(change).sum()) / power
-    return found

@@ -3,8 +3,8 @@
 Layers are measured one by one and one width at a time, as ZeroQ (Cai et al. 2020) does, with weights rounded to the
 nearest: the Kullback-Leibler divergence of what is predicted, or the squared error of values (HAWQ, Dong et al. 2019,
 takes the curvature for it). Of all choices those that no other is both smaller and better than are found
-(`mixed_math`); `max_size` names one of them, and for `max_accuracy_drop` they are searched, the network rounded for
-each that is tried and judged on the validation split.
+(`mixed_math`); `max_size` names one of them, which is held against equal bits everywhere, and for `max_accuracy_drop`
+they are searched, the network rounded for each that is tried and judged on the validation split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import restore, snapshot
 from worker.techniques.pruning.inputs import matrix, takes_columns
-from worker.techniques.pruning.sensitivity import divergences
+from worker.techniques.pruning.sensitivity import divergences, drift
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
@@ -116,10 +116,9 @@ class _Search:
         details: Details = {"method": self._step.method, "algorithm": self._step.algorithm}
         details["symmetric"] = self._step.symmetric
         if self._drop is None:
-            point = self._frontier.within(math.floor((self._step.max_size or 0.0) * self._floats))
-            assert point is not None  # `applies` has seen that there is one
-            bits = self._bits(point)
-            self._round(bits)
+            assert self._step.max_size is not None
+            bits, told = self._within(math.floor(self._step.max_size * self._floats))
+            details |= told
         else:
             details |= self._held(self._drop)
             bits = {name: int(row["bits"] or 0) for name, row in self._rows.items()}
@@ -167,6 +166,35 @@ class _Search:
             del self._context.grids[name]
         self._rows = {}
         self._how = weight_only.round_weights(self._step, bits, self._context, self._rows)
+
+    # ------------------------------------------------------------------------------------------- what bytes allow
+
+    def _within(self, limit: int) -> tuple[dict[str, int], Details]:
+        """Rounds to the best choice within so many bytes: that losses add up is not sure, so that it is held against
+        the most bits that all layers can have alike."""
+        point = self._frontier.within(limit)
+        assert point is not None  # `applies` has seen that there is one
+        choices = [self._bits(point)]
+        alike = [bits for place, bits in enumerate(self._step.bits) if self._alike(place) <= limit]
+        if alike:
+            choices.append(dict.fromkeys((layer.weight.name for layer in self._layers), max(alike)))
+        moved = drift(self._context, self._samples, WHY)
+        found = []
+        for bits in choices:
+            self._round(bits)
+            found.append(moved())
+        best = min(range(len(choices)), key=lambda place: (math.isnan(found[place]), found[place]))
+        if best != len(choices) - 1:
+            self._round(choices[best])
+        told: list[Row] = [
+            {"bytes": self._total(bits), "divergence": own if math.isfinite(own) else None, "alike": int(place > 0)}
+            for place, (bits, own) in enumerate(zip(choices, found, strict=True))
+        ]
+        return choices[best], {"searched": told}
+
+    def _alike(self, place: int) -> int:
+        """The bytes of one of the step's bits everywhere."""
+        return sum(layer.sizes[place] for layer in self._layers)
 
     # ---------------------------------------------------------------------------------------- what the metric allows
 
@@ -218,11 +246,15 @@ class _Search:
 
     # ------------------------------------------------------------------------------------------------- what is told
 
-    def _sizes(self, bits: dict[str, int]) -> Details:
+    def _total(self, bits: dict[str, int]) -> int:
         total = 0
         for layer in self._layers:
             sizes: dict[int | None, int] = dict(zip(self._step.bits, layer.sizes, strict=True))
             total += sizes.get(bits.get(layer.weight.name), layer.floats)
+        return total
+
+    def _sizes(self, bits: dict[str, int]) -> Details:
+        total = self._total(bits)
         return {"bytes": total, "bytes_as_floats": self._floats, "size": total / self._floats}
 
     def _told(self, bits: dict[str, int]) -> Details:

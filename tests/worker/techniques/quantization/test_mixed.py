@@ -116,6 +116,22 @@ def test_a_layer_stays_a_float_where_that_is_worth_most(context: Context) -> Non
     assert alone["layers_left_in_float"] == []
 
 
+@pytest.mark.parametrize("size", [0.11, 0.145])
+def test_what_is_chosen_is_no_worse_than_equal_bits(context: Context, size: float) -> None:
+    """By how far the outputs of the whole move, which is measured on the same samples."""
+    assert context.feed is not None
+    details = quantize(context, max_size=size)
+    chosen, alike = rows_of(details, "searched")
+    assert (chosen["alike"], alike["alike"]) == (0, 1)
+    best = min(chosen, alike, key=lambda row: row["divergence"])
+    assert details["bytes"] == best["bytes"] <= size * 25_856
+    (batch,) = context.feed.batches("calibration", 100)
+    with torch.no_grad():
+        mine, usual = context.model.module(*batch.inputs), context.teacher(*batch.inputs)
+    apart = nn.functional.kl_div(mine.log_softmax(1), usual.softmax(1), reduction="batchmean")
+    assert best["divergence"] == pytest.approx(float(apart), rel=1e-3)
+
+
 @pytest.mark.parametrize("size", [0.09, 0.11, 0.13, 0.2, 0.25, 0.5])
 def test_bytes_keep_to_the_limit_and_are_those_of_the_layers(context: Context, size: float) -> None:
     details = quantize(context, max_size=size, algorithm="rtn")
