@@ -85,7 +85,7 @@ def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | N
     if not isinstance(step, Mixed):
         return once
     layers = sum(layer.type in MEASURED for layer in model.layers)
-    measured = layers * len(step.bits) * min(step.measured_on(model.parameters, layers), given)
+    measured = once + layers * len(step.bits) * min(step.measured_on(model.parameters, layers), given)
     if step.max_accuracy_drop is None:
         return 2 * once + measured  # held against equal bits everywhere
     return measured + MOST_TRIED * (once + _samples(dataset, "validation"))

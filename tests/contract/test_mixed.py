@@ -119,9 +119,9 @@ def test_large_models_are_measured_with_few_samples() -> None:
     ("step", "passes"),
     [
         (LIMITED | {"algorithm": "rtn", "samples": 50}, 4 * 50),
-        (LIMITED | {"samples": 50, "bits": [8, 4]}, 2 * 50 + 2 * 50 * INPUT_PASSES),
+        (LIMITED | {"samples": 50, "bits": [8, 4]}, 2 * 50 + 3 * 50 * INPUT_PASSES),
         (JUDGED | {"samples": 500, "algorithm": "rtn"}, 4 * 100 + MOST_TRIED * 100),
-        (JUDGED | {"samples": 500}, 4 * 100 + MOST_TRIED * (100 * INPUT_PASSES + 100)),
+        (JUDGED | {"samples": 500}, 4 * 100 + 100 * INPUT_PASSES + MOST_TRIED * (100 * INPUT_PASSES + 100)),
         ({"technique": "quantize", "method": "dynamic", "max_accuracy_drop": 0.1}, RANKED_ON + 4 * 100),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,22 +30,21 @@ def curves(
     `dropped(number, level)` says what would go (bool, of the weight's shape). Raises DatasetMismatch without data.
     """
 
-    def pruned(number: int) -> Iterator[Tensor]:
-        value = weights[number].value()
-        return (value.masked_fill(dropped(number, level), 0.0) for level in LEVELS)
+    with measuring(context, weights, samples, "Scope auto measures the layers on data") as curve:
+        found = []
+        for number, weight in enumerate(weights):
+            value = weight.value()
+            found.append(curve(weight, (value.masked_fill(dropped(number, level), 0.0) for level in LEVELS)))
+        return found
 
-    return divergences(context, weights, pruned, samples, "Scope auto measures the layers on data")
 
-
-def divergences(
-    context: Context,
-    weights: list[PrunableWeight],
-    changed: Callable[[int], Iterator[Tensor]],
-    samples: int,
-    why: str,
-) -> list[Curve]:
-    """For each weight: how far the outputs are from those of the network as it is, by the task's divergence
-    (Kullback-Leibler for classes, squared error for values), where only this weight becomes each of `changed(number)`.
+@contextmanager
+def measuring(
+    context: Context, weights: list[PrunableWeight], samples: int, why: str
+) -> Iterator[Callable[[PrunableWeight, Iterable[Tensor]], Curve]]:
+    """Within it, what measures one of `weights`: for each of some values of it how far the outputs are from those of
+    the network as it is, by the task's divergence (Kullback-Leibler for classes, squared error for values), where only
+    this weight has these values.
 
     Needs no labels. The network is left as it was. Raises DatasetMismatch, saying `why` it is needed, without data.
     """
@@ -56,11 +56,12 @@ def divergences(
         with torch.no_grad():
             passes = Shortcut(module, [batch.inputs for batch in batches], [weight.owner for weight in weights])
             usual = [passes.run(number) for number in range(len(batches))]
-            found = []
-            for number, weight in enumerate(weights):
+
+            def curve(weight: PrunableWeight, values: Iterable[Tensor]) -> Curve:
                 passes.begin_at(weight.owner)
-                found.append([_one(context, weight, value, batches, usual, passes) for value in changed(number)])
-            return found
+                return [_one(context, weight, value, batches, usual, passes) for value in values]
+
+            yield curve
     finally:
         module.train(training)
 

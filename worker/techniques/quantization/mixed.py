@@ -1,8 +1,8 @@
 """Mixed precision: bits for each layer by how far the outputs move where it alone is rounded.
 
-Layers are measured one by one and one width at a time, as ZeroQ (Cai et al. 2020) does, with weights rounded to the
-nearest: the Kullback-Leibler divergence of what is predicted, or the squared error of values (HAWQ, Dong et al. 2019,
-takes the curvature for it). Of all choices those that no other is both smaller and better than are found
+Layers are measured one by one and one width at a time, as ZeroQ (Cai et al. 2020) does, with weights rounded by the
+step's algorithm: the Kullback-Leibler divergence of what is predicted, or the squared error of values (HAWQ, Dong et
+al. 2019, takes the curvature for it). Of all choices those that no other is both smaller and better than are found
 (`mixed_math`); `max_size` names one of them, which is held against equal bits everywhere, and for `max_accuracy_drop`
 they are searched, the network rounded for each that is tried and judged on the validation split.
 """
@@ -10,7 +10,7 @@ they are searched, the network rounded for each that is tried and judged on the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import restore, snapshot
 from worker.techniques.pruning.inputs import matrix, takes_columns
-from worker.techniques.pruning.sensitivity import divergences, drift
+from worker.techniques.pruning.sensitivity import drift, measuring
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
@@ -130,14 +130,19 @@ class _Search:
     def _measured(self) -> list[list[float]]:
         """By how much the outputs diverge: for each layer, in each of the step's bits."""
         weights = [layer.weight for layer in self._layers]
+        found: dict[str, list[float]] = {}
 
-        def rounded(number: int) -> Iterator[Tensor]:
-            self._context.progress((1 - ROUNDING) * number / len(weights))
-            return (
-                weight_only.to_nearest(self._step, bits, self._context, weights[number]) for bits in self._step.bits
-            )
+        def measure() -> list[list[float]]:
+            with measuring(self._context, weights, self._samples, WHY) as curve:
 
-        return self._context.ranks.told(lambda: divergences(self._context, weights, rounded, self._samples, WHY))
+                def take(weight: PrunableWeight, values: Iterable[Tensor]) -> None:
+                    found[weight.name] = curve(weight, values)
+                    self._context.progress((1 - ROUNDING) * len(found) / len(weights))
+
+                weight_only.alone(self._step, self._step.bits, self._context, weights, take)
+            return [found[weight.name] for weight in weights]
+
+        return self._context.ranks.told(measure)
 
     def _all_choices(self) -> Frontier:
         options = []

@@ -5,7 +5,7 @@ The module holds what the numbers stand for, in floats, and the context their gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,52 @@ def _tables(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
     return [weight for weight in select(module, step.exclude) if isinstance(weight.owner, nn.Embedding)]
 
 
+def alone(
+    step: FewBits,
+    bits: Sequence[int],
+    context: Context,
+    weights: list[PrunableWeight],
+    take: Callable[[PrunableWeight, Iterable[Tensor]], None],
+) -> None:
+    """Hands over each weight with what it becomes in each of `bits`, all others being as they are; nothing changes.
+
+    The step's algorithm rounds, but that AWQ moves no factors.
+    """
+
+    def visit(weight: PrunableWeight, moments: Moments | None) -> None:
+        own = None if moments is None else finite(moments, weight, step.algorithm)
+        take(weight, (unmatrix(weight, _rounded(step, width, context, weight, own)[0]) for width in bits))
+
+    if step.looks_at_inputs:
+        full = step.algorithm == "gptq"
+        every = WeightSet(context.model.module, weights)
+        through(context, every, step.samples, f"{step.algorithm} looks at inputs", full, visit)
+        return
+    for weight in weights:
+        visit(weight, None)
+
+
 def _quantize(step: FewBits, bits: int, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
-    """`moments` are X X^T for gptq, and the diagonal of it for awq."""
+    """Moves a weight to its grid. `moments` are X X^T for gptq, and the diagonal of it for awq."""
+    before = matrix(weight, weight.value()).detach().float().clone()
+    found, grid = _rounded(step, bits, context, weight, moments)
+    context.grids[weight.name] = grid
+    with torch.no_grad():
+        parameter = stored(weight.owner, weight.attribute)
+        parameter.copy_(unmatrix(weight, found).to(parameter.dtype))
+    return {
+        "name": weight.name,
+        "weights": before.numel(),
+        "bits": bits,
+        "group": grid.group,
+        "sqnr_db": sqnr(before, found),
+    }
+
+
+def _rounded(
+    step: FewBits, bits: int, context: Context, weight: PrunableWeight, moments: Tensor | None
+) -> tuple[Tensor, WeightGrid]:
+    """What a weight becomes, as a matrix, and its grid; what is pruned is zero."""
     value = matrix(weight, weight.value()).detach().float().clone()
     kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
     group = group_of(step, weight.owner, value.shape[1])
@@ -109,33 +153,10 @@ def _quantize(step: FewBits, bits: int, context: Context, weight: PrunableWeight
     if step.algorithm == "gptq":
         assert moments is not None
         codes, grids = gptq_math.quantized(value, moments, kept, bits, group, step.symmetric, dtype)
-        found = gptq_math.values(codes, grids, group)
-        grid = WeightGrid.of(grids, bits, group, step.symmetric)
-    else:
-        fit = _fit(bits, step.symmetric, group, moments)
-        found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, fit, dtype)
-        grid = WeightGrid(bits, group, step.symmetric, steps.cpu(), zeros.cpu())
-    context.grids[weight.name] = grid
-    with torch.no_grad():
-        parameter = stored(weight.owner, weight.attribute)
-        parameter.copy_(unmatrix(weight, found).to(parameter.dtype))
-    return {
-        "name": weight.name,
-        "weights": value.numel(),
-        "bits": bits,
-        "group": group,
-        "sqnr_db": sqnr(value * kept, found),
-    }
-
-
-def to_nearest(step: FewBits, bits: int, context: Context, weight: PrunableWeight) -> Tensor:
-    """The weight with each of its values at the nearest of its grid, in its own shape; what is pruned is zero."""
-    value = matrix(weight, weight.value()).detach().float()
-    kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
-    group = group_of(step, weight.owner, value.shape[1])
-    dtype = context.model.stored.get(weight.name, torch.float32)
-    fit = _fit(bits, step.symmetric, group, None)
-    return unmatrix(weight, nearest(torch.where(kept, value, 0.0), group, fit, dtype)[0])
+        return gptq_math.values(codes, grids, group), WeightGrid.of(grids, bits, group, step.symmetric)
+    fit = _fit(bits, step.symmetric, group, moments)
+    found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, fit, dtype)
+    return found, WeightGrid(bits, group, step.symmetric, steps.cpu(), zeros.cpu())
 
 
 def _fit(bits: int, symmetric: bool, group: int, importance: Tensor | None) -> Fit:
