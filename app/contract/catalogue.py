@@ -10,11 +10,12 @@ from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
+from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits, WeightOnly
 
 INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
 
@@ -91,11 +92,12 @@ TECHNIQUES: tuple[Technique, ...] = (
         title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
         "a `train` split where `training` is given. weight_only: with awq and gptq what static needs, else no data. "
-        "qat: a `train` split. cast: no data. auto: what the method that it chooses needs.",
+        "qat: a `train` split. mixed: what static needs. With max_accuracy_drop a labelled `validation` split besides. "
+        "cast: no data. auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "
-        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. qat: Linear and "
-        "convolutions, in a model that can be trained. cast: all floats, or, to float8, Linear, convolutions and "
-        "attention.",
+        "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for. mixed: Linear, Conv1d, "
+        "Conv2d. qat: Linear and convolutions, in a model that can be trained. cast: all floats, or, to float8, "
+        "Linear, convolutions and attention.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors"),
@@ -104,6 +106,7 @@ TECHNIQUES: tuple[Technique, ...] = (
             Quantize(method="dynamic"),
             Codebook(),
             WeightOnly(algorithm="rtn"),
+            Mixed(max_accuracy_drop=0.01),
             Qat(),
             Automatic(),
             Cast(),
@@ -119,7 +122,7 @@ def check_order(spec: ResolvedSpec) -> None:
     for i, step in enumerate(spec.steps):
         for earlier in spec.steps[:i]:
             if (
-                isinstance(earlier, Quantize | WeightOnly | Qat | Automatic | Cast)
+                isinstance(earlier, Quantize | FewBits | Qat | Automatic | Cast)
                 and earlier.technique in BY_NAME[step.technique].may_not_follow
             ):
                 raise OrderRefused(
@@ -136,7 +139,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 "distill with a student makes a new network, so what prune did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, WeightOnly | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):
+        if isinstance(step, FewBits | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):
             raise OrderRefused(
                 f"The weights share values by then, which {step.method} would take away: leave out one of the two.",
                 pointer=spec.pointer(i),

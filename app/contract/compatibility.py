@@ -16,12 +16,13 @@ from app.contract.compression import Compress
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
+from app.contract.mixed import Mixed
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
 from app.contract.training import Training
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits, WeightOnly
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
 _NAMES_SHOWN = 8  # enough layers to see how they are named
@@ -60,8 +61,8 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
     found = [(index, step) for index, step in enumerate(spec.steps) if _of_few_bits(step)]
     if not found:
         raise InvalidSpec(
-            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only, qat with 4 "
-            "or 2 bits, or cast to float8_e4m3.",
+            f"{COMPRESSED_TENSORS} holds weights of few bits: add a step quantize with method weight_only or mixed, "
+            "qat with 4 or 2 bits, or cast to float8_e4m3.",
             pointer="/export",
         )
     index, step = found[-1]
@@ -73,15 +74,15 @@ def _check_compressed_tensors(spec: ResolvedSpec, model: ModelFacts | None) -> N
             "compressed-tensors 0.18 to 0.20). Or export onnx or packed.",
             pointer=f"{spec.pointer(index)}/symmetric",
         )
-    if step.bits == 3:
+    if 3 in (step.bits if isinstance(step, Mixed) else (step.bits,)):
         raise InvalidSpec(
             f"{COMPRESSED_TENSORS} stores 8, 4 or 2 bits: its versions disagree in how 3 are packed.",
             pointer=f"{spec.pointer(index)}/bits",
         )
 
 
-def _of_few_bits(step: Step) -> TypeGuard[WeightOnly | Qat | Cast]:
-    return isinstance(step, WeightOnly | Cast) or (isinstance(step, Qat) and not step.in_file)
+def _of_few_bits(step: Step) -> TypeGuard[WeightOnly | Mixed | Qat | Cast]:
+    return isinstance(step, WeightOnly | Mixed | Cast) or (isinstance(step, Qat) and not step.in_file)
 
 
 def _check_float8(step: Cast, pointer: str) -> None:
@@ -122,7 +123,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | WeightOnly | Qat | Cast):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)
@@ -189,6 +190,14 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
+        if isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None:
+            _check_judged("max_accuracy_drop", dataset, task, f"{pointer}/max_accuracy_drop")
+        if isinstance(step, Mixed) and calibration_split(dataset) is None:
+            raise DatasetMismatch(
+                "Method mixed needs a `calibration`, `train` or `validation` split to measure what rounding a layer "
+                "does to the outputs; " + _has(dataset),
+                pointer=pointer if dataset is not None else "/dataset",
+            )
         if isinstance(step, WeightOnly) and step.looks_at_inputs and calibration_split(dataset) is None:
             raise DatasetMismatch(
                 f"{step.algorithm} needs a `calibration`, `train` or `validation` split to see what comes into the "

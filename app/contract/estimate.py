@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.contract.compression import Compress
 from app.contract.distillation import AutoStudent, ModelStudent, Student
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
+from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
-from app.contract.spec import DistillStep, Quantize, ResolvedSpec, training_of
+from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, training_of
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits
 
 # A backward pass costs about two forward ones.
 TRAINING_PASSES = 3
@@ -24,6 +25,7 @@ INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
+MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
 COMPRESS_ROUNDS = 18.0  # of a search that ended, half as much again for the training of its values
 LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
@@ -62,14 +64,31 @@ def estimate(
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
         if isinstance(step, Quantize) and step.method == "static":
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
-        if isinstance(step, WeightOnly) and step.looks_at_inputs:
-            passes += INPUT_PASSES * min(step.samples, _samples(dataset, calibration_split(dataset)))
+        if isinstance(step, Quantize) and step.max_accuracy_drop is not None:
+            passes += len(model.layers) * min(RANKED_ON, _samples(dataset, calibration_split(dataset)))
+            passes += (3 + len(model.layers).bit_length()) * _samples(dataset, "validation")
+        if isinstance(step, FewBits):
+            passes += _few_bits_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
         seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
         memory_bytes=RUNTIME_BYTES + max(needs),
     )
+
+
+def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | None) -> float:
+    """Of an algorithm that looks at inputs, once or for each rounding that a search tries, which is then judged; and
+    of the measurement of each layer."""
+    given = _samples(dataset, calibration_split(dataset))
+    once = INPUT_PASSES * min(step.samples, given) if step.looks_at_inputs else 0.0
+    if not isinstance(step, Mixed):
+        return once
+    layers = sum(layer.type in MEASURED for layer in model.layers)
+    measured = once + layers * len(step.bits) * min(step.measured_on(model.parameters, layers), given)
+    if step.max_accuracy_drop is None:
+        return 2 * once + measured  # held against equal bits everywhere
+    return measured + MOST_TRIED * (once + _samples(dataset, "validation"))
 
 
 def _training_bytes(training: Training, cost: Cost, others: int) -> int:

@@ -12,6 +12,7 @@ from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
+from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
 from app.contract.strict import Strict
@@ -20,6 +21,7 @@ from app.contract.weight_only import WeightOnly
 
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
+RANKED_ON = 64  # samples that tell which layers hurt most in int8
 
 ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors"]
 
@@ -78,6 +80,15 @@ class Quantize(Strict):
         description="For method static: whether biases make up for what the mean of a layer's outputs moves by (Nagel "
         "et al. 2019).",
     )
+    max_accuracy_drop: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="By how much the task's metric on validation may be worse than the upload's: layers stay "
+            "floating point, those first that hurt most, until the int8 file holds that. null: none does for that.",
+        ),
+    ] = None
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
     @field_validator("method", mode="before")
@@ -89,7 +100,8 @@ class Quantize(Strict):
         return method
 
 
-OWN_STEPS = ("weight_only", "codebook", "qat", "cast", "auto")  # methods of quantize that are steps of their own
+# Methods of quantize that are steps of their own.
+OWN_STEPS = ("weight_only", "mixed", "codebook", "qat", "cast", "auto")
 
 
 def _kind(step: Any) -> Any:
@@ -107,6 +119,7 @@ Step = Annotated[
     | Annotated[Codebook, Tag("codebook")]
     | Annotated[WeightOnly, Tag("weight_only")]
     | Annotated[Qat, Tag("qat")]
+    | Annotated[Mixed, Tag("mixed")]
     | Annotated[Automatic, Tag("auto")]
     | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")],

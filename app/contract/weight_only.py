@@ -10,12 +10,10 @@ from app.contract.grouping import Grouped
 from app.contract.pruning import Pattern
 
 
-class WeightOnly(Grouped):
-    """Weights become whole numbers of few bits times a step that neighbouring ones share; activations stay floats."""
+class FewBits(Grouped):
+    """What the methods have in common whose weights become whole numbers times a step that neighbouring ones share."""
 
     technique: Literal["quantize"] = "quantize"
-    method: Literal["weight_only"] = "weight_only"
-    bits: Literal[8, 4, 3, 2] = 4
     algorithm: Literal["rtn", "awq", "gptq"] = Field(
         "gptq",
         description="rtn: each weight to the nearest, on the grid with the least squared error. awq: channels that "
@@ -23,19 +21,26 @@ class WeightOnly(Grouped):
         "et al. 2023). awq and gptq need data without labels.",
     )
     samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that awq and gptq look at.")] = 128
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether its algorithm needs samples."""
+        return self.algorithm in ("awq", "gptq")
+
+
+class WeightOnly(FewBits):
+    """Weights become whole numbers of few bits times a step that neighbouring ones share; activations stay floats."""
+
+    method: Literal["weight_only"] = "weight_only"
+    bits: Literal[8, 4, 3, 2] = 4
     embeddings: Literal[8, 4, 2] | None = Field(
         None,
         description="Bits of embeddings, and of heads that are their weight, each rounded to the nearest; null leaves "
         "them in floats.",
     )
-    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-
-    @property
-    def looks_at_inputs(self) -> bool:
-        """Whether it needs samples."""
-        return self.algorithm in ("awq", "gptq")
 
     @property
     def of_embeddings(self) -> WeightOnly:
         """How embeddings are rounded."""
-        return self.model_copy(update={"bits": self.embeddings, "algorithm": "rtn"})
+        return self.model_copy(update={"algorithm": "rtn"})

@@ -74,7 +74,13 @@ def test_a_graph_learns_and_becomes_int8(tersor: Service, tmp_path: Path) -> Non
             assert one["measurement"]["runtime"] == report["uploaded"]["runtime"] == "onnxruntime"
 
 
-OF_LINEAR_LAYERS = ("dynamic", "weight_only", "qat", "cast")  # or of what can be trained; the graph has neither
+OF_LINEAR_LAYERS = (
+    "dynamic",
+    "weight_only",
+    "mixed",
+    "qat",
+    "cast",
+)  # or of what can be trained; the graph has neither
 
 
 def test_control_flow_says_which_techniques_are_left(tersor: Service, tmp_path: Path) -> None:

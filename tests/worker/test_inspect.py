@@ -33,6 +33,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("quantize", "codebook"): True,
         ("quantize", "weight_only"): True,
         ("quantize", "qat"): True,
+        ("quantize", "mixed"): True,
         ("quantize", "auto"): True,
         ("quantize", "cast"): True,
         ("compress", None): True,

@@ -21,9 +21,11 @@ from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
 from tests.worker.loading.files import zipped
 from tests.worker.test_run import SHAPE
 from worker.export.registry import write_compressed
+from worker.loading import load_model
 from worker.model import Model
 from worker.request import RunRequest
 from worker.run import run_job
+from worker.techniques.quantization.weight_only import round_weights
 
 NAME = "model.compressed-tensors.zip"
 
@@ -123,6 +125,36 @@ def test_the_folder_says_what_is_in_it(tmp_path: Path) -> None:
     assert "model.layers.0.mlp.down_proj.weight" not in tensors
     assert "model.layers.0.self_attn.q_proj.weight" in tensors
     assert "lm_head.weight" not in tensors  # it is the embedding's
+
+
+def test_bits_a_layer_are_kinds_of_their_own(tmp_path: Path) -> None:
+    """As method mixed leaves them: one group of the configuration for each number of bits, floats among them."""
+    from transformers import AutoModelForCausalLM
+
+    llama(tmp_path / "model")
+    zip_file = tmp_path / "upload.zip"
+    zip_file.write_bytes(zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}))
+    context = context_for(load_model(zip_file, "upload.zip", {}, tmp_path), None, tmp_path)
+    module = context.model.module
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and "proj" in name]
+    bits = {f"{name}.weight": (8, 4, 2, None)[place % 4] for place, name in enumerate(names)}
+    step = WeightOnly(symmetric=True, algorithm="rtn", group_size=32)
+    given = {name: own for name, own in bits.items() if own is not None}
+    round_weights(step, given, context, {})
+    stored = write_compressed(module, context, tmp_path)
+    assert stored.bits == given
+    with zipfile.ZipFile(stored.path) as archive:
+        archive.extractall(tmp_path / "small")  # our own file
+    config = json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]
+    kinds = [group["weights"]["num_bits"] for group in config["config_groups"].values()]
+    assert sorted(kinds) == [2, 4, 8]
+    assert len([name for name in config["ignore"] if "proj" in name]) == list(bits.values()).count(None)
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        small(torch.arange(20).reshape(2, 10))
+    for name in names:
+        own = next(layer for other, layer in small.named_modules() if name.endswith(other) and other)
+        assert torch.equal(own.weight, module.get_submodule(name).weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

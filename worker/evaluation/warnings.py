@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from app.contract.cast import Cast
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
+from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
 from app.contract.spec import Quantize, ResolvedSpec, Step, training_of
 from app.contract.tasks import TASKS
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits
 from worker.loading.onnx_constants import IN_A_BRANCH
 from worker.techniques.quantization.quantize import CONVOLUTIONS
 
@@ -22,8 +23,8 @@ NOISE = 0.9
 SAME_SIZE = 1.02
 # Metrics that are no shares of a whole.
 UNBOUNDED = ("perplexity", "log_loss", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error", "r2")
+FEW_BITS = ("weight_only", "mixed", "qat")  # methods whose codes an artifact may hold as floats
 MOST_BITS = 8  # of codes; more are floats
-FEW_BITS = ("weight_only", "qat")  # methods that list the layers whose weights they have put on grids
 NAMED = 5  # layers, of those that a sentence is about
 # By so much another metric has to get worse, and the task's own by less than half of it, to be worth a word.
 MARKED = 0.02
@@ -38,7 +39,7 @@ def warnings(
     steps: Sequence[StepReport] = (),
 ) -> tuple[str, ...]:
     """Sentences, the worst first."""
-    found: list[str] = []
+    found: list[str] = [*_not_held(artifacts, steps)]
     for judge in (_slower, _less_accurate, _worse_elsewhere, _not_smaller):
         found.extend(sentence for artifact in artifacts for sentence in judge(artifact, uploaded, spec))
     if uploaded.metric is None:
@@ -47,7 +48,8 @@ def warnings(
     elif uploaded.metric.split == "validation" and any(_chooses(step) for step in spec.steps):
         found.append(
             f"The {uploaded.metric.name.replace('_', ' ')} was measured on the validation split, by which the "
-            "weights were chosen (early stopping, compress), and is flattered by that. Give the dataset a test split."
+            "weights were chosen (early stopping, compress, max_accuracy_drop), and is flattered by that. Give the "
+            "dataset a test split."
         )
     found.extend(sentence for number, step in enumerate(steps, 1) for sentence in _diverged(number, step))
     found.extend(_not_as_asked(spec, facts, artifacts, steps))
@@ -58,7 +60,7 @@ def warnings(
 
 def _chooses(step: Step) -> bool:
     """Whether the step looks at the validation split to choose what it leaves."""
-    if isinstance(step, Compress):
+    if isinstance(step, Compress) or (isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None):
         return True
     training = training_of(step)
     return training is not None and training.early_stopping is not None
@@ -151,6 +153,21 @@ def _nothing_held(steps: Sequence[StepReport]) -> Iterator[str]:
         )
 
 
+def _not_held(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
+    """A max_accuracy_drop that could not be kept to, or for which nothing became integers."""
+    told = [step.details for step in steps if step.technique == "quantize"] + [one.details for one in artifacts]
+    for details in told:
+        if details.get("held") is False:
+            wanted, floats = details["wanted_validation_metric"], details["validation_metric"]
+            yield (
+                f"The max_accuracy_drop was not held: {wanted:.5g} was wanted on validation, and the model has "
+                f"{floats:.5g} there before it is quantized, so its layers stayed floating point. Allow a larger one, "
+                "or lose less in the steps before."
+            )
+        elif details.get("held") and not (details.get("layers") or details.get("layers_int8")):
+            yield "Nothing was quantized: no integers held the max_accuracy_drop on the validation split."
+
+
 def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
     """Weights that lie on grids and whose codes are not what is stored."""
     rows = [row for step in steps if step.details.get("method") in FEW_BITS for row in _rows(step, "layers")]
@@ -159,7 +176,7 @@ def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[Ste
         if artifact.format == "packed":
             continue
         floats = [one.name for one in artifact.measurement.layers if one.name in names and one.bits > MOST_BITS]
-        if len(floats) == len(names):
+        if floats and len(floats) == len(names):
             yield (
                 f"{artifact.name} holds weights of few bits as floats: packed stores them in few bits, onnx and "
                 "compressed-tensors those of linear layers."
@@ -203,7 +220,7 @@ def _not_as_asked(
 ) -> Iterator[str]:
     step = next((step for step in spec.steps if isinstance(step, Quantize | Qat)), None)
     yield from _nothing_held(steps)
-    if any(isinstance(own, WeightOnly) or (isinstance(own, Qat) and not own.in_file) for own in spec.steps):
+    if any(isinstance(own, FewBits) or (isinstance(own, Qat) and not own.in_file) for own in spec.steps):
         yield from _few_bits_as_floats(artifacts, steps)
     if (cast := next((own for own in spec.steps if isinstance(own, Cast)), None)) is not None:
         yield from _cast_as_wider(cast, artifacts, steps)

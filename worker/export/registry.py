@@ -13,9 +13,11 @@ from torch import nn
 
 from app.contract.facts import calibration_split
 from app.contract.packed import Sizes
-from app.contract.spec import ExportFormat, Quantize
+from app.contract.spec import RANKED_ON, ExportFormat, Quantize
 from worker.context import Context
-from worker.data.batch import Batch
+from worker.data.batch import Batch, Inputs
+from worker.evaluation.artifact import OnnxFile
+from worker.evaluation.judging import Judge
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
@@ -23,6 +25,7 @@ from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
+from worker.techniques.quantization.leaving import Limit
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
@@ -73,7 +76,8 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
-    made = quantize_file(reference, path, step, _samples(context, step, batch), float_layers, _learned(module, context))
+    samples, limit = _samples(context, step, batch), _limit(context, step, reference, batch)
+    made = quantize_file(reference, path, step, samples, float_layers, limit, _learned(module, context))
     return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 
@@ -141,6 +145,27 @@ def _samples(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -
 
     names = [tensor.name for tensor in context.model.facts.inputs]
     return Samples(batches, names, -(-samples // batch))
+
+
+def _limit(context: Context, step: Quantize, reference: Path, batch: int) -> Limit | None:
+    """What the step's max_accuracy_drop asks of the file, which is judged as the runtime runs it."""
+    if step.max_accuracy_drop is None:
+        return None
+    feed, facts = context.feed, context.model.facts
+    assert feed is not None  # compatibility.check asked for a validation split
+    split = calibration_split(feed.data.facts)
+    assert split is not None
+
+    def samples() -> Iterator[Inputs]:
+        order = torch.Generator().manual_seed(context.seed)
+        return (one.inputs for one in feed.batches(split, batch, shuffle=order, limit=RANKED_ON))
+
+    def opened(file: Path) -> OnnxFile:
+        single = facts.single_samples and not facts.trainable
+        return OnnxFile(file, reference, facts, torch.get_num_threads(), single=single)
+
+    judge = Judge(context, "max_accuracy_drop")
+    return Limit(judge.wanted(step.max_accuracy_drop), judge, judge.shown, opened, samples)
 
 
 EXPORTERS: dict[ExportFormat, Exporter] = {

@@ -7,6 +7,7 @@ import pytest
 from app.contract.cast import Cast
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts
+from app.contract.mixed import Mixed
 from app.contract.report import ArtifactReport, Latency, LayerReport, Measurement, Metric, StepReport
 from app.contract.spec import Finetune, Prune, Quantize, ResolvedSpec, Step
 from app.contract.training import EarlyStopping, Training
@@ -132,7 +133,13 @@ def test_accuracy_on_the_split_that_chose_the_weights_is_said(split: str, told: 
     metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split=split, samples=500)
     uploaded = measurement().model_copy(update={"metric": metric})
     found = warnings(spec, FACTS, None, uploaded, (artifact(size=300),))
-    assert any("by which the weights were chosen (early stopping, compress)" in sentence for sentence in found) is told
+    assert (
+        any(
+            "by which the weights were chosen (early stopping, compress, max_accuracy_drop)" in sentence
+            for sentence in found
+        )
+        is told
+    )
 
 
 def test_a_search_that_came_to_nothing_says_so_and_what_it_was_judged_by() -> None:
@@ -236,3 +243,36 @@ def test_casts_that_a_file_does_not_store_are_named() -> None:
     (every,) = cast(Cast(dtype="float8_e4m3"), "other", 32, 32)  # a file with names of its own
     assert "8 bits for 2 of the 2 weights that float8_e4m3 holds (other.0, other.1)" in every
     assert cast(Cast(dtype="float8_e4m3"), "w", 8, 8) == ()
+
+
+def limited(step: Step, details: dict[str, Any], of_artifact: bool, split: str = "test") -> tuple[str, ...]:
+    """What is said of a step, or an artifact, with such details."""
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(step,), export=("onnx",), seed=0)
+    metric = Metric(name="accuracy", value=0.9, higher_is_better=True, split=split, samples=500)
+    uploaded = measurement().model_copy(update={"metric": metric})
+    own = artifact(size=300, accuracy=0.85)
+    own = own.model_copy(update={"details": details if of_artifact else {}})
+    reports = (StepReport(technique="quantize", seconds=1.0, details={} if of_artifact else details),)
+    return warnings(spec, FACTS, None, uploaded, (own,), reports)
+
+
+MIXED, INT8 = Mixed(max_accuracy_drop=0.01), Quantize(max_accuracy_drop=0.01)
+
+
+@pytest.mark.parametrize(("step", "of_artifact"), [(MIXED, False), (INT8, True)])
+def test_a_limit_that_was_not_held_is_said_first(step: Step, of_artifact: bool) -> None:
+    details = {"method": "mixed", "held": False, "wanted_validation_metric": 0.89, "validation_metric": 0.8125}
+    first, *_ = limited(step, details, of_artifact)
+    assert first.startswith("The max_accuracy_drop was not held: 0.89 was wanted on validation")
+    assert "0.8125 there before it is quantized" in first
+    vain, *_ = limited(step, {"held": True, "layers": [], "layers_int8": 0}, of_artifact)
+    assert vain == "Nothing was quantized: no integers held the max_accuracy_drop on the validation split."
+    well = limited(step, {"held": True, "layers": [{"name": "0.weight"}], "layers_int8": 1}, of_artifact)
+    assert not any("max_accuracy_drop" in sentence for sentence in well)
+
+
+@pytest.mark.parametrize("step", [MIXED, INT8])
+def test_bits_that_validation_chose_flatter_it(step: Step) -> None:
+    assert any("flattered" in sentence for sentence in limited(step, {}, False, "validation"))
+    assert not any("flattered" in sentence for sentence in limited(step, {}, False, "test"))
+    assert not any("flattered" in sentence for sentence in limited(Quantize(), {}, False, "validation"))

@@ -12,13 +12,12 @@ from app.contract.augmentable import movable
 from app.contract.augmentation import Augmentation, Crop
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
-from app.contract.errors import DatasetMismatch
 from app.contract.pruning import Prune
-from app.contract.tasks import TASKS
 from app.contract.training import Settled, Training
 from worker.checkpoints.points import Parts, load_state
 from worker.constraints import baked
 from worker.context import Context
+from worker.evaluation.judging import Judge
 from worker.export.packed import stored_state
 from worker.model import Model
 from worker.packed import packed
@@ -83,12 +82,12 @@ class _Search:
     def __init__(self, step: Compress, context: Context) -> None:
         self._step, self._context = step, context
         self._module = context.model.module
-        self._sign = 1 if TASKS[context.model.facts.task].higher_is_better else -1
+        self._judge = Judge(context, "compress")
         asked = moved(step, context.model)
         training, self._found = settle(_pruned(step, context), asked)
         self._training: Settled = training
         self._place = _Place(step.keep, step.factor)
-        self._wanted = self._metric(context.teacher) - step.max_accuracy_drop
+        self._wanted = self._judge.wanted(step.max_accuracy_drop)
         self._pruned = snapshot(self._module)  # the last that held, before its values were shared
         self._best: Snapshot | None = None
 
@@ -101,7 +100,7 @@ class _Search:
         if self._context.checkpoints is not None:
             self._context.checkpoints.clear()
         return {
-            "wanted_validation_metric": self._sign * self._wanted,
+            "wanted_validation_metric": self._judge.shown(self._wanted),
             "held": self._best is not None,
             "held_by_margin": self._place.firm,
             "kept_share": self._place.held,
@@ -113,7 +112,7 @@ class _Search:
         """Prunes to the share that is next, shares values on a copy, and judges that."""
         place = self._place
         self._prune(1 - place.keep)
-        pruned = self._metric(self._module)
+        pruned = self._judge.module(self._module)
         attempt = self._coded()
         holds = attempt.metric >= self._wanted
         # Twice measured, as it is and before its values were shared, it is less by chance.
@@ -122,8 +121,8 @@ class _Search:
             {
                 "round": place.number + 1,
                 "kept": place.keep,
-                "validation_metric_pruned": self._sign * pruned,
-                "validation_metric": self._sign * attempt.metric,
+                "validation_metric_pruned": self._judge.shown(pruned),
+                "validation_metric": self._judge.shown(attempt.metric),
                 "packed_bytes": attempt.size,
                 "holds": int(holds) + int(firm),
             }
@@ -159,7 +158,7 @@ class _Search:
     def _error(self) -> float:
         """The standard error of the metric, where it is a share of samples; of others nothing is known."""
         share = abs(self._wanted)
-        if self._sign < 0 or share > 1 or self._context.feed is None:
+        if self._judge.shown(1.0) < 0 or share > 1 or self._context.feed is None:
             return 0.0
         return math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
 
@@ -184,22 +183,12 @@ class _Search:
         QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
         module = self._context.model.round_as_stored(baked(self._module).cpu())
         attempt = Attempt(
-            self._metric(self._module),
+            self._judge.module(self._module),
             len(packed(stored_state(module, self._context.model))[0]),
             snapshot(self._module),
         )
         restore(self._module, before, self._context.device)
         return attempt
-
-    def _metric(self, module: Any) -> float:
-        """On validation; higher is better."""
-        feed = self._context.feed
-        if feed is None or "validation" not in feed.data.splits:
-            raise DatasetMismatch("compress judges by a labelled `validation` split.", pointer="/dataset")
-        module.eval()
-        device = self._context.device
-        scores = feed.scores(lambda inputs: module(*(tensor.to(device) for tensor in inputs)), "validation")
-        return self._sign * scores.value
 
     def _part(self, start: float, width: float) -> Context:
         """The context of a training that is a part of a round; its checkpoints are none of the job's."""

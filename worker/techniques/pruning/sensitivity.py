@@ -1,8 +1,9 @@
-"""How much each layer minds being pruned: measured, a layer and a sparsity at a time."""
+"""How much each layer minds being pruned, or rounded: measured, a layer and a degree at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from worker.constraints import stored
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.techniques.pruning.samples import calibration
+from worker.techniques.pruning.walk import Shortcut
 from worker.techniques.pruning.weights import PrunableWeight
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -23,43 +25,89 @@ Curve = list[float]
 def curves(
     context: Context, weights: list[PrunableWeight], dropped: Callable[[int, float], Tensor], samples: int
 ) -> list[Curve]:
-    """For each weight and level: how far the outputs are from those of the network as it is, by the task's divergence
-    (Kullback-Leibler for classes, squared error for values), where only this weight is pruned to that level.
+    """For each weight and level: by how much the outputs diverge where only this weight is pruned to that level.
 
-    `dropped(number, level)` says what would go (bool, of the weight's shape). Needs no labels. The network is left as
-    it was. Raises DatasetMismatch without data.
+    `dropped(number, level)` says what would go (bool, of the weight's shape). Raises DatasetMismatch without data.
     """
-    batches = _batches(context, samples)
+
+    with measuring(context, weights, samples, "Scope auto measures the layers on data") as curve:
+        found = []
+        for number, weight in enumerate(weights):
+            value = weight.value()
+            found.append(curve(weight, (value.masked_fill(dropped(number, level), 0.0) for level in LEVELS)))
+        return found
+
+
+@contextmanager
+def measuring(
+    context: Context, weights: list[PrunableWeight], samples: int, why: str
+) -> Iterator[Callable[[PrunableWeight, Iterable[Tensor]], Curve]]:
+    """Within it, what measures one of `weights`: for each of some values of it how far the outputs are from those of
+    the network as it is, by the task's divergence (Kullback-Leibler for classes, squared error for values), where only
+    this weight has these values.
+
+    Needs no labels. The network is left as it was. Raises DatasetMismatch, saying `why` it is needed, without data.
+    """
+    batches = _batches(context, samples, why)
     module = context.model.module
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            usual = [module(*batch.inputs) for batch in batches]
-            return [
-                [_one(context, weight, dropped(number, level), batches, usual) for level in LEVELS]
-                for number, weight in enumerate(weights)
-            ]
+            passes = Shortcut(module, [batch.inputs for batch in batches], [weight.owner for weight in weights])
+            usual = [passes.run(number) for number in range(len(batches))]
+
+            def curve(weight: PrunableWeight, values: Iterable[Tensor]) -> Curve:
+                passes.begin_at(weight.owner)
+                return [_one(context, weight, value, batches, usual, passes) for value in values]
+
+            yield curve
     finally:
         module.train(training)
 
 
-def _one(context: Context, weight: PrunableWeight, dropped: Tensor, batches: list[Batch], usual: list[Tensor]) -> float:
+def drift(context: Context, samples: int, why: str) -> Callable[[], float]:
+    """What measures how far the network's outputs are, when it is called, from what they are now.
+
+    Raises DatasetMismatch, saying `why` it is needed, without data.
+    """
+    batches = _batches(context, samples, why)
+    task, module = context.model.task, context.model.module.eval()
+    with torch.no_grad():
+        usual = [module(*batch.inputs) for batch in batches]
+
+    def measured() -> float:
+        with torch.no_grad():
+            pairs = zip(batches, usual, strict=True)
+            told = [len(one) * float(task.divergence(module(*one.inputs), before, one, 1.0)) for one, before in pairs]
+        return sum(told) / sum(map(len, batches))
+
+    return measured
+
+
+def _one(
+    context: Context,
+    weight: PrunableWeight,
+    value: Tensor,
+    batches: list[Batch],
+    usual: list[Tensor],
+    passes: Shortcut,
+) -> float:
     parameter = stored(weight.owner, weight.attribute)
     values = parameter.detach().clone()
-    task, module = context.model.task, context.model.module
+    task = context.model.task
     try:
-        parameter.masked_fill_(dropped, 0.0)
+        parameter.copy_(value)
         told = [
-            len(batch) * float(task.divergence(module(*batch.inputs), before, batch, 1.0))
-            for batch, before in zip(batches, usual, strict=True)
+            len(batch) * float(task.divergence(passes.run(number), before, batch, 1.0))
+            for number, (batch, before) in enumerate(zip(batches, usual, strict=True))
         ]
     finally:
         parameter.copy_(values)
     return sum(told) / sum(map(len, batches))
 
 
-def _batches(context: Context, samples: int) -> list[Batch]:
+def _batches(context: Context, samples: int, why: str) -> list[Batch]:
     noise = torch.Generator().manual_seed(context.seed)
-    found = calibration(context, BATCH, samples, "Scope auto measures the layers on data")
+    found = calibration(context, BATCH, samples, why)
     return [context.model.task.prepare(batch, noise) for batch in found]

@@ -68,6 +68,59 @@ def stages(module: nn.Module, batches: Sequence[Inputs], layers: Sequence[nn.Mod
             yield Stage([layer], lambda: _whole(module, batches), held)
 
 
+class Shortcut:
+    """Passes of a whole network that begin at one of its blocks: what those before it give is kept, as long as nothing
+    in them changes. Outputs are those of whole passes; a network that is no row of blocks has none but those.
+
+    The module is in eval mode and its device holds the batches.
+    """
+
+    def __init__(self, module: nn.Module, batches: Sequence[Inputs], layers: Sequence[nn.Module]) -> None:
+        self._module, self._batches = module, batches
+        self._blocks = _row(module, batches[0], layers)
+        self._places = {layer: place for place, block in enumerate(self._blocks) for layer in block.modules()}
+        self._at, self._kept = 0, [None] * len(batches)
+
+    def begin_at(self, layer: nn.Module) -> None:
+        """From now on passes begin at the block that the layer lies in, at the front where it lies in none."""
+        place = self._places.get(layer, 0)
+        if place == self._at:
+            return
+        if place < self._at:
+            self._at = 0
+        if place:
+            self._kept = [self._given_by(self._blocks[place - 1], number) for number in range(len(self._batches))]
+        self._at = place
+
+    def run(self, number: int) -> Any:
+        """What the network gives for a batch."""
+        kept = self._kept[number]
+        skipped = self._blocks[: self._at]
+        try:
+            for block in skipped:
+                block.forward = lambda *given, **named: kept
+            return self._module(*self._batches[number])
+        finally:
+            for block in skipped:
+                del block.forward
+
+    def _given_by(self, block: nn.Module, number: int) -> Any:
+        found: list[Any] = []
+
+        def take(_: nn.Module, __: Any, output: Any) -> None:
+            found.append(output)
+            raise _Reached
+
+        hook = block.register_forward_hook(take)
+        try:
+            self.run(number)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+
 def _whole(module: nn.Module, batches: Sequence[Inputs]) -> None:
     with torch.no_grad():
         for batch in batches:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits
 from worker.context import Context
 from worker.techniques.base import Details
 from worker.techniques.pruning.by_inputs import BATCH, finite, through
@@ -21,8 +23,9 @@ TRIED_ON = 2  # samples, to find folds
 FITTED_ON = 8_192  # rows of channels, to find factors: more give the same
 
 
-def scale_channels(step: WeightOnly, context: Context, weights: WeightSet) -> Details:
-    """Moves factors through every fold of the network, in place; what it gives stays the same but for rounding.
+def scale_channels(step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet) -> Details:
+    """Moves factors through every fold of the network, in place; what it gives stays the same but for rounding. `bits`
+    are those of each weight.
 
     Raises DatasetMismatch without data, InvalidSpec where a layer's inputs are not finite.
     """
@@ -40,8 +43,9 @@ def scale_channels(step: WeightOnly, context: Context, weights: WeightSet) -> De
         rows = [matrix(target, target.value()).float() for target in targets]
         group = group_of(step, weight.owner, rows[0].shape[1])
 
-        def rounded(scaled: Tensor) -> Tensor:
-            return nearest(scaled, group, lambda parts: whole_range(parts, step.bits, step.symmetric))[0]
+        def rounded(number: int, scaled: Tensor) -> Tensor:
+            own = bits[targets[number].name]
+            return nearest(scaled, group, lambda parts: whole_range(parts, own, step.symmetric))[0]
 
         factors, exponent = best_factors(rows, finite(moments, weight, "awq"), rounded)
         exponents.append(exponent)

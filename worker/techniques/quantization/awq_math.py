@@ -28,16 +28,19 @@ def output_error(change: Tensor, moments: Tensor) -> float:
 
 
 def best_factors(
-    weights: Sequence[Tensor], moments: Tensor, rounded: Callable[[Tensor], Tensor]
+    weights: Sequence[Tensor], moments: Tensor, rounded: Callable[[int, Tensor], Tensor]
 ) -> tuple[Tensor, float]:
-    """The factors with which all of `weights` [outputs, channels], rounded, change least of what they give, and their
-    exponent: 0, without any, where none helps."""
+    """The factors with which all of `weights` [outputs, channels], rounded (`rounded` is told which one it is), change
+    least of what they give, and their exponent: 0, without any, where none helps."""
     errors: dict[float, float] = {}
 
     def best_of(exponents: Sequence[float]) -> float:
         for exponent in exponents:
             own = factors(moments, exponent)
-            errors[exponent] = sum(output_error(rounded(weight * own) / own - weight, moments) for weight in weights)
+            errors[exponent] = sum(
+                output_error(rounded(number, weight * own) / own - weight, moments)
+                for number, weight in enumerate(weights)
+            )
         return min(errors, key=lambda one: errors[one])
 
     exponent = best_of(COARSE)

@@ -11,6 +11,7 @@ import platform
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from worker.export.strip import strip
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.leaving import Limit, Make, candidates, leave
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
@@ -89,12 +91,13 @@ def quantize_file(
     step: Quantize,
     samples: Samples | None,
     float_layers: Collection[str],
+    limit: Limit | None = None,
     learned: Learned = NOTHING_LEARNED,
 ) -> Int8:
     """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
-    `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static,
-    and so is what a training has `learned`.
+    `float_layers` are the layers (names of the torch module) that stay floating point; others stay so too where the
+    `limit` would not be held. `samples` are for method static, and so is what a training has `learned`.
     Raises ExportFailed where the runtime's quantizer fails, or where a weight that was to become int8 did not, or is in
     the file twice.
     """
@@ -104,23 +107,21 @@ def quantize_file(
         prepared = prepare(source, Path(folder) / "prepared.onnx")
         proto = onnx.load(prepared)
         kept = [node.name for node, weight in weight_inputs(proto.graph) if layer_of(weight) in float_layers]
+        promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
         if step.method == "dynamic":
             kept += tied_embeddings(proto.graph)
         try:
             if step.method == "static":
                 assert samples is not None  # compatibility.check asked for calibration data
-                ops = _static_ops(proto)
                 floats = source.with_name(f"{source.stem}-rounded{source.suffix}")
-                plan = Plan(
-                    kept=[*kept, *among_floats(proto.graph, ops, kept)],
-                    ops=ops,
-                    activations=activation_type(step.activations),
-                    reduced=reduced_range(step),
-                    float_outputs=ops is TRANSFORMER_OPS,
-                )
-                details = quantize_static(prepared, floats, target, step, samples, plan, learned)
+                make, details = _static(proto, prepared, floats, step, samples, kept, learned)
             else:
-                _dynamic(prepared, target, step, kept)
+                make = partial(_dynamic, prepared, step, kept)
+            if limit is None:
+                make((), target)
+            else:
+                left, told = leave(candidates(proto.graph, promised, kept), make, limit, prepared, target)
+                kept, details = [*kept, *left], details | told
         except ExportFailed:
             raise
         except Exception as error:
@@ -128,8 +129,8 @@ def quantize_file(
     quantized = onnx.load(target)
     strip(quantized)
     onnx.save_model(quantized, str(target))
-    promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
-    check_stored(proto, quantized, promised, kept)
+    if details.get("layers_int8") != 0:  # else the limit let none become integers
+        check_stored(proto, quantized, promised, kept)
     return Int8(floats, details)
 
 
@@ -156,6 +157,34 @@ def prepare(source: Path, target: Path) -> Path:
 def layer_of(weight: str) -> str:
     """The name that the model's facts list a weight under: `emb.weight` -> `emb`, `0.in_proj_weight` as it is."""
     return weight.removesuffix(".weight")
+
+
+def _static(
+    proto: onnx.ModelProto,
+    prepared: Path,
+    floats: Path,
+    step: Quantize,
+    samples: Samples,
+    kept: list[str],
+    learned: Learned,
+) -> tuple[Make, Details]:
+    """Finds everything on the float graph, which is then as it is whatever else stays floating point."""
+    ops = _static_ops(proto)
+    plan = Plan(
+        kept=[*kept, *among_floats(proto.graph, ops, kept)],
+        ops=ops,
+        activations=activation_type(step.activations),
+        reduced=reduced_range(step),
+        float_outputs=ops is TRANSFORMER_OPS,
+    )
+    found = quantize_static(prepared, floats, step, samples, plan, learned)
+
+    def make(left: Collection[str], target: Path) -> None:
+        graph = found.proto.graph
+        own = [*left, *among_floats(graph, ops, [*kept, *left])] if left else []
+        onnx.save_model(found.made(own), str(target))
+
+    return make, found.details
 
 
 def _static_ops(proto: onnx.ModelProto) -> list[str]:
@@ -190,7 +219,8 @@ def among_floats(graph: onnx.GraphProto, ops: Collection[str], kept: Collection[
     return found
 
 
-def _dynamic(source: Path, target: Path, step: Quantize, kept: list[str]) -> None:
+def _dynamic(source: Path, step: Quantize, kept: list[str], left: Collection[str], target: Path) -> None:
+    kept = [*kept, *left]
     quantize_dynamic(
         source,
         target,

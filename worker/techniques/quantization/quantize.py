@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,13 +13,14 @@ from app.contract.automatic import Automatic
 from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.facts import LayerFacts, calibration_split
+from app.contract.mixed import Mixed
 from app.contract.qat import Qat
 from app.contract.spec import Quantize
 from app.contract.weight_only import WeightOnly
 from worker.context import Context
 from worker.model import Model
 from worker.techniques.base import Details
-from worker.techniques.quantization import cast, codebook, weight_only
+from worker.techniques.quantization import cast, codebook, mixed, weight_only
 from worker.techniques.quantization.onnx_int8 import activation_type, reduced_range
 from worker.techniques.quantization.qat import aware
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS
@@ -30,24 +33,38 @@ CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2
 STATIC_TYPES = (*DYNAMIC_TYPES, *CONVOLUTIONS)
 
 
+OwnStep = WeightOnly | Mixed | Codebook | Qat | Cast
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A method that is a step of its own, and a module of its own."""
+
+    applies: Callable[[Any, Model], str | None]
+    apply: Callable[[Any, Context], Details]
+
+
+OWN_STEPS: dict[type[OwnStep], _Own] = {
+    WeightOnly: _Own(weight_only.applies, weight_only.quantize_weights),
+    Mixed: _Own(mixed.applies, mixed.quantize_mixed),
+    Codebook: _Own(codebook.applies, codebook.share_values),
+    Qat: _Own(aware.applies, aware.train_quantized),
+    Cast: _Own(cast.applies, cast.cast_weights),
+}
+
+
 class QuantizeTechnique:
     """Quantization to int8, delivered as ONNX, after training (static, dynamic) or with it; or weights of few bits, of
     narrower floats or of a codebook, which are of the weights themselves and live in every artifact."""
 
     name: ClassVar[str] = "quantize"
 
-    def applies(self, step: Quantize | Codebook | WeightOnly | Qat | Cast | Automatic, model: Model) -> str | None:
+    def applies(self, step: Quantize | OwnStep | Automatic, model: Model) -> str | None:
         """None, or why no weight of the model would be quantized."""
         if isinstance(step, Automatic):  # until it is known what there is to choose with
             return self.applies(Quantize(method="static", exclude=step.exclude), model)
-        if isinstance(step, WeightOnly):
-            return weight_only.applies(step, model)
-        if isinstance(step, Cast):
-            return cast.applies(step, model)
-        if isinstance(step, Codebook):
-            return codebook.applies(step, model)
-        if isinstance(step, Qat):
-            return aware.applies(step, model)
+        if not isinstance(step, Quantize):
+            return OWN_STEPS[type(step)].applies(step, model)
         if not model.facts.trainable and torch.float16 in model.stored.values():
             return (
                 "The graph runs as it is and computes in float16; int8 is made of float32. Export the model in float32."
@@ -65,17 +82,11 @@ class QuantizeTechnique:
             return "exclude leaves no layer to quantize."
         return None
 
-    def apply(self, step: Quantize | Codebook | WeightOnly | Qat | Cast, context: Context) -> Details:
+    def apply(self, step: Quantize | OwnStep, context: Context) -> Details:
         """Moves weights to grids, casts them, shares values, or notes the step for the exporter. Details: how it is
         done, layer by layer or in numbers."""
-        if isinstance(step, WeightOnly):
-            return weight_only.quantize_weights(step, context)
-        if isinstance(step, Cast):
-            return cast.cast_weights(step, context)
-        if isinstance(step, Codebook):
-            return codebook.share_values(step, context)
-        if isinstance(step, Qat):
-            return aware.train_quantized(step, context)
+        if not isinstance(step, Quantize):
+            return OWN_STEPS[type(step)].apply(step, context)
         context.quantization = step
         layers = context.model.facts.layers
         chosen = [layer for layer in eligible_layers(step, layers) if not excluded(layer.name, step)]
@@ -85,9 +96,11 @@ class QuantizeTechnique:
             "per_channel": step.per_channel,
             "activations": activation_type(step.activations),
             "weights_within_7_bits": reduced_range(step),
-            "layers_int8": len(chosen),
-            "layers_float": sum(len(layer.shape) >= MIN_WEIGHT_DIMENSIONS for layer in layers) - len(chosen),
         }
+        if step.max_accuracy_drop is None:  # else the artifact says which they are
+            details["layers_int8"] = len(chosen)
+            matrices = sum(len(layer.shape) >= MIN_WEIGHT_DIMENSIONS for layer in layers)
+            details["layers_float"] = matrices - len(chosen)
         if step.method == "static" and context.feed is not None:
             split = calibration_split(context.feed.data.facts)
             assert split is not None  # compatibility.check asked for one

@@ -5,10 +5,12 @@ The module holds what the numbers stand for, in floats, and the context their gr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from app.contract.weight_only import WeightOnly
+from app.contract.weight_only import FewBits, WeightOnly
 from worker.constraints import stored
 from worker.context import Context
 from worker.evaluation.layers import sqnr_db
@@ -25,11 +27,11 @@ from worker.techniques.quantization.weight_grid import WeightGrid
 Row = dict[str, float | int | str | None]
 
 
-def applies(step: WeightOnly, model: Model) -> str | None:
+def applies(step: FewBits, model: Model) -> str | None:
     """None, or why no weight of the model is for it. Raises InvalidSpec for patterns that match nothing."""
     if not any(takes_columns(weight.owner) for weight in prunable(model.module)):
         return "Weight-only quantization is for Linear, Conv1d and Conv2d layers that torch computes; there are none."
-    if not _chosen(step, model.module):
+    if not chosen(step, model.module):
         return "exclude leaves no layer to quantize."
     return None
 
@@ -41,7 +43,7 @@ def quantize_weights(step: WeightOnly, context: Context) -> Details:
     not finite.
     """
     module = context.model.module
-    weights = WeightSet(module, _chosen(step, module))
+    weights = chosen(step, module)
     tables = _tables(step, module)
     rows: dict[str, Row] = {}
     found: Details = {
@@ -51,30 +53,43 @@ def quantize_weights(step: WeightOnly, context: Context) -> Details:
         "symmetric": step.symmetric,
     }
     for weight in tables:  # first, so that what follows makes up for it
-        rows[weight.name] = _quantize(step.of_embeddings, context, weight, None)
-    if step.looks_at_inputs:
-        found |= context.ranks.told(lambda: _by_inputs(step, context, weights, rows))
-        context.ranks.alike(parameter.data for parameter in module.parameters())
-    else:
-        for weight in weights.weights:
-            rows[weight.name] = _quantize(step, context, weight, None)
+        assert step.embeddings is not None
+        rows[weight.name] = _quantize(step.of_embeddings, step.embeddings, context, weight, None)
+    found |= round_weights(step, dict.fromkeys((weight.name for weight in weights), step.bits), context, rows)
     left = [weight for weight in prunable(module) if weight.name not in rows]
-    found["layers"] = [rows[weight.name] for weight in (*tables, *weights.weights) if weight.name in rows]
+    found["layers"] = [rows[weight.name] for weight in (*tables, *weights) if weight.name in rows]
     found["layers_left_in_float"] = [{"name": weight.name, "weights": weight.value().numel()} for weight in left]
     return found
 
 
-def _by_inputs(step: WeightOnly, context: Context, weights: WeightSet, rows: dict[str, Row]) -> Details:
-    found: Details = awq.scale_channels(step, context, weights) if step.algorithm == "awq" else {}
+def round_weights(step: FewBits, bits: Mapping[str, int], context: Context, rows: dict[str, Row]) -> Details:
+    """Moves the step's weights that `bits` names to grids of so many, and adds what became of each to `rows`."""
+    module = context.model.module
+    weights = [weight for weight in chosen(step, module) if weight.name in bits]
+    if step.looks_at_inputs and weights:
+        found = context.ranks.told(lambda: _by_inputs(step, bits, context, WeightSet(module, weights), rows))
+        context.ranks.alike(parameter.data for parameter in module.parameters())
+        return found
+    for weight in weights:
+        rows[weight.name] = _quantize(step, bits[weight.name], context, weight, None)
+    return {}
+
+
+def _by_inputs(
+    step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet, rows: dict[str, Row]
+) -> Details:
+    found: Details = awq.scale_channels(step, bits, context, weights) if step.algorithm == "awq" else {}
 
     def visit(weight: PrunableWeight, moments: Moments) -> None:
-        rows[weight.name] = _quantize(step, context, weight, finite(moments, weight, step.algorithm))
+        own = finite(moments, weight, step.algorithm)
+        rows[weight.name] = _quantize(step, bits[weight.name], context, weight, own)
 
     full = step.algorithm == "gptq"
     return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", full, visit)
 
 
-def _chosen(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
+def chosen(step: FewBits, module: nn.Module) -> list[PrunableWeight]:
+    """The weights that the step is for."""
     return [weight for weight in select(module, step.exclude) if takes_columns(weight.owner)]
 
 
@@ -85,41 +100,73 @@ def _tables(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
     return [weight for weight in select(module, step.exclude) if isinstance(weight.owner, nn.Embedding)]
 
 
-def _quantize(step: WeightOnly, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
-    """`moments` are X X^T for gptq, and the diagonal of it for awq."""
-    value = matrix(weight, weight.value()).detach().float().clone()
-    kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
-    group = group_of(step, weight.owner, value.shape[1])
-    dtype = context.model.stored.get(weight.name, torch.float32)
-    if step.algorithm == "gptq":
-        assert moments is not None
-        codes, grids = gptq_math.quantized(value, moments, kept, step.bits, group, step.symmetric, dtype)
-        found = gptq_math.values(codes, grids, group)
-        grid = WeightGrid.of(grids, step.bits, group, step.symmetric)
-    else:
-        found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, _fit(step, group, moments), dtype)
-        grid = WeightGrid(step.bits, group, step.symmetric, steps.cpu(), zeros.cpu())
+def alone(
+    step: FewBits,
+    bits: Sequence[int],
+    context: Context,
+    weights: list[PrunableWeight],
+    take: Callable[[PrunableWeight, Iterable[Tensor]], None],
+) -> None:
+    """Hands over each weight with what it becomes in each of `bits`, all others being as they are; nothing changes.
+
+    The step's algorithm rounds, but that AWQ moves no factors.
+    """
+
+    def visit(weight: PrunableWeight, moments: Moments | None) -> None:
+        own = None if moments is None else finite(moments, weight, step.algorithm)
+        take(weight, (unmatrix(weight, _rounded(step, width, context, weight, own)[0]) for width in bits))
+
+    if step.looks_at_inputs:
+        full = step.algorithm == "gptq"
+        every = WeightSet(context.model.module, weights)
+        through(context, every, step.samples, f"{step.algorithm} looks at inputs", full, visit)
+        return
+    for weight in weights:
+        visit(weight, None)
+
+
+def _quantize(step: FewBits, bits: int, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
+    """Moves a weight to its grid. `moments` are X X^T for gptq, and the diagonal of it for awq."""
+    before = matrix(weight, weight.value()).detach().float().clone()
+    found, grid = _rounded(step, bits, context, weight, moments)
     context.grids[weight.name] = grid
     with torch.no_grad():
         parameter = stored(weight.owner, weight.attribute)
         parameter.copy_(unmatrix(weight, found).to(parameter.dtype))
     return {
         "name": weight.name,
-        "weights": value.numel(),
-        "bits": step.bits,
-        "group": group,
-        "sqnr_db": sqnr(value * kept, found),
+        "weights": before.numel(),
+        "bits": bits,
+        "group": grid.group,
+        "sqnr_db": sqnr(before, found),
     }
 
 
-def _fit(step: WeightOnly, group: int, importance: Tensor | None) -> Fit:
+def _rounded(
+    step: FewBits, bits: int, context: Context, weight: PrunableWeight, moments: Tensor | None
+) -> tuple[Tensor, WeightGrid]:
+    """What a weight becomes, as a matrix, and its grid; what is pruned is zero."""
+    value = matrix(weight, weight.value()).detach().float().clone()
+    kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
+    group = group_of(step, weight.owner, value.shape[1])
+    dtype = context.model.stored.get(weight.name, torch.float32)
+    if step.algorithm == "gptq":
+        assert moments is not None
+        codes, grids = gptq_math.quantized(value, moments, kept, bits, group, step.symmetric, dtype)
+        return gptq_math.values(codes, grids, group), WeightGrid.of(grids, bits, group, step.symmetric)
+    fit = _fit(bits, step.symmetric, group, moments)
+    found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, fit, dtype)
+    return found, WeightGrid(bits, group, step.symmetric, steps.cpu(), zeros.cpu())
+
+
+def _fit(bits: int, symmetric: bool, group: int, importance: Tensor | None) -> Fit:
     """How the grid of each group [groups of all outputs, group] is found."""
     if importance is None:
-        return lambda parts: least_squares(parts, step.bits, step.symmetric)
+        return lambda parts: least_squares(parts, bits, symmetric)
 
     def weighed(parts: Tensor) -> Grid:
         own = importance.view(-1, group)  # of one output, and all have the same
-        return least_squares(parts, step.bits, step.symmetric, own.repeat(len(parts) // len(own), 1))
+        return least_squares(parts, bits, symmetric, own.repeat(len(parts) // len(own), 1))
 
     return weighed
 

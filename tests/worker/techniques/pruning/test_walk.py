@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from worker.techniques.pruning.inputs import watching
-from worker.techniques.pruning.walk import stages
+from worker.techniques.pruning.walk import Shortcut, stages
 
 
 class Logits(nn.Module):
@@ -119,3 +120,28 @@ def test_blocks_side_by_side_are_no_row() -> None:
     module = Shuffled().eval()
     found = [len(stage.layers) for stage in stages(module, [(torch.randn(5, 4),)], linears(module))]
     assert found == [1, 1, 1]
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_passes_that_begin_at_a_block_give_what_whole_ones_give(make: Callable[[], nn.Module]) -> None:
+    """Forwards, backwards and for layers of no block; what lies in front is not computed again."""
+    module, given = make(), batches()
+    layers = linears(module)
+    passes = Shortcut(module, given, layers)
+    computed: list[nn.Module] = []
+    fewest = len(layers)
+    for layer in layers:
+        layer.register_forward_hook(lambda own, _, __: computed.append(own))
+    with torch.no_grad():
+        for layer in [*layers, *layers[::-1]]:
+            passes.begin_at(layer)
+            saved = layer.weight.clone()  # type: ignore[operator]
+            layer.weight.mul_(1.5)  # type: ignore[operator]
+            computed.clear()
+            found = passes.run(1)
+            assert layer in computed
+            fewest = min(fewest, len(computed))
+            torch.testing.assert_close(found, module(*given[1]), rtol=0, atol=0)
+            layer.weight.copy_(saved)  # type: ignore[operator]
+    assert fewest < len(layers) / 2  # from the last block on
+    assert "forward" not in {name for own in module.modules() for name in vars(own)}

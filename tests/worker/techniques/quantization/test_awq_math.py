@@ -48,7 +48,7 @@ def test_the_best_exponent_is_found_and_helps() -> None:
     moments = given @ given.T
     torch.manual_seed(1)
     weights = [torch.randn(16, 32), torch.randn(8, 32)]
-    found, exponent = best_factors(weights, moments, rounded)
+    found, exponent = best_factors(weights, moments, lambda _, scaled: rounded(scaled))
 
     def loss(own: Tensor) -> float:
         return sum(float((((rounded(w * own) / own - w) @ given).double() ** 2).sum()) for w in weights)
@@ -61,5 +61,5 @@ def test_the_best_exponent_is_found_and_helps() -> None:
 
 def test_where_all_channels_carry_the_same_nothing_is_moved() -> None:
     weights = [torch.randn(16, 32)]
-    found, _ = best_factors(weights, torch.eye(32), rounded)
+    found, _ = best_factors(weights, torch.eye(32), lambda _, scaled: rounded(scaled))
     assert torch.equal(found, torch.ones(32))

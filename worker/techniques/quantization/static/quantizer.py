@@ -60,18 +60,30 @@ class Plan:
         return {name for node in proto.graph.node if node.name in nodes for name in (*node.input, *node.output)}
 
 
+@dataclass(frozen=True)
+class Found:
+    """All that a QDQ graph is made of: the float graph whose weights it stands for, what of it becomes integers,
+    ranges, rounded weights, and what is to be told."""
+
+    proto: ModelProto
+    plan: Plan
+    step: Quantize
+    ranges: Mapping[str, Range]
+    rounded: Mapping[str, Rounded]
+    details: Details
+
+    def made(self, kept: Collection[str] = ()) -> ModelProto:
+        """The QDQ graph in which the nodes `kept` stay floating point, besides those that do so in any case."""
+        plan = replace(self.plan, kept=[*self.plan.kept, *kept])
+        return _with_integers(self.proto, self.step, plan, self.ranges, self.rounded)
+
+
 def quantize_static(
-    source: Path,
-    floats: Path,
-    target: Path,
-    step: Quantize,
-    samples: Samples,
-    plan: Plan,
-    learned: Learned = NOTHING_LEARNED,
-) -> Details:
-    """Writes the QDQ form of the prepared float graph `source` to `target`, and what it rounds to `floats`: the same
-    graph, but that factors may have moved from channels into weights. Steps and ranges that a training has `learned`
-    are taken as they are.
+    source: Path, floats: Path, step: Quantize, samples: Samples, plan: Plan, learned: Learned = NOTHING_LEARNED
+) -> Found:
+    """What the QDQ form of the prepared float graph `source` is made of. What it rounds is written to `floats`: the
+    same graph, but that factors may have moved from channels into weights. Steps and ranges that a training has
+    `learned` are taken as they are.
 
     Raises ExportFailed where calibration samples lead to what is no number.
     """
@@ -102,8 +114,7 @@ def quantize_static(
             for method, found in zip(methods, noise, strict=True)
         ]
     details["calibration_method"] = methods[best]
-    onnx.save_model(made[best], str(target))
-    return details
+    return Found(proto, plan, step, ranges[best], rounded, details)
 
 
 def _smoothed(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> tuple[ModelProto, Plan, list[Row]]:

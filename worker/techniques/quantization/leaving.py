@@ -1,0 +1,117 @@
+"""Layers that stay floating point in an int8 file, so that it holds the metric: those that hurt most, and no more.
+
+How much a layer hurts is measured: the noise in the outputs of a file in which it alone is int8, against the float file
+(as NNCF ranks layers in its quantization with accuracy control). In that order layers are left, and the fewest with
+which the file holds the metric are found by halving; each try is a file that was written and loaded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import GraphProto
+
+from worker.data.batch import Inputs
+from worker.objectives.base import Forward
+from worker.techniques.base import Details
+from worker.techniques.quantization.stored import weight_inputs
+
+Make = Callable[[Collection[str], Path], None]
+"""Writes the int8 file in which the named nodes stay floating point."""
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What an int8 file has to hold: `judge` gives the metric of what runs a file, higher is better, `open` what runs
+    it; `samples` tell what a layer does to the outputs. `shown` gives a metric in its own sign."""
+
+    wanted: float
+    judge: Callable[[Forward], float]
+    shown: Callable[[float], float]
+    open: Callable[[Path], Callable[[Inputs], np.ndarray]]
+    samples: Callable[[], Iterable[Inputs]]
+
+    def metric(self, file: Path) -> float:
+        return self.judge(self.open(file))
+
+    def noise(self, file: Path, floats: Path) -> float:
+        """Noise over signal in what a file gives for the samples, a batch at a time: outputs of sequences are large."""
+        mine, exact = self.open(file), self.open(floats)
+        noise = power = 0.0
+        for inputs in self.samples():
+            wanted = exact(inputs).astype(np.float64)
+            power += float(np.square(wanted).sum())
+            noise += float(np.square(np.nan_to_num(mine(inputs), nan=np.inf) - wanted).sum())
+        return noise / power if power else noise
+
+
+def candidates(graph: GraphProto, ops: Collection[str], kept: Collection[str]) -> dict[str, list[str]]:
+    """What can be left, with its nodes: each weight that operators `ops` read, by its layer's name, and each product of
+    two activations, by its own."""
+    found: dict[str, list[str]] = {}
+    seen = set(kept)
+    for node, weight in weight_inputs(graph):
+        if node.op_type in ops and node.name not in seen:
+            found.setdefault(weight.removesuffix(".weight"), []).append(node.name)
+    with_weights = {node.name for node, _ in weight_inputs(graph)}
+    for node in graph.node:
+        if node.op_type in ops and node.op_type in PRODUCTS and node.name not in {*seen, *with_weights}:
+            found[node.name] = [node.name]
+    return found
+
+
+def leave(
+    layers: Mapping[str, Sequence[str]], make: Make, limit: Limit, floats: Path, target: Path
+) -> tuple[list[str], Details]:
+    """Writes the int8 file that holds the limit to `target`; the nodes that stay floating point in it, and what was
+    tried. Where no file holds it all of them stay so. `floats` is the float file."""
+    tried: dict[int, float] = {}
+    order: list[str] = []
+    noise: dict[str, float] = {}
+
+    def left(count: int) -> list[str]:
+        return [node for name in order[:count] for node in layers[name]]
+
+    def holds(count: int) -> bool:
+        make(left(count), target)
+        tried[count] = limit.metric(target)
+        return tried[count] >= limit.wanted
+
+    count = 0
+    if not holds(0):
+        for name in layers:  # alone
+            make([node for other, nodes in layers.items() if other != name for node in nodes], target)
+            noise[name] = limit.noise(target, floats)
+        order = sorted(layers, key=lambda name: -noise[name])
+        count = _fewest(len(order), holds)
+        make(left(count), target)
+    metric = limit.metric(target)
+    return left(count), {
+        "wanted_validation_metric": limit.shown(limit.wanted),
+        "validation_metric_all_int8": limit.shown(tried[0]),
+        "validation_metric": limit.shown(metric),
+        "held": metric >= limit.wanted,
+        "layers_int8": len(layers) - count,
+        "layers_left_in_float": [
+            {"name": name, "noise": noise[name] if np.isfinite(noise[name]) else None} for name in order[:count]
+        ],
+        "searched": [
+            {"left_in_float": number, "validation_metric": limit.shown(own), "holds": int(own >= limit.wanted)}
+            for number, own in tried.items()
+        ],
+    }
+
+
+def _fewest(most: int, holds: Callable[[int], bool]) -> int:
+    """The least number from 1 on that was found to hold, 0 being known not to; all of them where they do not either."""
+    low, high = 0, most
+    if most == 0 or not holds(most):
+        return most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
