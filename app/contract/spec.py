@@ -78,6 +78,12 @@ class Quantize(Strict):
         description="For method static: whether channels that reach far are made smaller in front of matrix products, "
         "where that saves much (SmoothQuant, Xiao et al. 2023).",
     )
+    equalize: bool = Field(
+        True,
+        description="For method static: whether factors are moved between layers, so that the weights that make a "
+        "channel reach as far as those that read it, where that betters what the model gives (cross-layer "
+        "equalization, Nagel et al. 2019).",
+    )
     rounding: Literal["nearest", "adaptive"] = Field(
         "adaptive",
         description="Of weights, for method static, where per_channel. adaptive: so that what each layer gives changes "
