@@ -94,6 +94,11 @@ class Quantize(Strict):
         description="For method static: whether biases make up for what the mean of a layer's outputs moves by (Nagel "
         "et al. 2019).",
     )
+    or_dynamic: bool = Field(
+        False,
+        description="For method static: whether a file by method dynamic is made as well, and delivered where it is "
+        "the better one: nearer to the float model by a decibel and not much slower, or as near and faster.",
+    )
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
     @field_validator("method", mode="before")

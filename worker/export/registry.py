@@ -19,6 +19,7 @@ from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
+from worker.techniques.quantization.either import quantize_either
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.quantize import excluded
@@ -67,7 +68,11 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         return Exported(path, "onnx", BINARY, reference)
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
-    made = quantize_file(reference, path, step, _samples(context, step, batch), float_layers)
+    samples = _samples(context, step, batch)
+    if samples is not None and step.or_dynamic:
+        made = quantize_either(reference, path, step, samples, float_layers)
+    else:
+        made = quantize_file(reference, path, step, samples, float_layers)
     return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 
