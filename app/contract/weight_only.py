@@ -29,13 +29,13 @@ class WeightOnly(Strict):
         ),
     ] = 128
     symmetric: bool = Field(False, description="Whether zero is the middle of the grid; else a zero point moves it.")
-    algorithm: Literal["rtn", "awq", "gptq"] = Field(
+    algorithm: Literal["rtn", "awq", "gptq", "awq+gptq"] = Field(
         "gptq",
         description="rtn: each weight to the nearest, on the grid with the least squared error. awq: channels that "
         "carry much are made larger first (Lin et al. 2023). gptq: so that what the layers give changes least (Frantar "
-        "et al. 2023). awq and gptq need data without labels.",
+        "et al. 2023). awq+gptq: larger first, and then so. All but rtn need data without labels.",
     )
-    samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that awq and gptq look at.")] = 128
+    samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that all but rtn look at.")] = 128
     embeddings: Literal[8, 4, 2] | None = Field(
         None,
         description="Bits of embeddings, and of heads that are their weight, each rounded to the nearest; null leaves "
@@ -46,7 +46,17 @@ class WeightOnly(Strict):
     @property
     def looks_at_inputs(self) -> bool:
         """Whether it needs samples."""
-        return self.algorithm in ("awq", "gptq")
+        return self.algorithm != "rtn"
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether channels that carry much are made larger first."""
+        return self.algorithm in ("awq", "awq+gptq")
+
+    @property
+    def makes_up(self) -> bool:
+        """Whether columns make up for the rounding of those before."""
+        return self.algorithm in ("gptq", "awq+gptq")
 
     @property
     def of_embeddings(self) -> WeightOnly:

@@ -65,13 +65,12 @@ def quantize_weights(step: WeightOnly, context: Context) -> Details:
 
 
 def _by_inputs(step: WeightOnly, context: Context, weights: WeightSet, rows: dict[str, Row]) -> Details:
-    found: Details = awq.scale_channels(step, context, weights) if step.algorithm == "awq" else {}
+    found: Details = awq.scale_channels(step, context, weights) if step.scales_channels else {}
 
     def visit(weight: PrunableWeight, moments: Moments) -> None:
         rows[weight.name] = _quantize(step, context, weight, finite(moments, weight, step.algorithm))
 
-    full = step.algorithm == "gptq"
-    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", full, visit)
+    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", step.makes_up, visit)
 
 
 def _chosen(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
@@ -86,12 +85,12 @@ def _tables(step: WeightOnly, module: nn.Module) -> list[PrunableWeight]:
 
 
 def _quantize(step: WeightOnly, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
-    """`moments` are X X^T for gptq, and the diagonal of it for awq."""
+    """`moments` are X X^T where columns make up for each other, the diagonal of it for awq alone."""
     value = matrix(weight, weight.value()).detach().float().clone()
     kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
     group = group_of(step, weight.owner, value.shape[1])
     dtype = context.model.stored.get(weight.name, torch.float32)
-    if step.algorithm == "gptq":
+    if step.makes_up:
         assert moments is not None
         codes, grids = gptq_math.quantized(value, moments, kept, step.bits, group, step.symmetric, dtype)
         found = gptq_math.values(codes, grids, group)
