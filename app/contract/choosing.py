@@ -11,6 +11,7 @@ from app.contract.spec import Quantize, ResolvedSpec, Step
 from app.contract.weight_only import WeightOnly
 
 COMPRESSED_TENSORS = "compressed-tensors"
+MOSTLY = 0.9  # of the weights, from which on a model is one of products, as transformers are
 WITHOUT_SAMPLES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D")
 
 
@@ -49,8 +50,10 @@ def choose(step: Automatic, model: ModelFacts, dataset: DatasetFacts | None, poi
         return _of_language(step, samples)
     if samples:
         activations = "uint8" if step.target == "x86" else "int8"
-        found = Quantize(method="static", activations=activations, exclude=step.exclude)
-        return Choice(found, _why_static(step))
+        # Which of the two is better has to be measured; TensorRT reads static files alone.
+        either = step.target == "x86" and _of_products(model)
+        found = Quantize(method="static", activations=activations, or_dynamic=either, exclude=step.exclude)
+        return Choice(found, _why_static(step, either))
     if any(layer.type in WITHOUT_SAMPLES for layer in model.layers):
         why = "There are no samples to find the ranges of activations with, so they are found as they come."
         return Choice(Quantize(method="dynamic", exclude=step.exclude), why)
@@ -77,10 +80,19 @@ def _of_language(step: Automatic, samples: bool) -> Choice:
     return Choice(found, why)
 
 
-def _why_static(step: Automatic) -> str:
+def _of_products(model: ModelFacts) -> bool:
+    """Whether nearly all of its weights are of layers that dynamic int8 covers, some of them Linear."""
+    covered = sum(layer.parameters for layer in model.layers if layer.type in (*WITHOUT_SAMPLES, "Embedding"))
+    linear = any(layer.type in WITHOUT_SAMPLES for layer in model.layers)
+    return linear and covered >= MOSTLY * sum(layer.parameters for layer in model.layers)
+
+
+def _why_static(step: Automatic, either: bool) -> str:
     types = {
         "x86": "uint8 activations, as the instructions of x86 multiply them by int8 weights",
         "arm": "int8 activations, as the instructions of ARM have it",
         "cuda": "int8 activations, as TensorRT reads it",
     }
-    return f"There are samples to find the ranges of activations with: static int8, {types[step.target]}."
+    found = f"There are samples to find the ranges of activations with: static int8, {types[step.target]}."
+    also = " Dynamic int8 is tried besides; the details of the artifact say which one it is."
+    return found + (also if either else "")

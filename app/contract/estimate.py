@@ -18,8 +18,11 @@ from app.contract.weight_only import FewBits
 
 # A backward pass costs about two forward ones.
 TRAINING_PASSES = 3
-# Calibration hands out every activation, and its statistics cost as much again.
-CALIBRATION_PASSES = 2
+# Of static int8, as worker/techniques/quantization/static/quantizer.py has it: how many files are made and judged where
+# the method of calibration is to be found, and how often the samples go through a graph to judge one, and through one
+# that factors were moved in, whose ranges are found first.
+FILES_TRIED, JUDGING_PASSES, FACTORS_PASSES = 3, 2, 3
+ROUNDED_A_SECOND = 1e6  # weights, by adaptive rounding
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
@@ -50,7 +53,7 @@ def estimate(
     assert model.cost is not None
     cost = model.cost
     costs = {id: facts.cost for id, facts in (named or {}).items() if facts.cost is not None}
-    passes, share = 0.0, 1.0
+    passes, seconds, share = 0.0, 0.0, 1.0
     needs = [cost.inference_bytes, EXPORT_COPIES * cost.weight_bytes]
     for step in spec.steps:
         if isinstance(step, DistillStep) and step.student is not None:
@@ -63,7 +66,10 @@ def estimate(
             passes += rounds * _teacher_passes(training, model, dataset, costs)
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
         if isinstance(step, Quantize) and step.method == "static":
-            passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
+            passes += _static_passes(step) * min(
+                step.calibration.samples, _samples(dataset, calibration_split(dataset))
+            )
+            seconds += _rounding_seconds(step, model)
         if isinstance(step, Quantize) and step.max_accuracy_drop is not None:
             passes += len(model.layers) * min(RANKED_ON, _samples(dataset, calibration_split(dataset)))
             passes += (3 + len(model.layers).bit_length()) * _samples(dataset, "validation")
@@ -72,7 +78,7 @@ def estimate(
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
-        seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
+        seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + seconds + passes * cost.seconds,
         memory_bytes=RUNTIME_BYTES + max(needs),
     )
 
@@ -89,6 +95,23 @@ def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | N
     if step.max_accuracy_drop is None:
         return 2 * once + measured  # held against equal bits everywhere
     return measured + MOST_TRIED * (once + _samples(dataset, "validation"))
+
+
+def _static_passes(step: Quantize) -> int:
+    """How often the calibration samples go through a graph, if everything that may be tried is."""
+    method = step.calibration.method
+    passes = JUDGING_PASSES * (FILES_TRIED if method == "auto" else 1)
+    passes += 1 if method == "minmax" else 2  # limits, and histograms between them
+    passes += step.per_channel and (step.rounding == "adaptive" or step.bias_correction)
+    passes += 2 * JUDGING_PASSES * step.or_dynamic
+    ways = step.equalize + step.smooth
+    return passes + step.smooth + (FACTORS_PASSES * (1 + ways) if ways else 0)
+
+
+def _rounding_seconds(step: Quantize, model: ModelFacts) -> float:
+    if not step.per_channel or step.rounding == "nearest":
+        return 0.0
+    return sum(layer.parameters for layer in model.layers if layer.type != "Embedding") / ROUNDED_A_SECOND
 
 
 def _training_bytes(training: Training, cost: Cost, others: int) -> int:

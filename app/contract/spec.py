@@ -70,6 +70,12 @@ class Quantize(Strict):
         description="For method static: whether channels that reach far are made smaller in front of matrix products, "
         "where that saves much (SmoothQuant, Xiao et al. 2023).",
     )
+    equalize: bool = Field(
+        True,
+        description="For method static: whether factors are moved between layers, so that the weights that make a "
+        "channel reach as far as those that read it, where that betters what the model gives (cross-layer "
+        "equalization, Nagel et al. 2019).",
+    )
     rounding: Literal["nearest", "adaptive"] = Field(
         "adaptive",
         description="Of weights, for method static, where per_channel. adaptive: so that what each layer gives changes "
@@ -79,6 +85,11 @@ class Quantize(Strict):
         False,
         description="For method static: whether biases make up for what the mean of a layer's outputs moves by (Nagel "
         "et al. 2019).",
+    )
+    or_dynamic: bool = Field(
+        False,
+        description="For method static: whether a file by method dynamic is made as well, and delivered where it is "
+        "the better one: nearer to the float model by a decibel and not much slower, or as near and faster.",
     )
     max_accuracy_drop: Annotated[
         float | None,

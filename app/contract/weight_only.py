@@ -14,19 +14,29 @@ class FewBits(Grouped):
     """What the methods have in common whose weights become whole numbers times a step that neighbouring ones share."""
 
     technique: Literal["quantize"] = "quantize"
-    algorithm: Literal["rtn", "awq", "gptq"] = Field(
+    algorithm: Literal["rtn", "awq", "gptq", "awq+gptq"] = Field(
         "gptq",
         description="rtn: each weight to the nearest, on the grid with the least squared error. awq: channels that "
         "carry much are made larger first (Lin et al. 2023). gptq: so that what the layers give changes least (Frantar "
-        "et al. 2023). awq and gptq need data without labels.",
+        "et al. 2023). awq+gptq: larger first, and then so. All but rtn need data without labels.",
     )
-    samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that awq and gptq look at.")] = 128
+    samples: Annotated[int, Field(ge=1, le=65_536, description="Samples that all but rtn look at.")] = 128
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
 
     @property
     def looks_at_inputs(self) -> bool:
         """Whether its algorithm needs samples."""
-        return self.algorithm in ("awq", "gptq")
+        return self.algorithm != "rtn"
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether channels that carry much are made larger first."""
+        return self.algorithm in ("awq", "awq+gptq")
+
+    @property
+    def makes_up(self) -> bool:
+        """Whether columns make up for the rounding of those before."""
+        return self.algorithm in ("gptq", "awq+gptq")
 
 
 class WeightOnly(FewBits):

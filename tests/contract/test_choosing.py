@@ -55,6 +55,26 @@ def test_activations_as_the_target_multiplies_them(target: str, activations: str
     assert step.activations == activations
 
 
+@pytest.mark.parametrize(
+    ("target", "layer", "either"),
+    [("x86", "Linear", True), ("arm", "Linear", False), ("cuda", "Linear", False), ("x86", "Conv2d", False)],
+)
+def test_either_where_nearly_all_are_products_and_the_target_is_like_the_worker(
+    target: str, layer: str, either: bool
+) -> None:
+    choice = choose(auto(target=target), model(layer=layer), SAMPLES, "/steps/0")
+    assert isinstance(choice.step, Quantize)
+    assert choice.step.or_dynamic == either
+    assert ("Dynamic int8 is tried besides" in choice.why) == either
+
+
+def test_a_few_products_behind_convolutions_are_no_reason_to_try_dynamic() -> None:
+    layers = (*model().layers, LayerFacts(name="1", type="Linear", shape=(8, 4), parameters=32))
+    step = choose(auto(), model().model_copy(update={"layers": layers}), SAMPLES, "/steps/0").step
+    assert isinstance(step, Quantize)
+    assert not step.or_dynamic
+
+
 def test_dynamic_without_samples_and_never_for_convolutions_alone() -> None:
     step = choose(auto(), model(layer="Linear"), None, "/steps/0").step
     assert step.method == "dynamic"

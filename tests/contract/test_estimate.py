@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.contract.estimate import EXPORT_COPIES, EXPORT_SECONDS, FIXED_SECONDS, RUNTIME_BYTES, Estimate, estimate
-from app.contract.facts import Cost
+from app.contract.facts import Cost, LayerFacts
 from app.contract.spec import ResolvedSpec
 from tests.contract.facts import dataset_facts, model_facts, split_facts
 
@@ -33,6 +33,13 @@ def of(*steps: dict[str, Any], export: tuple[str, ...] = ("native", "onnx"), dat
     return estimate(spec, model_facts(cost=COST), data)
 
 
+STATIC = {
+    "technique": "quantize",
+    "calibration": {"samples": 60, "method": "minmax"},
+    "rounding": "nearest",
+    "equalize": False,
+    "smooth": False,
+}
 EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
 
 
@@ -50,12 +57,42 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
         ({"technique": "finetune", "training": {"epochs": 2, "schedule": "plateau"}}, 2 * (100 * 3 + 20)),
         ({"technique": "finetune", "training": {"averaging": {"kind": "swa"}}}, 100 * 3 + 100),
         ({"technique": "finetune", "training": {"averaging": {"kind": "ema"}}}, 100 * 3),
-        ({"technique": "quantize", "calibration": {"samples": 60}}, 60 * 2),
+        # By hand, from what the quantizer does. Nearest, one way of finding ranges: the limits, two to judge.
+        (STATIC, 60 * 3),
+        # Histograms between the limits.
+        (STATIC | {"calibration": {"samples": 60, "method": "mse"}}, 60 * 4),
+        # Three files, each judged.
+        (STATIC | {"calibration": {"samples": 60}}, 60 * (2 + 3 * 2)),
+        # The graph as it is and one with factors: limits, and two to judge, of each.
+        (STATIC | {"equalize": True}, 60 * (3 + 2 * 3)),
+        # Smoothing looks at what comes into products before.
+        (STATIC | {"smooth": True}, 60 * (3 + 2 * 3 + 1)),
+        (STATIC | {"smooth": True, "equalize": True}, 60 * (3 + 3 * 3 + 1)),
+        # What comes into the layers, for the means.
+        (STATIC | {"bias_correction": True}, 60 * (3 + 1)),
+        (STATIC | {"bias_correction": True, "per_channel": False}, 60 * 3),
+        ({"technique": "quantize", "calibration": {"samples": 60}, "per_channel": False}, 60 * 18),
+        # Both files are judged once more.
+        (STATIC | {"or_dynamic": True}, 60 * (3 + 2 * 2)),
         ({"technique": "quantize", "method": "dynamic"}, 0),
     ],
 )
 def test_seconds_are_passes(step: dict[str, Any], passes: int) -> None:
     assert of(step).seconds == pytest.approx(FIXED_SECONDS + 2 * EXPORT_SECONDS + 0.01 * (passes + EVALUATED))
+
+
+def test_adaptive_rounding_takes_a_second_for_a_million_weights_that_are_no_embedding() -> None:
+    layers = tuple(
+        LayerFacts(name=kind, type=kind, shape=(1000, 2000), parameters=2_000_000) for kind in ("Linear", "Embedding")
+    )
+    steps = {rounding: STATIC | {"rounding": rounding} for rounding in ("nearest", "adaptive")}
+    spec = {"model": "m", "dataset": "d", "recipe": None, "export": ("onnx",), "seed": 0}
+    nearest, adaptive = (
+        estimate(ResolvedSpec.model_validate(spec | {"steps": [step]}), model_facts(cost=COST, layers=layers), DATA)
+        for step in (steps["nearest"], steps["adaptive"])
+    )
+    looks = 60 * 0.01  # at what comes into the layers
+    assert adaptive.seconds - nearest.seconds == pytest.approx(2.0 + looks)
 
 
 def test_other_models_cost_what_they_cost() -> None:

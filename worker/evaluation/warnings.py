@@ -229,7 +229,7 @@ def _not_as_asked(
     for artifact in artifacts:
         if artifact.format in ("native", "packed"):
             yield f"{artifact.name} is floating point; the int8 weights are in model.onnx."
-    if step.method == "dynamic":
+    if step.method == "dynamic" or any(artifact.details.get("method") == "dynamic" for artifact in artifacts):
         left = sum(layer.type in CONVOLUTIONS for layer in facts.layers)
         if left:
             yield f"Dynamic quantization left {left} convolution{'s' if left != 1 else ''} in floating point."

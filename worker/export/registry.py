@@ -25,6 +25,7 @@ from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
+from worker.techniques.quantization.either import quantize_either
 from worker.techniques.quantization.leaving import Limit
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
@@ -77,7 +78,10 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
     batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
     samples, limit = _samples(context, step, batch), _limit(context, step, reference, batch)
-    made = quantize_file(reference, path, step, samples, float_layers, limit, _learned(module, context))
+    if samples is not None and step.or_dynamic:
+        made = quantize_either(reference, path, step, samples, float_layers, limit)
+    else:
+        made = quantize_file(reference, path, step, samples, float_layers, limit, _learned(module, context))
     return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
 
 

@@ -115,6 +115,11 @@ def test_missing_metric_and_float_leftovers() -> None:
     assert found[0].startswith("The accuracy was not measured")
     assert "model.pt is floating point; the int8 weights are in model.onnx." in found
     assert "Dynamic quantization left 2 convolutions in floating point." in found
+    either = spec.model_copy(update={"steps": (Quantize(or_dynamic=True),)})
+    for method, told in (("static", False), ("dynamic", True)):
+        made = files[1].model_copy(update={"details": {"method": method}})
+        found = warnings(either, facts, None, measurement(accuracy=None), (made,))
+        assert ("Dynamic quantization left 2 convolutions in floating point." in found) == told
 
 
 def test_gpt2s_linear_layers_are_no_convolutions() -> None:

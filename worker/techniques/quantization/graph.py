@@ -27,6 +27,12 @@ def uses(graph: GraphProto) -> Counter[str]:
     return found
 
 
+def sole_readers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that reads a tensor, of each tensor that is read once and by a node of the graph itself."""
+    counts = uses(graph)
+    return {name: node for node in graph.node for name in node.input if counts[name] == 1}
+
+
 def constants(graph: GraphProto, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The values of these initializers."""
     wanted = set(names)

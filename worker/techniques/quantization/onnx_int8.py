@@ -28,6 +28,7 @@ from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
 from worker.techniques.quantization.leaving import Limit, Make, candidates, leave
+from worker.techniques.quantization.normal_form import normalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
@@ -135,7 +136,8 @@ def quantize_file(
 
 
 def prepare(source: Path, target: Path) -> Path:
-    """An opset that knows scales a channel, and shape inference, so that the quantizer knows every tensor.
+    """An opset that knows scales a channel, the form that the quantizer takes, and shape inference, so that it knows
+    every tensor.
 
     ONNX's own is enough for what the exporter writes (`check_stored` would tell); ONNX Runtime's symbolic one gives up
     on transformers and then leaves files in the working folder. Graph optimization is left out as well: the exporter
@@ -143,14 +145,16 @@ def prepare(source: Path, target: Path) -> Path:
     """
     proto = onnx.load(source)
     if next(entry.version for entry in proto.opset_import if entry.domain == "") < QDQ_OPSET:
-        source = target.with_name("converted.onnx")
         try:
-            onnx.save_model(version_converter.convert_version(proto, QDQ_OPSET), str(source))
+            proto = version_converter.convert_version(proto, QDQ_OPSET)
         except Exception as error:  # the library's C++ errors share no class
             raise ExportFailed(
                 f"The uploaded graph's opset is too old for scales a channel, and onnx cannot convert it: {error}"
             ) from error
-    quant_pre_process(source, target, skip_optimization=True, skip_symbolic_shape=True)
+    normalize(proto)
+    normal = target.with_name("normal.onnx")
+    onnx.save_model(proto, str(normal))
+    quant_pre_process(normal, target, skip_optimization=True, skip_symbolic_shape=True)
     return target
 
 

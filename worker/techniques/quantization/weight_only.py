@@ -78,14 +78,13 @@ def round_weights(step: FewBits, bits: Mapping[str, int], context: Context, rows
 def _by_inputs(
     step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet, rows: dict[str, Row]
 ) -> Details:
-    found: Details = awq.scale_channels(step, bits, context, weights) if step.algorithm == "awq" else {}
+    found: Details = awq.scale_channels(step, bits, context, weights) if step.scales_channels else {}
 
     def visit(weight: PrunableWeight, moments: Moments) -> None:
         own = finite(moments, weight, step.algorithm)
         rows[weight.name] = _quantize(step, bits[weight.name], context, weight, own)
 
-    full = step.algorithm == "gptq"
-    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", full, visit)
+    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", step.makes_up, visit)
 
 
 def chosen(step: FewBits, module: nn.Module) -> list[PrunableWeight]:
@@ -117,16 +116,16 @@ def alone(
         take(weight, (unmatrix(weight, _rounded(step, width, context, weight, own)[0]) for width in bits))
 
     if step.looks_at_inputs:
-        full = step.algorithm == "gptq"
         every = WeightSet(context.model.module, weights)
-        through(context, every, step.samples, f"{step.algorithm} looks at inputs", full, visit)
+        through(context, every, step.samples, f"{step.algorithm} looks at inputs", step.makes_up, visit)
         return
     for weight in weights:
         visit(weight, None)
 
 
 def _quantize(step: FewBits, bits: int, context: Context, weight: PrunableWeight, moments: Tensor | None) -> Row:
-    """Moves a weight to its grid. `moments` are X X^T for gptq, and the diagonal of it for awq."""
+    """Moves a weight to its grid. `moments` are X X^T where columns make up for each
+    other, the diagonal of it for awq alone."""
     before = matrix(weight, weight.value()).detach().float().clone()
     found, grid = _rounded(step, bits, context, weight, moments)
     context.grids[weight.name] = grid
@@ -150,7 +149,7 @@ def _rounded(
     kept = matrix(weight, WeightSet(context.model.module, [weight]).kept()[0])
     group = group_of(step, weight.owner, value.shape[1])
     dtype = context.model.stored.get(weight.name, torch.float32)
-    if step.algorithm == "gptq":
+    if step.makes_up:
         assert moments is not None
         codes, grids = gptq_math.quantized(value, moments, kept, bits, group, step.symmetric, dtype)
         return gptq_math.values(codes, grids, group), WeightGrid.of(grids, bits, group, step.symmetric)

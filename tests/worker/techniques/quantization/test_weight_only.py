@@ -56,7 +56,7 @@ def values_of_groups(weight: Tensor, group: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("algorithm", "symmetric"),
-    [("rtn", True), ("rtn", False), ("awq", True), ("awq", False), ("gptq", True), ("gptq", False)],
+    [("rtn", True), ("rtn", False), ("awq", True), ("awq", False), ("gptq", True), ("awq+gptq", False)],
 )
 @pytest.mark.parametrize(("bits", "size"), [(8, None), (4, 32), (3, 16), (2, 16)])
 def test_groups_have_as_many_values_as_bits_give(
@@ -144,7 +144,7 @@ def test_without_data_is_refused(context: Context, algorithm: str) -> None:
         quantize(context, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "awq", "gptq"])
+@pytest.mark.parametrize("algorithm", ["rtn", "awq", "gptq", "awq+gptq"])
 def test_exporters_get_the_codes(context: Context, algorithm: str) -> None:
     quantize(context, bits=3, group_size=32, algorithm=algorithm)
     for name, grid in context.grids.items():
@@ -166,6 +166,24 @@ def test_awq_changes_outputs_less_than_the_nearest_values(trained: nn.Module, tm
     assert details["folds"] == 2  # between three layers, through ReLU
     assert details["layers_scaled"] == 2
     assert 0 < details["mean_exponent"] < 1  # type: ignore[operator]
+
+
+def test_factors_and_then_gptq_where_channels_reach_far(trained: nn.Module, tmp_path: Path) -> None:
+    """Some channels are made thirty times as large, and what reads them as much smaller: the network is the same."""
+    outlying = copy.deepcopy(trained)
+    with torch.no_grad():
+        first, second = outlying.get_submodule("0"), outlying.get_submodule("2")
+        for channel in range(0, 64, 8):
+            first.weight[channel] *= 30  # type: ignore[index,operator,union-attr]
+            first.bias[channel] *= 30  # type: ignore[index,operator,union-attr]
+            second.weight[:, channel] /= 30  # type: ignore[index,operator,union-attr]
+    found = {}
+    for algorithm in ("awq", "gptq", "awq+gptq"):
+        context = context_for(tiny_model(copy.deepcopy(outlying)), digits_data(), tmp_path)
+        details = quantize(context, bits=3, group_size=64, algorithm=algorithm)
+        found[algorithm] = agreement(context)
+    assert found["awq+gptq"] < 0.9 * min(found["awq"], found["gptq"])
+    assert (details["algorithm"], details["folds"]) == ("awq+gptq", 2)
 
 
 def test_exclusions_stay_as_they_were(context: Context, trained: nn.Module) -> None:

@@ -75,6 +75,7 @@ def as_static(step: Qat) -> Quantize:
         method="static",
         activations=step.activations,
         calibration=step.calibration,
+        equalize=False,
         smooth=False,
         exclude=step.exclude,
     )

@@ -107,7 +107,10 @@ def range_of(histogram: Histogram, calibration: Calibration) -> Range:
 
 
 def noise_db(observed: Observed, quantized: ModelProto) -> float:
-    """Signal to noise in what a quantized graph gives for the samples, in decibels; each output counts alike."""
+    """Signal to noise in what a quantized graph gives for the samples, in decibels; each output counts alike.
+
+    Minus infinity where it gives what is no number, or infinite, and the float graph does not.
+    """
     session = _session(quantized)
     power, noise = np.zeros(len(observed.outputs)), np.zeros(len(observed.outputs))
     for feed, exact in zip(observed.samples, observed.watch(observed.outputs), strict=True):
@@ -117,6 +120,8 @@ def noise_db(observed: Observed, quantized: ModelProto) -> float:
                 signal = exact[name][finite].astype(np.float64)
                 power[place] += np.square(signal).sum()
                 noise[place] += np.square(np.nan_to_num(got[finite], nan=np.inf) - signal).sum()
+    if not np.isfinite(noise).all():
+        return -np.inf
     shares = noise[power > 0] / power[power > 0]
     return float(-10 * np.log10(max(shares.mean(), _LEAST_NOISE))) if shares.size else 0.0
 

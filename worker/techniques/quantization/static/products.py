@@ -76,7 +76,7 @@ def products(graph: GraphProto, tensors: Collection[str]) -> Iterator[Product]:
         outputs = shapes[node.input[1]][axis]
         bias = node.input[BIAS] if len(node.input) > BIAS else None
         if node.op_type == "MatMul" and counts[node.output[0]] == 1:
-            bias = _added(readers.get(node.output[0]), node.output[0])
+            bias = added(readers.get(node.output[0]), node.output[0])
         of_outputs = bias is not None and shapes.get(bias) == (outputs,) and counts[bias] == 1
         yield Product(node, node.input[1], node.input[0], axis, bias if of_outputs else None)
 
@@ -93,7 +93,7 @@ def _axis(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> int | None:
     return 1 if node.op_type == "MatMul" and len(shape) == 2 else None
 
 
-def _added(node: NodeProto | None, tensor: str) -> str | None:
+def added(node: NodeProto | None, tensor: str) -> str | None:
     """What a sum adds to a tensor; None where the only one that reads it is no sum, or the graph's end."""
     if node is None or node.op_type != "Add":
         return None

@@ -3,7 +3,7 @@ were found here."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,11 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from app.contract.calibration import Calibration
+from app.contract.errors import ExportFailed
 from app.contract.spec import Quantize
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.static.equalization import equalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.observing import Observed, noise_db
 from worker.techniques.quantization.static.ranges_math import Range
@@ -32,7 +34,11 @@ ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 TRIED: tuple[Method, ...] = ("minmax", "percentile", "mse")
 # In a transformer what products give goes into sums that stay floats, and can reach far in a few channels.
 FLOAT_OUTPUTS = ("MatMul", "Gemm")
-WORTH_DB = 0.5  # by which factors have to better the whole: a multiplication costs time
+# By which factors have to better the whole: of smoothing, whose multiplications cost time, and of equalization.
+WORTH_DB, ANY_DB = 0.5, 0.0
+
+Way = Callable[[ModelProto], tuple[list[Row], list[str]]]
+"""Moves factors in a graph, in place: what was done, and the names of the multiplications that it took."""
 
 
 @dataclass(frozen=True)
@@ -85,52 +91,87 @@ def quantize_static(
     same graph, but that factors may have moved from channels into weights. Steps and ranges that a training has
     `learned` are taken as they are.
 
-    Raises ExportFailed where calibration samples lead to what is no number.
+    Raises ExportFailed where calibration samples lead to what is no number, in floats or in integers.
     """
     proto = onnx.load(source)
-    details: Details = {}
-    if step.smooth:
-        proto, plan, details["smoothed"] = _smoothed(proto, step, samples, plan)
+    proto, plan, details = _with_factors(proto, step, samples, plan)
     onnx.save_model(proto, str(floats))
     observed = Observed(proto, samples)
     methods = TRIED if step.calibration.method == "auto" else (step.calibration.method,)
     tried = [step.calibration.model_copy(update={"method": method}) for method in methods]
     fixed = learned.ranges_in(proto.graph)
     ranges = [own | fixed for own in observed.ranges(plan.tensors(proto), tried)]
-    rounded: dict[str, Rounded] = {}
-    if step.per_channel:
-        adaptive, correct = step.rounding == "adaptive", step.bias_correction
-        rounded = learned.steps_in(proto.graph, plan.nodes(proto))
-        nodes = [node.name for node in proto.graph.node if rounded.keys().isdisjoint(node.input)]
-        chosen = set(plan.nodes(proto)).intersection(nodes)
-        rounded |= round_weights(proto, observed, chosen, plan.bits, adaptive=adaptive, correct=correct)
+    rounded = learned.steps_in(proto.graph, plan.nodes(proto)) if step.per_channel else {}
+    rounded |= _rounded(proto, observed, step, plan, rounded, adaptive=step.rounding == "adaptive")
     made = [_with_integers(proto, step, plan, own, rounded) for own in ranges]
-    best = 0
-    if len(made) > 1:
-        noise = [noise_db(observed, one) for one in made]
-        best = max(range(len(made)), key=noise.__getitem__)
-        details["calibrations"] = [
-            {"method": method, "sqnr_db": found if np.isfinite(found) else None}
-            for method, found in zip(methods, noise, strict=True)
-        ]
+    noise = [noise_db(observed, one) for one in made]
+    best = max(range(len(made)), key=noise.__getitem__)
+    if noise[best] == -np.inf:
+        raise ExportFailed(
+            "In 8 bits the model gives what is no number, or is infinite, for the calibration samples. Name the layers "
+            "in front of logarithms, roots and divisions in exclude, or use method dynamic."
+        )
+    details["calibrations"] = [
+        {"method": method, "sqnr_db": found if np.isfinite(found) else None}
+        for method, found in zip(methods, noise, strict=True)
+    ]
     details["calibration_method"] = methods[best]
     return Found(proto, plan, step, ranges[best], rounded, details)
 
 
-def _smoothed(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> tuple[ModelProto, Plan, list[Row]]:
-    """The graph with factors moved and the plan for it, if that is worth it: judged by what the graph gives when all is
-    rounded to the nearest."""
-    other = ModelProto.FromString(proto.SerializeToString())
-    rows, spent = smooth(other, Observed(proto, samples), plan.nodes(proto), plan.bits)
-    if not rows:
-        return proto, plan, []
-    own = replace(plan, kept=[*plan.kept, *spent])
-    noise = []
-    for graph, way in ((proto, plan), (other, own)):
-        observed = Observed(graph, samples)
-        ranges = observed.ranges(way.tensors(graph), [Calibration(method="minmax")])
-        noise.append(noise_db(observed, _with_integers(graph, step, way, ranges[0], {})))
-    return (other, own, rows) if noise[1] >= noise[0] + WORTH_DB else (proto, plan, [])
+def _with_factors(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> tuple[ModelProto, Plan, Details]:
+    """The graph with factors moved between layers, and the plan for it. What was moved, by the name of the way, which
+    is nothing where it is not worth it: judged by what the graph gives when all is rounded to the nearest."""
+    details: Details = {}
+    noise: float | None = None
+    for name, way, worth in _ways(step, samples, plan):
+        other = ModelProto.FromString(proto.SerializeToString())
+        rows, spent = way(other)
+        details[name] = []
+        if not rows:
+            continue
+        own = replace(plan, kept=[*plan.kept, *spent])
+        before = _nearest_db(proto, step, samples, plan) if noise is None else noise
+        noise = _nearest_db(other, step, samples, own)
+        if noise > before + worth:
+            proto, plan, details[name] = other, own, rows
+        else:
+            noise = before
+    return proto, plan, details
+
+
+def _ways(step: Quantize, samples: Samples, plan: Plan) -> Iterator[tuple[str, Way, float]]:
+    """Those that are asked for: what each is called, what it does, and what it has to be worth in decibels."""
+    if step.equalize:
+        yield "equalized", lambda proto: (equalize(proto, plan.nodes(proto)), []), ANY_DB
+    if step.smooth:
+        yield "smoothed", lambda proto: smooth(proto, Observed(proto, samples), plan.nodes(proto), plan.bits), WORTH_DB
+
+
+def _nearest_db(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> float:
+    """Signal to noise of what the graph gives when all is rounded to the nearest."""
+    observed = Observed(proto, samples)
+    ranges = observed.ranges(plan.tensors(proto), [Calibration(method="minmax")])
+    own = ModelProto.FromString(proto.SerializeToString())
+    plain = step.model_copy(update={"bias_correction": False})
+    return noise_db(observed, _with_integers(own, step, plan, ranges[0], _rounded(own, observed, plain, plan)))
+
+
+def _rounded(
+    proto: ModelProto,
+    observed: Observed,
+    step: Quantize,
+    plan: Plan,
+    settled: Collection[str] = (),
+    *,
+    adaptive: bool = False,
+) -> dict[str, Rounded]:
+    """Rounds weights in place but those that are settled; with one step a weight that is left to the quantizer."""
+    if not step.per_channel:
+        return {}
+    left = {node.name for node in proto.graph.node if set(settled).isdisjoint(node.input)}
+    nodes = left.intersection(plan.nodes(proto))
+    return round_weights(proto, observed, nodes, plan.bits, adaptive=adaptive, correct=step.bias_correction)
 
 
 def _with_integers(

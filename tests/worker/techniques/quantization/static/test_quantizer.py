@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 
 from app.contract.errors import ExportFailed
-from app.contract.spec import Quantize
+from app.contract.spec import Calibration, Quantize
 from tests.worker.conftest import OnnxExport
 from tests.worker.techniques.quantization.static.graphs import floats, graph_of
 from worker.data.base import Data
@@ -61,6 +61,7 @@ def test_auto_takes_the_best_of_what_it_tries(
         alone, other = made(lenet_float, tmp_path, samples, calibration={"method": one["method"]})
         assert one["sqnr_db"] == pytest.approx(sqnr_db(exact, outputs(alone, samples)), abs=0.01)
         assert other.details["calibration_method"] == one["method"]
+        assert other.details["calibrations"] == [one]
     best = max(tried, key=lambda one: float(one["sqnr_db"] or 0))
     assert found.details["calibration_method"] == best["method"]
     assert sqnr_db(exact, outputs(path, samples)) == pytest.approx(best["sqnr_db"], abs=0.01)
@@ -139,6 +140,22 @@ def test_what_becomes_no_number_is_refused(tmp_path: Path) -> None:
     samples = Samples(lambda: [Batch((-torch.ones(2, 4),), None)], ["x"], 1)
     with pytest.raises(ExportFailed, match=r"'h' becomes what is no number \(NaN\)"):
         quantize_file(source, tmp_path / "q.onnx", Quantize(), samples, ())
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize("method", ["auto", "minmax"])
+def test_a_file_that_gives_no_numbers_is_not_delivered(method: str, tmp_path: Path) -> None:
+    """A quotient of what 8 bits hold as 0."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "product"),
+        helper.make_node("Div", ["m", "m"], ["y"], "quotient"),
+    ]
+    source = tmp_path / "quotient.onnx"
+    weight = np.diag(np.array([1.0, 1e-6], np.float32))
+    onnx.save_model(graph_of(nodes, {"w": weight}, ["n", 2], ["y"]), str(source))
+    samples = Samples(lambda: [Batch((1 + torch.rand(8, 2),), None)], ["x"], 1)
+    with pytest.raises(ExportFailed, match="In 8 bits the model gives what is no number"):
+        quantize_file(source, tmp_path / "q.onnx", Quantize(calibration=Calibration(method=method)), samples, ())  # type: ignore[arg-type]
     assert not (tmp_path / "q.onnx").exists()
 
 

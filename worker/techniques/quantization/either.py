@@ -1,0 +1,107 @@
+"""Static int8 or dynamic: both files are made, and the better one is delivered. Which it is cannot be told beforehand:
+of transformers some are nearer to their floats, and faster, with ranges that are found as activations come."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from app.contract.errors import ExportFailed
+from app.contract.spec import Quantize
+from worker.evaluation.latency import measure_in_turns
+from worker.loading.onnx_session import open_session
+from worker.techniques.base import Details
+from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.leaving import Limit
+from worker.techniques.quantization.onnx_int8 import Int8, quantize_file
+from worker.techniques.quantization.static.observing import Observed, noise_db
+
+NEARER_DB = 1.0  # less is no difference to speak of, and the faster one is taken
+SLOWER = 1.2  # times as long is too dear for being nearer
+BUDGET_S = 1.0  # for all runs that are timed
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a file gives beside the float model's outputs for the calibration samples, and what a sample takes."""
+
+    sqnr_db: float
+    median_s: float
+
+
+def quantize_either(
+    source: Path,
+    target: Path,
+    step: Quantize,
+    samples: Samples,
+    float_layers: Collection[str],
+    limit: Limit | None = None,
+) -> Int8:
+    """As `quantize_file`, by either method; the details say what was tried, which one was taken, and why.
+
+    Where one of the two fails it is the other; where both do, what static int8 failed by is raised.
+    """
+    files: dict[str, Path] = {}
+    made: dict[str, Int8] = {}
+    failed: dict[str, ExportFailed] = {}
+    for method in ("static", "dynamic"):
+        files[method] = source.with_name(f"{source.stem}-{method}{source.suffix}")
+        try:
+            way = step.model_copy(update={"method": method})
+            made[method] = quantize_file(source, files[method], way, samples, float_layers, limit)
+        except ExportFailed as failure:
+            failed[method] = failure
+    if not made:
+        raise failed["static"]
+    tried = _tried(source, {method: files[method] for method in made}, samples)
+    chosen, why = better(tried)
+    if failed:
+        why = " ".join(f"Method {method} failed: {failure.detail}" for method, failure in failed.items())
+    shutil.copyfile(files[chosen], target)
+    rows = [
+        {"method": method, "sqnr_db": one.sqnr_db if np.isfinite(one.sqnr_db) else None, "median_s": one.median_s}
+        for method, one in tried.items()
+    ]
+    details: Details = {"method": chosen, "why": why, "methods": rows}
+    return Int8(made[chosen].floats, details | made[chosen].details)
+
+
+def better(tried: Mapping[str, Tried]) -> tuple[str, str]:
+    """The method to take, and a sentence: the nearer one, by NEARER_DB or more, unless it takes more than SLOWER times
+    as long; else the faster one."""
+    nearest = max(tried, key=lambda method: tried[method].sqnr_db)
+    fastest = min(tried, key=lambda method: tried[method].median_s)
+    if nearest == fastest:
+        return nearest, f"{nearest} is the nearer to the float model, and the faster."
+    gain = tried[nearest].sqnr_db - tried[fastest].sqnr_db
+    times = tried[nearest].median_s / tried[fastest].median_s
+    told = f"{nearest} is nearer to the float model by {gain:.1f} dB and takes {times:.2f} times as long"
+    if gain >= NEARER_DB and times <= SLOWER:
+        return nearest, f"{told}."
+    return fastest, f"{told}, for which {fastest} is taken."
+
+
+def _tried(source: Path, files: Mapping[str, Path], samples: Samples) -> dict[str, Tried]:
+    observed = Observed(onnx.load(source), samples)
+    noise = {method: noise_db(observed, onnx.load(file)) for method, file in files.items()}
+    rivals = {method: _run(file, samples) for method, file in files.items()}
+    taken = measure_in_turns(rivals, batch_size=1, threads=torch.get_num_threads(), budget_s=BUDGET_S)
+    return {method: Tried(noise[method], taken[method].median_s) for method in files}
+
+
+def _run(file: Path, samples: Samples) -> Callable[[], object]:
+    """The file on a sample; on a batch, where it takes nothing else."""
+    session = open_session(file.read_bytes(), torch.get_num_threads())
+    feed = next(iter(samples))
+    one = {name: value[:1] for name, value in feed.items()}
+    try:
+        session.run(None, one)
+    except Exception:  # of the runtime, whose errors share no class
+        one = feed
+    return lambda: session.run(None, one)
