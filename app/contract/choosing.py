@@ -11,7 +11,8 @@ from app.contract.spec import Quantize, ResolvedSpec, Step
 from app.contract.weight_only import WeightOnly
 
 COMPRESSED_TENSORS = "compressed-tensors"
-MOSTLY = 0.9  # of the weights, from which on a model is one of products, as transformers are
+# What tells a transformer: its norms, and that so much of its weights is of layers that dynamic int8 covers.
+NORMS, MOSTLY = ("LayerNorm", "RMSNorm"), 0.9
 WITHOUT_SAMPLES = ("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention", "Conv1D")
 
 
@@ -51,7 +52,7 @@ def choose(step: Automatic, model: ModelFacts, dataset: DatasetFacts | None, poi
     if samples:
         activations = "uint8" if step.target == "x86" else "int8"
         # Which of the two is better has to be measured; TensorRT reads static files alone.
-        either = step.target == "x86" and _of_products(model)
+        either = step.target == "x86" and _is_transformer(model)
         found = Quantize(method="static", activations=activations, or_dynamic=either, exclude=step.exclude)
         return Choice(found, _why_static(step, either))
     if any(layer.type in WITHOUT_SAMPLES for layer in model.layers):
@@ -80,11 +81,12 @@ def _of_language(step: Automatic, samples: bool) -> Choice:
     return Choice(found, why)
 
 
-def _of_products(model: ModelFacts) -> bool:
-    """Whether nearly all of its weights are of layers that dynamic int8 covers, some of them Linear."""
+def _is_transformer(model: ModelFacts) -> bool:
+    """The norms are named by their ends: T5LayerNorm, DebertaV2LayerNorm, LlamaRMSNorm."""
     covered = sum(layer.parameters for layer in model.layers if layer.type in (*WITHOUT_SAMPLES, "Embedding"))
     linear = any(layer.type in WITHOUT_SAMPLES for layer in model.layers)
-    return linear and covered >= MOSTLY * sum(layer.parameters for layer in model.layers)
+    normed = any(layer.type.endswith(NORMS) for layer in model.layers)
+    return linear and normed and covered >= MOSTLY * sum(layer.parameters for layer in model.layers)
 
 
 def _why_static(step: Automatic, either: bool) -> str:

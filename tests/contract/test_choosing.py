@@ -55,24 +55,38 @@ def test_activations_as_the_target_multiplies_them(target: str, activations: str
     assert step.activations == activations
 
 
+def layers(*types: str) -> tuple[LayerFacts, ...]:
+    """Of a thousand weights each, but norms, which have ten."""
+    return tuple(
+        LayerFacts(name=str(place), type=kind, shape=(10,) if kind.endswith("Norm") else (10, 100), parameters=size)
+        for place, kind in enumerate(types)
+        for size in (10 if kind.endswith("Norm") else 1000,)
+    )
+
+
+BERT = ("Embedding", "LayerNorm", *("Linear",) * 12)
+
+
 @pytest.mark.parametrize(
-    ("target", "layer", "either"),
-    [("x86", "Linear", True), ("arm", "Linear", False), ("cuda", "Linear", False), ("x86", "Conv2d", False)],
+    ("target", "types", "either"),
+    [
+        ("x86", BERT, True),
+        ("x86", ("Conv2d", "T5LayerNorm", *("MultiheadAttention",) * 12), True),
+        ("arm", BERT, False),
+        ("cuda", BERT, False),
+        ("x86", ("Linear", "Linear"), False),
+        ("x86", ("Conv2d", "LayerNorm", "Linear"), False),
+        ("x86", ("Embedding", "LayerNorm"), False),
+    ],
 )
-def test_either_where_nearly_all_are_products_and_the_target_is_like_the_worker(
-    target: str, layer: str, either: bool
+def test_of_transformers_both_files_are_made_where_the_target_is_like_the_worker(
+    target: str, types: tuple[str, ...], either: bool
 ) -> None:
-    choice = choose(auto(target=target), model(layer=layer), SAMPLES, "/steps/0")
+    facts = model().model_copy(update={"layers": layers(*types)})
+    choice = choose(auto(target=target), facts, SAMPLES, "/steps/0")
     assert isinstance(choice.step, Quantize)
-    assert choice.step.or_dynamic == either
+    assert (choice.step.method, choice.step.or_dynamic) == ("static", either)
     assert ("Dynamic int8 is tried besides" in choice.why) == either
-
-
-def test_a_few_products_behind_convolutions_are_no_reason_to_try_dynamic() -> None:
-    layers = (*model().layers, LayerFacts(name="1", type="Linear", shape=(8, 4), parameters=32))
-    step = choose(auto(), model().model_copy(update={"layers": layers}), SAMPLES, "/steps/0").step
-    assert isinstance(step, Quantize)
-    assert not step.or_dynamic
 
 
 def test_dynamic_without_samples_and_never_for_convolutions_alone() -> None:

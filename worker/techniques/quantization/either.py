@@ -64,11 +64,14 @@ def quantize_either(
     if failed:
         why = " ".join(f"Method {method} failed: {failure.detail}" for method, failure in failed.items())
     shutil.copyfile(files[chosen], target)
-    rows = [
-        {"method": method, "sqnr_db": one.sqnr_db if np.isfinite(one.sqnr_db) else None, "median_s": one.median_s}
-        for method, one in tried.items()
-    ]
-    details: Details = {"method": chosen, "why": why, "methods": rows}
+    details: Details = {
+        "method": chosen,
+        "why": why,
+        "methods": [
+            {"method": method, "sqnr_db": one.sqnr_db if np.isfinite(one.sqnr_db) else None, "median_s": one.median_s}
+            for method, one in tried.items()
+        ],
+    }
     return Int8(made[chosen].floats, details | made[chosen].details)
 
 
