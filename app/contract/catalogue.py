@@ -14,7 +14,9 @@ from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
 from app.contract.strict import Strict
 from app.contract.weight_only import WeightOnly
 
-INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
+# In which artifact int8 is delivered: it lives in the file, and not in the module.
+INT8_EXPORTS = {"static": ("onnx", "pt2"), "dynamic": ("onnx",)}
+INT8_EXPORT = "onnx"  # of both methods
 
 Family = Literal["pruning", "training", "distillation", "quantization"]
 
@@ -30,7 +32,7 @@ class Technique:
     applies_to: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     may_not_follow: frozenset[str] = field(default_factory=frozenset)
-    exports: tuple[str, ...] = ("native", "onnx", "packed")
+    exports: tuple[str, ...] = ("native", "onnx", "packed", "pt2")
     methods: tuple[Strict, ...] = ()
     """A step for each way of using it, with which a model is asked whether it applies."""
 
@@ -41,7 +43,7 @@ class Technique:
 
     @property
     def requires_export(self) -> str | None:
-        """The artifact in which int8 (of quantize: methods static and dynamic) is delivered, and in no other."""
+        """The artifact in which int8 (of quantize: methods static and dynamic) is delivered; static in pt2 as well."""
         return INT8_EXPORT if any(isinstance(step, Quantize) for step in self.methods) else None
 
 
@@ -94,7 +96,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         "prune is for. weight_only: Linear, Conv1d, Conv2d, and Embedding where asked for.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
-        exports=("native", "onnx", "packed", "compressed-tensors"),
+        exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
         methods=(
             Quantize(method="static"),
             Quantize(method="dynamic"),
@@ -130,7 +132,10 @@ def check_order(spec: ResolvedSpec) -> None:
                 "distill with a student makes a new network, so what prune did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Quantize) and INT8_EXPORT not in spec.export:
+        if isinstance(step, Quantize) and not set(spec.export).intersection(INT8_EXPORTS[step.method]):
+            formats = INT8_EXPORTS[step.method]
             raise OrderRefused(
-                f"{step.technique} is delivered as {INT8_EXPORT}: add {INT8_EXPORT!r} to export.", pointer="/export"
+                f"{step.technique} with method {step.method} is delivered as {' or '.join(formats)}: add "
+                f"{' or '.join(map(repr, formats))} to export.",
+                pointer="/export",
             )

@@ -18,7 +18,7 @@ from app.contract.weight_only import WeightOnly
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
 
-ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors"]
+ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors", "pt2"]
 
 
 class Finetune(Strict):
@@ -61,7 +61,8 @@ class Calibration(Strict):
 
 
 class Quantize(Strict):
-    """Stores weights as 8-bit integers and computes in integers where the runtime can. Delivered as ONNX."""
+    """Stores weights as 8-bit integers and computes in integers where the runtime can. Delivered as ONNX, or,
+    with method static, as a program of torch."""
 
     technique: Literal["quantize"] = "quantize"
     method: Literal["static", "dynamic"] = Field(

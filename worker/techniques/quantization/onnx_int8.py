@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from worker.export.strip import strip
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
 
@@ -57,14 +57,6 @@ QDQ_OPSET = 13
 SPLIT_GEMM = "_MatMul"
 
 
-@dataclass(frozen=True)
-class Int8:
-    """How a file came to be: `floats` is the graph whose weights its integers stand for."""
-
-    floats: Path
-    details: Details
-
-
 def activation_type(wanted: Literal["auto", "uint8", "int8"]) -> Literal["uint8", "int8"]:
     """The integer type of activations: `auto` is uint8 on x86, whose int8 instructions multiply unsigned by signed."""
     if wanted != "auto":
@@ -84,7 +76,7 @@ def reduced_range(step: Quantize) -> bool:
 
 def quantize_file(
     source: Path, target: Path, step: Quantize, samples: Samples | None, float_layers: Collection[str]
-) -> Int8:
+) -> Int8Graph:
     """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
     `float_layers` are the layers (names of the torch module) that stay floating point; `samples` are for method static.
@@ -123,7 +115,7 @@ def quantize_file(
     onnx.save_model(quantized, str(target))
     promised = DYNAMIC_OPS if step.method == "dynamic" else tuple(TRANSFORMER_OPS)
     check_stored(proto, quantized, promised, kept)
-    return Int8(floats, details)
+    return Int8Graph(target, source, floats, details)
 
 
 def prepare(source: Path, target: Path) -> Path:
