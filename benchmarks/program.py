@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import numpy as np
 import onnx
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 
 from app.contract.spec import Calibration, Quantize
 from benchmarks.harness import table, where
-from benchmarks.int8 import THREADS, _exported, _inferred, _samples, _session, _sized
+from benchmarks.int8 import THREADS, _exported, _samples, _session, _sized
 from tests.worker.helpers import tiny_model
 from worker.evaluation.latency import measure_in_turns
 from worker.evaluation.layers import sqnr_db
@@ -57,16 +59,17 @@ def _measured(title: str, module: nn.Module, example: torch.Tensor, folder: Path
         quantize_file(floats, int8, STEP, _samples(arrays), ())
         _save(integer_module(onnx.load(int8)).module, example, program)
         loaded = open_program(program).module()
-    compiled = torch.compile(loaded, options={"freezing": True})
+    inductor.freezing = True
+    compiled = torch.compile(loaded)
     begun = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():
         compiled(example)
     print(f"{title}: compiled in {time.perf_counter() - begun:.0f} s", flush=True)
     feed = {"x": example.numpy()}
     forms = {
-        "torch, floats": (None, partial(_inferred, module, (example,))),
-        "program, int8, eager": (program, partial(_inferred, loaded, (example,))),
-        "program, int8, compiled": (program, partial(_inferred, compiled, (example,))),
+        "torch, floats": (None, partial(_run, module, example)),
+        "program, int8, eager": (program, partial(_run, loaded, example)),
+        "program, int8, compiled": (program, partial(_run, compiled, example)),
         "ONNX Runtime, floats": (floats, partial(_session(floats).run, None, feed)),
         "ONNX Runtime, int8": (int8, partial(_session(int8).run, None, feed)),
     }
@@ -89,6 +92,11 @@ def _measured(title: str, module: nn.Module, example: torch.Tensor, folder: Path
         ]
         for own, (path, _) in forms.items()
     ]
+
+
+def _run(module: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
+    with torch.no_grad():
+        module(example)
 
 
 def _save(module: nn.Module, example: torch.Tensor, path: Path) -> None:

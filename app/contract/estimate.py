@@ -22,6 +22,7 @@ CALIBRATION_PASSES = 2
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
+COMPILE_SECONDS = 40.0  # of a program of integers, by torch, for the report
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 COMPRESS_ROUNDS = 18.0  # of a search that ended, half as much again for the training of its values
@@ -64,10 +65,12 @@ def estimate(
             passes += CALIBRATION_PASSES * min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
         if isinstance(step, WeightOnly) and step.looks_at_inputs:
             passes += INPUT_PASSES * min(step.samples, _samples(dataset, calibration_split(dataset)))
+    integers = any(isinstance(step, Quantize) and step.method == "static" for step in spec.steps)
+    compiling = COMPILE_SECONDS if integers and "pt2" in spec.export else 0.0
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
-        seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
+        seconds=compiling + FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + passes * cost.seconds,
         memory_bytes=RUNTIME_BYTES + max(needs),
     )
 

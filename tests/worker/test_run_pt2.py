@@ -5,32 +5,46 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from torch import nn
 
+from app.contract.errors import OrderRefused, Unsupported
+from app.contract.facts import DatasetFacts, SplitFacts, TensorFacts
 from app.contract.pruning import Prune
 from app.contract.report import ArtifactReport, Report
-from app.contract.spec import Quantize, Step
+from app.contract.spec import ExportFormat, Quantize, Step
 from tests.acceptance.test_onnx import perceptron
-from tests.worker.helpers import MemorySplit, part_of
+from tests.worker.helpers import MemorySplit, context_for, digits_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
 from tests.worker.loading.files import zipped
+from tests.worker.nets import Recurrent, text_model
 from tests.worker.test_run_compressed_tensors import bert
-from worker.data.base import Data
+from tests.worker.test_run_onnx import digits_graph
+from worker.constraints import baked
+from worker.data.base import Data, RawBatch
 from worker.evaluation import compare
 from worker.evaluation.layers import sqnr_db
-from worker.export.program import open_program
+from worker.evaluation.program import ProgramFile
+from worker.evaluation.verify import check_samples, verify
+from worker.export.program import export_program, open_program
+from worker.export.registry import EXPORTERS, Exported
+from worker.loading import load_model
 from worker.model import Model
 from worker.request import RunRequest
 from worker.run import run_job
+from worker.techniques.registry import TECHNIQUES
 
 SHAPE = (1, 28, 28)
 SMALL = {"train": 512, "test": 300, "calibration": 64}
 NAME = "program.pt2"
+BERT = ("input_ids", "attention_mask", "token_type_ids")
 
 # What docs/http.md tells whoever has downloaded it: nothing of this service is there, nor any package but torch.
 LOAD = """
@@ -136,47 +150,92 @@ def test_what_is_compiled_is_measured(trained_lenet: Model, mnist: Data, tmp_pat
     assert "ms beside it (compiled once in" in report.warnings[0]
 
 
-@pytest.mark.parametrize("steps", [(Prune(sparsity=0.5),), (Prune(sparsity=0.5), Quantize())])
+def delivered(model: Model, data: Data | None, steps: tuple[Step, ...], folder: Path) -> dict[str, Exported]:
+    """Artifacts as a job writes and verifies them, without what it measures besides."""
+    context = context_for(model, data, folder)
+    for step in steps:
+        TECHNIQUES[step.technique].apply(step, context)
+    module = baked(context.model.module).eval()
+    found = {name: EXPORTERS[name](module, context, folder) for name in ("onnx", "pt2")}
+    verify(found["pt2"], module, check_samples(model, context.feed), lambda one: opened(model, one))
+    return found
+
+
+def opened(model: Model, one: Exported) -> ProgramFile:
+    return ProgramFile(one.path, model.facts, 1, one.integers, one.sources)
+
+
+@pytest.mark.parametrize("steps", [(), (Quantize(rounding="nearest", smooth=False),)])
 def test_a_model_of_transformers(steps: tuple[Step, ...], tmp_path: Path) -> None:
     bert(tmp_path / "model")
     content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
-    ids = torch.randint(0, 100, (40, 16), generator=torch.Generator().manual_seed(0))
-    request = request_for(tmp_path / "job", "model.zip", content, {}, arrays(ids), steps, export=("onnx", "pt2"))
-    _, artifacts = done(request)
-    inputs = (ids[:8], torch.ones_like(ids[:8]), torch.zeros_like(ids[:8]))
-    program = open_program(request.output / NAME)
-    outputs = in_a_fresh_process(request.output / NAME, inputs, tmp_path)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    named = dict(zip(names, inputs, strict=True))
+    (tmp_path / "model.zip").write_bytes(content)
+    model = load_model(tmp_path / "model.zip", "model.zip", {}, tmp_path)
+    model = replace(model, encode=lambda raw: tuple(torch.as_tensor(raw.inputs[name]) for name in BERT))
+    ids = torch.randint(0, 100, (32, 16), generator=torch.Generator().manual_seed(0))
+    inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))
+    found = delivered(model, tokens(inputs), steps, tmp_path)
+    outputs = in_a_fresh_process(found["pt2"].path, inputs, tmp_path)
+    named = dict(zip(BERT, inputs, strict=True))
+    program = open_program(found["pt2"].path).module()
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(**named), outputs)
-        short = program.module()(*(one[:3, :9] for one in inputs))
-    assert short.shape == (3, 3)
-    reference = in_onnxruntime(request.output / "model.onnx", **{name: one.numpy() for name, one in named.items()})
-    assert sqnr_db(reference, outputs.numpy()) > (20 if len(steps) > 1 else 90)
-    layers = {layer.name: layer for layer in artifacts["pt2"].measurement.layers}
-    assert {layer.bits for layer in layers.values()} == ({8} if len(steps) > 1 else {32})
+        torch.testing.assert_close(program(**named), outputs)
+        assert program(*(one[:3, :9] for one in inputs)).shape == (3, 3)  # sentences of another length
+    reference = in_onnxruntime(found["onnx"].path, **{name: one.numpy() for name, one in named.items()})
+    assert sqnr_db(reference, outputs.numpy()) > (20 if steps else 90)
+    layers = {layer.name: layer for layer in opened(model, found["pt2"]).layers()}
+    assert {layer.bits for layer in layers.values()} == ({8} if steps else {32})
+    assert "bert.embeddings.word_embeddings.weight" in {name.removeprefix("module.") for name in layers}
 
 
-def arrays(ids: torch.Tensor) -> Data:
-    return memory_data({"calibration": (ids, None)})
+class Encoded:
+    """A split of sentences that are numbers already."""
+
+    has_targets = False
+
+    def __init__(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def classes(self) -> None:
+        return None
+
+    def read(self, indices: Sequence[int]) -> RawBatch:
+        return RawBatch({name: one[list(indices)] for name, one in zip(BERT, self.inputs, strict=True)}, None)
+
+
+def tokens(inputs: tuple[torch.Tensor, ...]) -> Data:
+    split = Encoded(inputs)
+    facts = tuple(TensorFacts(name=name, shape=(None,), dtype="int64") for name in BERT)
+    splits = {"calibration": SplitFacts(samples=len(split), inputs=facts, targets=None)}
+    return Data(DatasetFacts(kind="arrays", splits=splits), {"calibration": split})
 
 
 def test_an_uploaded_graph_that_torch_computes(tmp_path: Path) -> None:
-    """It ends in probabilities, and so does the program; what it gains is against the graph in torch."""
-    content = perceptron(tmp_path / "upload.onnx").read_bytes()
-    data = digits_data((1, 8, 8))
-    spec = {"task": "image-classification"}
-    steps = (Quantize(rounding="nearest", smooth=False),)
-    request = request_for(tmp_path / "job", "model.onnx", content, spec, data, steps, export=("pt2", "onnx"))
-    _, artifacts = done(request)
+    """It ends in probabilities, and so does the program."""
+    path, data = perceptron(tmp_path / "upload.onnx"), digits_data((1, 8, 8))
+    model = load_model(path, "model.onnx", {"task": "image-classification"}, tmp_path)
+    step = Quantize(rounding="nearest", smooth=False)
+    found = delivered(model, data, (step,), tmp_path)
     split = data.splits["test"]
     assert isinstance(split, MemorySplit)
-    chances = in_a_fresh_process(request.output / NAME, (split.inputs[:32],), tmp_path).numpy()
+    chances = in_a_fresh_process(found["pt2"].path, (split.inputs[:32],), tmp_path).numpy()
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-5)
-    reference = in_onnxruntime(request.output / "model.onnx", pixels=split.inputs[:32].numpy())
-    assert sqnr_db(reference, chances) > 30
-    assert {layer.bits for layer in artifacts["pt2"].measurement.layers} == {8}
+    assert sqnr_db(in_onnxruntime(found["onnx"].path, pixels=split.inputs[:32].numpy()), chances) > 30
+    assert {layer.bits for layer in opened(model, found["pt2"]).layers()} == {8}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_stay_floats_and_lengths_open(kind: type[nn.RNNBase], tmp_path: Path) -> None:
+    model = text_model(Recurrent(kind).eval(), classes=4)
+    found = export_program(model.module, model, tmp_path / NAME)
+    program = open_program(found).module()
+    for batch, length in ((1, 7), (5, 12)):
+        rows = torch.randint(0, 5, (batch, length))
+        with torch.no_grad():
+            torch.testing.assert_close(program(rows), model.module(rows))
 
 
 def test_a_graph_that_torch_does_not_compute_is_refused(tmp_path: Path) -> None:
@@ -210,13 +269,12 @@ def test_with_dynamic_int8_a_program_is_floating_point_and_says_so(trained_lenet
 
 
 def test_a_float_program_can_be_uploaded_again(trained_lenet: Model, tmp_path: Path) -> None:
-    module = copy.deepcopy(trained_lenet.module)
-    first = job(tmp_path / "first", module, LENET_LAYERS, SHAPE, None, (Prune(sparsity=0.5),), export=("pt2",))
-    done(first)
-    content = (first.output / NAME).read_bytes()
-    spec = {"task": "image-classification"}
-    steps = (Prune(sparsity=0.7),)
-    second = request_for(tmp_path / "second", "model.pt2", content, spec, None, steps, export=("native", "pt2"))
-    _, artifacts = done(second)
-    assert {one.name for one in artifacts.values()} == {"model.pt2", NAME}
-    assert artifacts["pt2"].measurement.nonzero_parameters == artifacts["native"].measurement.nonzero_parameters
+    path = export_program(trained_lenet.module, trained_lenet, tmp_path / NAME)
+    again = load_model(path, NAME, {"task": "image-classification"}, tmp_path)
+    inputs = trained_lenet.example(4)
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(*inputs), trained_lenet.module(*inputs))
+    assert [one.name for one in again.facts.layers] == ["0", "3", "7", "9", "11"]
+    second = export_program(again.module, again, tmp_path / "again.pt2")
+    with torch.no_grad():
+        torch.testing.assert_close(open_program(second).module()(*inputs), trained_lenet.module(*inputs))

@@ -27,7 +27,8 @@ from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS, StoredW
 _PER_CHANNEL, _PER_TENSOR = (
     getattr(torch.ops.quantized_decomposed, f"dequantize_per_{what}").default for what in ("channel", "tensor")
 )
-_LOOKUP = torch.ops.aten.embedding.default
+# What may lie between stored integers and what makes floats of them: a lookup, or a dimension more.
+_LOOKUP, _UNSQUEEZE = torch.ops.aten.embedding.default, torch.ops.aten.unsqueeze.default
 _ZERO_POINT = 2  # the argument behind the values and the steps
 
 
@@ -117,8 +118,8 @@ def integer_weights(program: ExportedProgram) -> Iterator[StoredWeight]:
         if node.target not in (_PER_CHANNEL, _PER_TENSOR):
             continue
         values = node.args[0]
-        looked_up = isinstance(values, fx.Node) and values.target is _LOOKUP
-        name = held(values.args[0] if looked_up else values)
+        through = isinstance(values, fx.Node) and values.target in (_LOOKUP, _UNSQUEEZE)
+        name = held(values.args[0] if through else values)
         if name is None or name in seen:
             continue
         seen.add(name)

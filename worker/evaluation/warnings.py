@@ -93,7 +93,7 @@ def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec)
 def _compiled(artifact: ArtifactReport) -> str:
     """What torch.compile makes of a program of integers, which torch by itself runs operator by operator."""
     told = artifact.details
-    how = ' torch.compile(program.module(), options={"freezing": True}) is what makes it fast'
+    how = " torch.compile, with torch._inductor.config.freezing, is what makes it fast"
     if (reason := told.get("not_compiled")) is not None:
         return f"{how}; how fast was not measured, since {reason}."
     if not isinstance(median := told.get("compiled_median_s"), float):

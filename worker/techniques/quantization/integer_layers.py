@@ -67,6 +67,7 @@ class IntegerLayer(nn.Module):
     def __init__(self, layer: nn.Module, codes: Codes) -> None:
         super().__init__()
         self._compute = _compute(layer)
+        self._transposed = isinstance(layer, _ConvTransposeNd)
         outputs = codes.values.shape[0]
         self.axis = 0 if codes.axis is None else codes.axis
         self.register_buffer("weight", codes.values)
@@ -75,8 +76,13 @@ class IntegerLayer(nn.Module):
         self.bias = getattr(layer, "bias", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = Codes(self.weight, self.scale, self.zero_point, self.axis).dequantized()  # type: ignore[arg-type]
-        return self._compute(inputs, weight, self.bias)
+        codes: Tensor = self.weight  # type: ignore[assignment]
+        if self._transposed:
+            # torch's compiler (2.13) would take it for an ordinary convolution. A dimension more, and it does not see
+            # one: it makes floats of the weight.
+            codes = codes.unsqueeze(-1)
+        weight = Codes(codes, self.scale, self.zero_point, self.axis).dequantized()  # type: ignore[arg-type]
+        return self._compute(inputs, weight.squeeze(-1) if self._transposed else weight, self.bias)
 
 
 class IntegerTable(nn.Module):
