@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from app.contract.estimate import EXPORT_COPIES, EXPORT_SECONDS, FIXED_SECONDS, RUNTIME_BYTES, Estimate, estimate
+from app.contract.estimate import (
+    COMPILE_SECONDS,
+    EXPORT_COPIES,
+    EXPORT_SECONDS,
+    FIXED_SECONDS,
+    RUNTIME_BYTES,
+    Estimate,
+    estimate,
+)
 from app.contract.facts import Cost
 from app.contract.spec import ResolvedSpec
 from tests.contract.facts import dataset_facts, model_facts, split_facts
@@ -56,6 +64,13 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
 )
 def test_seconds_are_passes(step: dict[str, Any], passes: int) -> None:
     assert of(step).seconds == pytest.approx(FIXED_SECONDS + 2 * EXPORT_SECONDS + 0.01 * (passes + EVALUATED))
+
+
+def test_a_program_of_integers_is_compiled_for_the_report() -> None:
+    static = {"technique": "quantize"}
+    assert of(static, export=("pt2",)).seconds == pytest.approx(of(static, export=("onnx",)).seconds + COMPILE_SECONDS)
+    prune = {"technique": "prune", "sparsity": 0.5}
+    assert of(prune, export=("pt2",)).seconds == pytest.approx(of(prune, export=("onnx",)).seconds)
 
 
 def test_other_models_cost_what_they_cost() -> None:

@@ -212,3 +212,49 @@ def test_weights_of_few_bits_that_are_stored_as_floats_are_named() -> None:
     assert some == "model.onnx holds 2 of 3 weights of few bits as floats: 1.weight, 2.weight."
     (every,) = few_bits(32, 32)
     assert every.startswith("model.onnx holds weights of few bits as floats: packed stores them in few bits")
+
+
+PROGRAM = artifact("program.pt2", size=300, seconds=9e-3).model_copy(update={"format": "pt2"})
+
+
+@pytest.mark.parametrize(
+    ("details", "end"),
+    [
+        (
+            {
+                "compiled_median_s": 4e-4,
+                "compiled_eager_s": 9e-3,
+                "compiled_uploaded_s": 1e-3,
+                "compiled_compile_s": 21.4,
+            },
+            ": 0.4 ms, the uploaded model 1 ms beside it (compiled once in 21 s).",
+        ),
+        (
+            {
+                "compiled_median_s": 4e-4,
+                "compiled_eager_s": 9e-3,
+                "compiled_uploaded_s": None,
+                "compiled_compile_s": 21.4,
+            },
+            ": 0.4 ms (compiled once in 21 s).",
+        ),
+        ({"not_compiled": "there is no compiler"}, "; how fast was not measured, since there is no compiler."),
+    ],
+)
+def test_a_program_that_is_slow_by_itself_says_first_what_makes_it_fast(details: Any, end: str) -> None:
+    (sentence,) = said(PROGRAM.model_copy(update={"details": details}))
+    assert sentence == (
+        "program.pt2 is slower than the uploaded model: 9 ms a sample (median, 2 threads) against 1 ms. torch.compile, "
+        f"with torch._inductor.config.freezing, is what makes it fast{end}"
+    )
+
+
+def test_floats_name_the_files_with_the_integers() -> None:
+    native, graph = artifact("model.safetensors", size=300), artifact(size=300)
+    program = PROGRAM.model_copy(update={"speedup": 2.0, "speedup_same_runtime": 2.0})
+    assert said(native, graph, program) == (
+        "model.safetensors is floating point; the int8 weights are in model.onnx and program.pt2.",
+    )
+    dynamic = (Quantize(method="dynamic"),)
+    (_, sentence) = said(native, graph, program, steps=dynamic)
+    assert sentence == "program.pt2 is floating point; the int8 weights are in model.onnx."
