@@ -82,6 +82,7 @@ def _planned(format: ExportFormat, model: ModelFacts) -> PlannedArtifact:
         "onnx": "model.onnx",
         "packed": "model.tsr",
         "compressed-tensors": "model.compressed-tensors.zip",
+        "pt2": "program.pt2",
     }
     return PlannedArtifact(name=names[format], format=format)
 

@@ -14,6 +14,7 @@ from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
 from worker.ranks.ranks import Ranks
+from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.weight_grid import WeightGrid
 
@@ -24,12 +25,13 @@ class Context:
 
     `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
     mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
-    leaves for the exporter, since int8 lives in the artifact and not in the module; `grids` are those that weights have
-    come to lie on, by name, `ranges` what the inputs of their layers were trained to be rounded in, and `scales` those
-    of weights that are now float8 times a scale, of a shape that broadcasts against the weight. `checkpoints` are the
-    job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the uploaded model where a
-    student has taken its place. `memory_bytes` is what the job may take; None: nobody set a limit. `ranks` are the
-    processes that run the job: this one alone, or one of several that take the same steps.
+    leaves for the exporters, since int8 lives in the artifact and not in the module, and `int8` what the first of them
+    has made of it; `grids` are those that weights have come to lie on, by name, `ranges` what the inputs of their
+    layers were trained to be rounded in, and `scales` those of weights that are now float8 times a scale, of a shape
+    that broadcasts against the weight. `checkpoints` are the job's; a training that is no part of it (a trial on a
+    copy) has none. `replaced` is the uploaded model where a student has taken its place. `memory_bytes` is what the job
+    may take; None: nobody set a limit. `ranks` are the processes that run the job: this one alone, or one of several
+    that take the same steps.
     """
 
     model: Model
@@ -40,6 +42,7 @@ class Context:
     scratch: Path
     progress: Callable[[float], None]
     quantization: Quantize | None = None
+    int8: Int8Graph | None = None
     grids: dict[str, WeightGrid] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)

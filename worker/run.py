@@ -21,7 +21,7 @@ from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.report import Report, StepReport
-from app.contract.spec import ResolvedSpec, training_of
+from app.contract.spec import Quantize, ResolvedSpec, training_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -204,7 +204,8 @@ def _check(spec: ResolvedSpec, context: Context) -> ResolvedSpec:
         reason = TECHNIQUES[step.technique].applies(step, context.model)
         if reason is not None:
             raise Unsupported(reason, pointer="/recipe" if spec.recipe is not None else f"/steps/{index}")
-    if "onnx" in spec.export:
+    int8 = any(isinstance(step, Quantize) for step in spec.steps)  # which is found on the ONNX graph
+    if "onnx" in spec.export or ("pt2" in spec.export and int8):
         check_size(context.model.module)
     return spec
 

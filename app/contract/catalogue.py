@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,11 +14,13 @@ from app.contract.errors import OrderRefused
 from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
-from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec
+from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
 from app.contract.weight_only import FewBits, WeightOnly
 
-INT8_EXPORT = "onnx"  # int8 lives in the file, and not in the module
+# In which artifact int8 is delivered: it lives in the file, and not in the module.
+INT8_EXPORTS = {"static": ("onnx", "pt2"), "qat": ("onnx", "pt2"), "dynamic": ("onnx",)}
+INT8_EXPORT = "onnx"  # of all of these methods
 
 Family = Literal["pruning", "training", "distillation", "quantization"]
 
@@ -33,7 +36,7 @@ class Technique:
     applies_to: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     may_not_follow: frozenset[str] = field(default_factory=frozenset)
-    exports: tuple[str, ...] = ("native", "onnx", "packed")
+    exports: tuple[str, ...] = ("native", "onnx", "packed", "pt2")
     methods: tuple[Strict, ...] = ()
     """A step for each way of using it, with which a model is asked whether it applies."""
 
@@ -44,7 +47,7 @@ class Technique:
 
     @property
     def requires_export(self) -> str | None:
-        """The artifact in which int8 (of quantize: methods static and dynamic) is delivered, and in no other."""
+        """The artifact in which int8 (of quantize: methods static and dynamic) is delivered; static in pt2 as well."""
         return INT8_EXPORT if any(isinstance(step, Quantize) for step in self.methods) else None
 
 
@@ -100,7 +103,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         "Linear, convolutions and attention.",
         devices=("cpu",),
         may_not_follow=frozenset({"quantize"}),
-        exports=("native", "onnx", "packed", "compressed-tensors"),
+        exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
         methods=(
             Quantize(method="static"),
             Quantize(method="dynamic"),
@@ -144,7 +147,27 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"The weights share values by then, which {step.method} would take away: leave out one of the two.",
                 pointer=spec.pointer(i),
             )
-        if (isinstance(step, Quantize) or (isinstance(step, Qat) and step.in_file)) and INT8_EXPORT not in spec.export:
-            raise OrderRefused(
-                f"{step.technique} is delivered as {INT8_EXPORT}: add {INT8_EXPORT!r} to export.", pointer="/export"
-            )
+        _check_delivered(step, spec.export)
+
+
+def int8_exports(step: Step) -> tuple[str, ...]:
+    """The artifacts that hold the integers of a step; none where it makes no int8 of activations too."""
+    if isinstance(step, Quantize):
+        return INT8_EXPORTS[step.method]
+    return INT8_EXPORTS[step.method] if isinstance(step, Qat) and step.in_file else ()
+
+
+def _check_delivered(step: Step, export: Sequence[str]) -> None:
+    """Raises OrderRefused where no artifact that is asked for, or not every one, can hold what the step makes."""
+    formats = int8_exports(step)
+    if formats and not set(export).intersection(formats):
+        assert isinstance(step, Quantize | Qat)
+        raise OrderRefused(
+            f"{step.technique} with method {step.method} is delivered as {' or '.join(formats)}: add "
+            f"{' or '.join(map(repr, formats))} to export.",
+            pointer="/export",
+        )
+    if isinstance(step, Quantize) and step.or_dynamic and "pt2" in export:
+        raise OrderRefused(
+            "or_dynamic may deliver dynamic int8, which pt2 has no form of: leave one of them out.", pointer="/export"
+        )

@@ -31,7 +31,10 @@ def settled(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None)
         if isinstance(step, Automatic):
             if step.target == "vllm" and COMPRESSED_TENSORS not in spec.export:
                 raise InvalidSpec(f"vLLM loads {COMPRESSED_TENSORS}: name it in export.", pointer="/export")
-            steps.append(choose(step, model, dataset, spec.pointer(index)).step)
+            found = choose(step, model, dataset, spec.pointer(index)).step
+            if "pt2" in spec.export and isinstance(found, Quantize):  # which has no form of dynamic int8
+                found = found.model_copy(update={"or_dynamic": False})
+            steps.append(found)
         else:
             steps.append(step)
     return spec.model_copy(update={"steps": tuple(steps)})

@@ -46,6 +46,12 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
             check_augmentable(training, model, dataset, f"{pointer}/training")
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
+    if "pt2" in spec.export and not replaced and not model.trainable:
+        raise Unsupported(
+            f"A program of torch is made of what torch computes, and this graph runs as it is: export onnx instead. "
+            f"{model.untrainable_reason}",
+            pointer="/export",
+        )
     if COMPRESSED_TENSORS in spec.export:
         _check_compressed_tensors(spec, None if replaced else model)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.contract.catalogue import int8_exports
 from app.contract.compression import Compress
 from app.contract.distillation import AutoStudent, ModelStudent, Student
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
@@ -26,6 +27,7 @@ ROUNDED_A_SECOND = 1e6  # weights, by adaptive rounding
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
+COMPILE_SECONDS = 40.0  # of a program of integers, by torch, for the report
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
@@ -65,6 +67,8 @@ def estimate(
             passes += rounds * share * _training_passes(training, dataset)
             passes += rounds * _teacher_passes(training, model, dataset, costs)
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
+        if "pt2" in spec.export and "pt2" in int8_exports(step):
+            seconds += COMPILE_SECONDS
         if isinstance(step, Quantize) and step.method == "static":
             passes += _static_passes(step) * min(
                 step.calibration.samples, _samples(dataset, calibration_split(dataset))

@@ -23,7 +23,7 @@ MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
 RANKED_ON = 64  # samples that tell which layers hurt most in int8
 
-ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors"]
+ExportFormat = Literal["native", "onnx", "packed", "compressed-tensors", "pt2"]
 
 
 class Finetune(Strict):
@@ -53,7 +53,8 @@ class DistillStep(Strict):
 
 
 class Quantize(Strict):
-    """Stores weights as 8-bit integers and computes in integers where the runtime can. Delivered as ONNX."""
+    """Stores weights as 8-bit integers and computes in integers where the runtime can. Delivered as ONNX, or,
+    with method static, as a program of torch."""
 
     technique: Literal["quantize"] = "quantize"
     method: Literal["static", "dynamic"] = Field(

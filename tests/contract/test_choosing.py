@@ -141,6 +141,8 @@ def test_other_steps_stay_and_auto_is_checked_as_what_it_becomes() -> None:
 
 
 def test_an_unknown_method_is_told_all_that_there_are() -> None:
-    with pytest.raises(ValidationError, match="one of static, dynamic, weight_only, mixed, codebook, qat, cast, auto") as refused:
+    with pytest.raises(
+        ValidationError, match="one of static, dynamic, weight_only, mixed, codebook, qat, cast, auto"
+    ) as refused:
         JobSpec.model_validate({"model": MODEL, "steps": [{"technique": "quantize", "method": "nothing"}]})
     assert refused.value.errors()[0]["loc"][-1] == "method"

@@ -39,9 +39,29 @@ def test_nothing_follows_quantize(later: dict[str, Any]) -> None:
     assert caught.value.pointer == "/steps/1"
 
 
-def test_quantize_must_be_exported_as_onnx() -> None:
-    with pytest.raises(OrderRefused, match="onnx") as caught:
-        check(spec(QUANTIZE, export=["native"]), model_facts(), dataset_facts())
+@pytest.mark.parametrize(
+    ("method", "export", "words"),
+    [
+        ("static", ["native"], "delivered as onnx or pt2: add 'onnx' or 'pt2' to export"),
+        ("dynamic", ["native", "pt2"], "delivered as onnx: add 'onnx' to export"),
+    ],
+)
+def test_int8_must_be_exported_where_it_lives(method: str, export: list[str], words: str) -> None:
+    with pytest.raises(OrderRefused, match=words) as caught:
+        check(spec(QUANTIZE | {"method": method}, export=export), model_facts(), dataset_facts())
+    assert caught.value.pointer == "/export"
+
+
+@pytest.mark.parametrize("export", [["pt2"], ["onnx", "pt2"], ["onnx"]])
+def test_static_int8_goes_into_either_artifact_or_both(export: list[str]) -> None:
+    check(spec(QUANTIZE, export=export), model_facts(), dataset_facts())
+
+
+def test_a_graph_that_torch_does_not_compute_has_no_program() -> None:
+    facts = model_facts(format="onnx", trainable=False, untrainable_reason="Its graph holds control flow (If).")
+    check(spec(PRUNE, export=["onnx"]), facts, None)
+    with pytest.raises(Unsupported, match=r"export onnx instead.*control flow") as caught:
+        check(spec(PRUNE, export=["onnx", "pt2"]), facts, None)
     assert caught.value.pointer == "/export"
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from app.contract.estimate import EXPORT_COPIES, EXPORT_SECONDS, FIXED_SECONDS, RUNTIME_BYTES, Estimate, estimate
+from app.contract.estimate import (
+    COMPILE_SECONDS,
+    EXPORT_COPIES,
+    EXPORT_SECONDS,
+    FIXED_SECONDS,
+    RUNTIME_BYTES,
+    Estimate,
+    estimate,
+)
 from app.contract.facts import Cost, LayerFacts
 from app.contract.spec import ResolvedSpec
 from tests.contract.facts import dataset_facts, model_facts, split_facts
@@ -93,6 +101,13 @@ def test_adaptive_rounding_takes_a_second_for_a_million_weights_that_are_no_embe
     )
     looks = 60 * 0.01  # at what comes into the layers
     assert adaptive.seconds - nearest.seconds == pytest.approx(2.0 + looks)
+
+
+def test_a_program_of_integers_is_compiled_for_the_report() -> None:
+    static = {"technique": "quantize"}
+    assert of(static, export=("pt2",)).seconds == pytest.approx(of(static, export=("onnx",)).seconds + COMPILE_SECONDS)
+    prune = {"technique": "prune", "sparsity": 0.5}
+    assert of(prune, export=("pt2",)).seconds == pytest.approx(of(prune, export=("onnx",)).seconds)
 
 
 def test_other_models_cost_what_they_cost() -> None:

@@ -19,7 +19,7 @@ from app.contract.report import LayerReport
 from worker.data.batch import Inputs
 from worker.evaluation.layers import graph_layers, graph_parameters, module_layers
 from worker.evaluation.macs import module_macs
-from worker.evaluation.memory import Probe, Runtime
+from worker.evaluation.memory import Probe, Runtime, make_probe
 from worker.evaluation.onnx_macs import graph_macs
 from worker.loading.delivered import Reader, load_delivered
 from worker.loading.heads import to_logits
@@ -90,7 +90,7 @@ class TorchFile:
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
         arrays = [tensor.numpy() for tensor in sample]
-        probe = _probe(self.path, self._filename, self._spec, arrays, scratch, self._threads)
+        probe = make_probe(self.path, self._filename, self._spec, arrays, scratch, self._threads)
         return replace(probe, reader=self.reader)
 
 
@@ -166,7 +166,7 @@ class OnnxFile:
 
     def probe(self, sample: Inputs, scratch: Path) -> Probe:
         arrays = list(self._session.feed(sample).values())
-        return _probe(self._graph, self.path.name, {}, arrays, scratch, self._threads)
+        return make_probe(self._graph, self.path.name, {}, arrays, scratch, self._threads)
 
     def float_reference(self) -> OnnxFile:
         """The float file, loaded the same way."""
@@ -209,12 +209,3 @@ class PackedFile:
 def fresh_folder(scratch: Path) -> Path:
     """A folder of its own inside scratch: a loader that unpacks must not meet what another one unpacked."""
     return Path(tempfile.mkdtemp(dir=scratch, prefix="reload-"))
-
-
-def _probe(
-    path: Path, filename: str, spec: dict[str, Any], sample: list[np.ndarray], scratch: Path, threads: int
-) -> Probe:
-    folder = fresh_folder(scratch)
-    arrays = folder / "inputs.npz"
-    np.savez(arrays, *sample)
-    return Probe(str(path), filename, spec, str(arrays), str(folder), threads)

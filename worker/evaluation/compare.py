@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from app.contract.errors import ArtifactUnverified
 from app.contract.packed import Sizes
-from app.contract.report import ArtifactReport, Latency, Measurement, PackedSizes
+from app.contract.report import ArtifactReport, Details, Latency, Measurement, PackedSizes
 from app.contract.spec import Quantize
 from worker.constraints import baked
 from worker.context import Context
 from worker.data.batch import Inputs
 from worker.evaluation.artifact import CompressedFile, OnnxFile, PackedFile, Reloaded, TorchFile, fresh_folder
+from worker.evaluation.compiled import measure_compiled
 from worker.evaluation.measure import Bench, latencies, measure, memories
+from worker.evaluation.program import ProgramFile
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx
+from worker.export.program import export_program
 from worker.export.registry import Exported
 from worker.model import Model
 from worker.packed import load
@@ -26,12 +30,16 @@ from worker.vetting.sniff import sniff
 UPLOADED = "uploaded"
 # The upload turned into ONNX and nothing else: what an ONNX artifact gains beyond the change of runtime.
 CONVERTED = "uploaded, converted"
+# An uploaded graph as a program of torch and nothing else.
+IN_TORCH = "uploaded, in torch"
 CHUNK = 1 << 20
 
 
 def reload(request: RunRequest, context: Context, exported: Exported) -> Reloaded:
     """An artifact in the runtime that its format is for."""
     facts = context.model.facts
+    if exported.format == "pt2":
+        return ProgramFile(exported.path, facts, request.threads, exported.integers, exported.sources)
     if exported.sizes is not None:
         return _unpacked(request, context, exported.path, exported.sizes)
     if exported.bits is not None:
@@ -81,17 +89,42 @@ def compare(
     rivals = dict(measured)
     if isinstance(upload, TorchFile) and any(one.reference is not None for one in exported):
         rivals[CONVERTED] = _converted(request, context, upload, exported)
+    if isinstance(upload, OnnxFile) and any(one.format == "pt2" for one in exported):
+        rivals[IN_TORCH] = _in_torch(request, context)
     sample = tuple(tensor[:1].contiguous() for tensor in samples)
     bench = Bench(sample, context.feed, context.model.facts.task, request.scratch, request.threads)
     taken = latencies(rivals, bench)
     memory = memories(measured, bench)
     uploaded = measure(upload, taken[UPLOADED], memory[UPLOADED], bench)
-    unchanged = {"torch": taken[UPLOADED], "onnxruntime": taken.get(CONVERTED, taken[UPLOADED])}
+    unchanged = {
+        "torch": taken.get(IN_TORCH, taken[UPLOADED]),
+        "onnxruntime": taken.get(CONVERTED, taken[UPLOADED]),
+    }
     reports = (
         _side_by_side(one, measure(file, taken[name], memory[name], bench), uploaded, unchanged)
         for one, file, name in zip(exported, files, names, strict=True)
     )
-    return uploaded, tuple(reports)
+    return uploaded, tuple(
+        _with_compiled(report, file, upload, bench) for report, file in zip(reports, files, strict=True)
+    )
+
+
+def _with_compiled(report: ArtifactReport, file: Reloaded, upload: Reloaded, bench: Bench) -> ArtifactReport:
+    """A program of integers is made to be compiled, so the report says what that gives, or why it does not."""
+    if not isinstance(file, ProgramFile) or file.integers is None:
+        return report
+    beside = upload.probe(bench.sample, bench.scratch) if upload.runtime == "torch" else None
+    found = measure_compiled(file.probe(bench.sample, bench.scratch), beside)
+    told: Details = {"not_compiled": found} if isinstance(found, str) else {}
+    if not isinstance(found, str):
+        told = {f"compiled_{name}": value for name, value in asdict(found).items()}
+    return report.model_copy(update={"details": report.details | told})
+
+
+def _in_torch(request: RunRequest, context: Context) -> ProgramFile:
+    """The uploaded graph as a float program, in the shape that it was trained in."""
+    path = export_program(baked(context.teacher), context.uploaded, request.scratch / "uploaded.pt2")
+    return ProgramFile(path, context.uploaded.facts, request.threads)
 
 
 def _converted(request: RunRequest, context: Context, upload: TorchFile, exported: Sequence[Exported]) -> OnnxFile:

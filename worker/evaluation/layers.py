@@ -68,7 +68,7 @@ def module_layers(module: nn.Module, stored: Mapping[str, torch.dtype]) -> tuple
 def graph_layers(proto: ModelProto, reference: ModelProto) -> tuple[LayerReport, ...]:
     """Every weight of an ONNX file; integers against the weight of the same name in `reference`, the float file."""
     originals = {weight.name: weight.values for weight in stored_weights(reference)}
-    return tuple(_layer(weight, originals) for weight in stored_weights(proto) if weight.size)
+    return tuple(weight_report(weight, originals.get(weight.name)) for weight in stored_weights(proto) if weight.size)
 
 
 def graph_parameters(proto: ModelProto) -> tuple[int, int]:
@@ -80,8 +80,8 @@ def graph_parameters(proto: ModelProto) -> tuple[int, int]:
     return total, nonzero + sum(int(np.count_nonzero(bias)) for bias in biases)
 
 
-def _layer(weight: StoredWeight, originals: Mapping[str, np.ndarray]) -> LayerReport:
-    original = originals.get(weight.name)
+def weight_report(weight: StoredWeight, original: np.ndarray | None) -> LayerReport:
+    """One stored weight; integers against the floats that they stand for, the same way round."""
     sqnr = None
     # Weights of few bits lie on their grids in the float file too: what was lost is in the step's details.
     if weight.scale is not None and original is not None and weight.few_bits is None:

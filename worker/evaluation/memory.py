@@ -42,6 +42,24 @@ class Probe:
     reader: str = "upload"
 
 
+def make_probe(
+    path: Path,
+    filename: str,
+    spec: dict[str, Any],
+    sample: Sequence[Any],
+    scratch: Path,
+    threads: int,
+    reader: str = "upload",
+) -> Probe:
+    """A probe in a folder of its own inside scratch; `sample` are arrays of NumPy."""
+    import numpy as np
+
+    folder = Path(tempfile.mkdtemp(dir=scratch, prefix="reload-"))
+    arrays = folder / "inputs.npz"
+    np.savez(arrays, *sample)
+    return Probe(str(path), filename, spec, str(arrays), str(folder), threads, reader)
+
+
 def peak_memories(runtime: Runtime, probes: Sequence[Probe]) -> list[int]:
     """Bytes of resident memory that loading and running each file takes at its peak, above the bare runtime.
 
@@ -67,7 +85,7 @@ def peak_memories(runtime: Runtime, probes: Sequence[Probe]) -> list[int]:
 def main(argument: str) -> list[int]:
     """The fresh process: imports all that the runtime needs, then measures every file in a fork of its own."""
     runtime, probes = json.loads(argument)
-    prepare = _onnxruntime if runtime == "onnxruntime" else _torch
+    prepare = _onnxruntime if runtime == "onnxruntime" else torch_loader
     found = []
     for probe in probes:
         load = prepare(Probe(**probe))
@@ -145,18 +163,18 @@ def _onnxruntime(probe: Probe) -> Callable[[], Callable[[], object]]:
     return load
 
 
-def _torch(probe: Probe) -> Callable[[], Callable[[], object]]:
+def torch_loader(probe: Probe) -> Callable[[], Callable[[], object]]:
+    """Loads a file in torch; what that gives runs it once."""
     import numpy as np
     import torch
 
-    from worker.loading.delivered import load_delivered
+    from worker.loading.delivered import load_module
 
     torch.set_num_threads(probe.threads)
 
     def load() -> Callable[[], object]:
         scratch = Path(tempfile.mkdtemp(dir=probe.scratch))  # what an earlier fork unpacked is in the way
-        model = load_delivered(probe.reader, Path(probe.path), probe.filename, probe.spec, scratch)  # type: ignore[arg-type]
-        module = model.module.eval()
+        module = load_module(probe.reader, Path(probe.path), probe.filename, probe.spec, scratch)  # type: ignore[arg-type]
         with np.load(probe.inputs) as arrays:
             inputs = [torch.from_numpy(arrays[key]) for key in arrays.files]
 

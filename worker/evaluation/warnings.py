@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.contract.cast import Cast
+from app.contract.catalogue import INT8_EXPORTS
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.mixed import Mixed
@@ -84,13 +85,28 @@ def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec)
     taken = f"{own.median_s * 1e3:.3g} ms a sample (median, {own.threads} thread{'s' if own.threads != 1 else ''})"
     if artifact.speedup < NOISE:
         was = uploaded.latency.median_s * 1e3
-        yield f"{artifact.name} is slower than the uploaded model: {taken} against {was:.3g} ms."
+        yield f"{artifact.name} is slower than the uploaded model: {taken} against {was:.3g} ms.{_compiled(artifact)}"
     elif artifact.speedup_same_runtime < NOISE:
         was = own.median_s * artifact.speedup_same_runtime * 1e3
         yield (
             f"{artifact.name} is slower than the uploaded model converted unchanged to "
             f"{artifact.measurement.runtime}: {taken} against {was:.3g} ms. What it gains, it gains by its runtime."
+            f"{_compiled(artifact)}"
         )
+
+
+def _compiled(artifact: ArtifactReport) -> str:
+    """What torch.compile makes of a program of integers, which torch by itself runs operator by operator."""
+    told = artifact.details
+    how = " torch.compile, with torch._inductor.config.freezing, is what makes it fast"
+    if (reason := told.get("not_compiled")) is not None:
+        return f"{how}; how fast was not measured, since {reason}."
+    if not isinstance(median := told.get("compiled_median_s"), float):
+        return ""
+    beside, spent = told.get("compiled_uploaded_s"), told.get("compiled_compile_s")
+    against = f", the uploaded model {beside * 1e3:.3g} ms beside it" if isinstance(beside, float) else ""
+    once = f" (compiled once in {spent:.0f} s)" if isinstance(spent, float) else ""
+    return f"{how}: {median * 1e3:.3g} ms{against}{once}."
 
 
 def _less_accurate(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec) -> Iterator[str]:
@@ -227,8 +243,9 @@ def _not_as_asked(
     if step is None or (isinstance(step, Qat) and not step.in_file):
         return
     for artifact in artifacts:
-        if artifact.format in ("native", "packed"):
-            yield f"{artifact.name} is floating point; the int8 weights are in model.onnx."
+        if artifact.format in ("native", "packed") or (artifact.format == "pt2" and step.method == "dynamic"):
+            where = " and ".join(one.name for one in artifacts if one.format in INT8_EXPORTS[step.method])
+            yield f"{artifact.name} is floating point; the int8 weights are in {where}."
     if step.method == "dynamic" or any(artifact.details.get("method") == "dynamic" for artifact in artifacts):
         left = sum(layer.type in CONVOLUTIONS for layer in facts.layers)
         if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,17 @@ from worker.evaluation.judging import Judge
 from worker.export.native import export_native
 from worker.export.onnx import export_onnx, takes_single_samples
 from worker.export.packed import export_packed
+from worker.export.program import FILENAME, export_program, save_program
 from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
 from worker.techniques.quantization.either import quantize_either
+from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.leaving import Limit
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.onnx_int8 import quantize_file
+from worker.techniques.quantization.program_int8 import Source, integer_module
 from worker.techniques.quantization.quantize import excluded
 from worker.techniques.quantization.static.learned import Learned, LearnedWeight
 
@@ -40,8 +44,9 @@ ZIP = "application/zip"
 class Exported:
     """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX, and
     `floats` the one whose weights its integers stand for; `sizes` says what the bytes are for, where it is packed;
-    `bits` which weights are codes, of how many bits, where it is a folder of compressed-tensors; `details` how it was
-    made, where data decided that."""
+    `bits` which weights are codes, of how many bits, where it is a folder of compressed-tensors; `integers` the int8
+    graph that a program was made of, and `sources` which of its weights each of the program's integers is; `details`
+    how it was made, where data decided that."""
 
     path: Path
     format: ExportFormat
@@ -50,6 +55,8 @@ class Exported:
     sizes: Sizes | None = None
     bits: Mapping[str, int] | None = None
     floats: Path | None = None
+    integers: Int8Graph | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
     details: Details = field(default_factory=dict)
 
 
@@ -66,23 +73,47 @@ def write_native(module: nn.Module, context: Context, folder: Path) -> Exported:
 def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
     """ONNX: floating point, or int8 or fewer bits where a quantize step asked for it."""
     path = folder / "model.onnx"
-    step = context.quantization
-    if step is None and not context.grids:
+    if context.quantization is not None:
+        made = _int8_graph(module, context, context.quantization)
+        shutil.copyfile(made.path, path)
+        return Exported(path, "onnx", BINARY, made.reference, floats=made.floats, details=made.details)
+    if not context.grids:
         export_onnx(module, context.model, path)
         _narrow(module, context, path)
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
-    if step is None:
-        store_bits(reference, path, _of_all_names(module, context.grids))
-        return Exported(path, "onnx", BINARY, reference)
-    float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
-    batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
-    samples, limit = _samples(context, step, batch), _limit(context, step, reference, batch)
-    if samples is not None and step.or_dynamic:
-        made = quantize_either(reference, path, step, samples, float_layers, limit)
-    else:
-        made = quantize_file(reference, path, step, samples, float_layers, limit, _learned(module, context))
-    return Exported(path, "onnx", BINARY, reference, floats=made.floats, details=made.details)
+    store_bits(reference, path, _of_all_names(module, context.grids))
+    return Exported(path, "onnx", BINARY, reference)
+
+
+def write_program(module: nn.Module, context: Context, folder: Path) -> Exported:
+    """A program of torch: int8 where a quantize step of method static asked for it, else floating point."""
+    path = folder / FILENAME
+    step = context.quantization
+    if step is None or step.method != "static":
+        return Exported(export_program(module, context.model, path), "pt2", BINARY, None)
+    made = _int8_graph(module, context, step)
+    found = integer_module(onnx.load(made.path), fixed_batch=takes_single_samples(made.reference))
+    save_program(found.module, context.model, path)
+    return Exported(
+        path, "pt2", BINARY, None, floats=made.floats, integers=made, sources=found.sources, details=made.details
+    )
+
+
+def _int8_graph(module: nn.Module, context: Context, step: Quantize) -> Int8Graph:
+    """The int8 ONNX file of the quantize step, made once for all artifacts."""
+    if context.int8 is None:
+        path, reference = context.scratch / "int8.onnx", context.scratch / "float.onnx"
+        export_onnx(module, context.model, reference)
+        float_layers = [layer.name for layer in context.model.facts.layers if excluded(layer.name, step)]
+        batch = 1 if takes_single_samples(reference) else CALIBRATION_BATCH
+        samples, limit = _samples(context, step, batch), _limit(context, step, reference, batch)
+        if samples is not None and step.or_dynamic:
+            context.int8 = quantize_either(reference, path, step, samples, float_layers, limit)
+        else:
+            own = _learned(module, context)
+            context.int8 = quantize_file(reference, path, step, samples, float_layers, limit, own)
+    return context.int8
 
 
 def _learned(module: nn.Module, context: Context) -> Learned:
@@ -177,4 +208,5 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
     "onnx": write_onnx,
     "packed": write_packed,
     "compressed-tensors": write_compressed,
+    "pt2": write_program,
 }

@@ -8,7 +8,7 @@ on modules written by hand; the others become functions. Computations of shapes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,7 +24,7 @@ from worker.loading.onnx_ops.errors import Unsupported
 from worker.loading.onnx_ops.host import tensor
 from worker.loading.onnx_ops.node import Node
 from worker.loading.onnx_ops.origins import Origin
-from worker.loading.onnx_ops.table import TABLE
+from worker.loading.onnx_ops.table import TABLE, Build
 from worker.vetting.boundary import first_line
 from worker.vetting.onnx import graphs, skeleton, subgraphs
 
@@ -49,12 +49,17 @@ class Imported:
 
 
 def import_graph(
-    proto: ModelProto, output: str, head: nn.Module | None = None, *, fixed_batch: bool = False
+    proto: ModelProto,
+    output: str,
+    head: nn.Module | None = None,
+    *,
+    fixed_batch: bool = False,
+    table: Mapping[str, Build] = TABLE,
 ) -> Imported:
     """The part of the graph that computes the value `output`, as a module of the graph's inputs in their order.
 
     `head` is put behind it, as a module of it. With `fixed_batch`, the file's batch is 1 and shapes that begin with 1
-    are taken to mean the batch. Raises NotImportable, naming the operator.
+    are taken to mean the batch. `table` has the operators. Raises NotImportable, naming the operator.
     """
     graph = proto.graph
     opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
@@ -69,7 +74,7 @@ def import_graph(
         for name in proto_node.input:
             if name in initializers and name not in builder.values:
                 builder.values[name] = Constant(read_tensor(initializers[name]), name)
-        _import_node(builder, Node(builder, proto_node, index, opset))
+        _import_node(builder, Node(builder, proto_node, index, opset), table)
     result = builder.values.get(output)
     if not isinstance(result, fx.Node):
         raise NotImportable(f"Its output {output[:200]!r} does not depend on its inputs.")
@@ -132,11 +137,11 @@ def _place_inputs(builder: Builder, graph: GraphProto, initializers: Any) -> Non
         builder.anchor = builder.anchor or placeholder
 
 
-def _import_node(builder: Builder, node: Node) -> None:
+def _import_node(builder: Builder, node: Node, table: Mapping[str, Build]) -> None:
     """Puts the values of the node's outputs among the builder's."""
     before = len(builder.graph.nodes)
     try:
-        outputs = _outputs(node)
+        outputs = _outputs(node, table)
     except Unsupported as reason:
         raise NotImportable(f"Operator {_title(node.proto)} {reason}.") from reason
     except Exception as failure:  # what a hostile attribute provokes in torch or in a builder
@@ -148,13 +153,13 @@ def _import_node(builder: Builder, node: Node) -> None:
             builder.values[name] = value
 
 
-def _outputs(node: Node) -> Sequence[Argument]:
+def _outputs(node: Node, table: Mapping[str, Build]) -> Sequence[Argument]:
     if node.op == "Constant":
         return [Constant(read_tensor(constant_tensor(node.proto)), node.proto.output[0])]
     kind = f"{node.proto.domain}.{node.op}" if node.proto.domain else node.op
-    if kind not in TABLE:
+    if kind not in table:
         raise Unsupported("has no trainable form here")
-    result = TABLE[kind](node)
+    result = table[kind](node)
     return result if isinstance(result, list) else [result]  # a tuple is one host value
 
 

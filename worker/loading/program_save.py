@@ -67,7 +67,7 @@ def saver(inputs: tuple[TensorInput, ...], call: Call, stored: dict[str, torch.d
             with quiet():
                 exported = torch.export.export(program, positional, named, dynamic_shapes=shapes)
                 store_narrow(exported, casts)
-                _strip(exported)
+                strip_notes(exported)
                 torch.export.save(exported, target)
         except Exception as failure:  # the exporter raises errors of every class, with a page of advice
             raise ExportFailed(f"torch could not export the program again: {first_line(failure)}") from failure
@@ -133,7 +133,7 @@ def _open(tensor: TensorInput) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if size is None}
 
 
-def _strip(exported: torch.export.ExportedProgram) -> None:
+def strip_notes(exported: torch.export.ExportedProgram) -> None:
     """Takes out notes for debugging and the example inputs, which torch would pickle into the file."""
     for module in exported.graph_module.modules():
         if isinstance(module, fx.GraphModule):

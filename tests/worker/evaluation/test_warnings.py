@@ -281,3 +281,49 @@ def test_bits_that_validation_chose_flatter_it(step: Step) -> None:
     assert any("flattered" in sentence for sentence in limited(step, {}, False, "validation"))
     assert not any("flattered" in sentence for sentence in limited(step, {}, False, "test"))
     assert not any("flattered" in sentence for sentence in limited(Quantize(), {}, False, "validation"))
+
+
+PROGRAM = artifact("program.pt2", size=300, seconds=9e-3).model_copy(update={"format": "pt2"})
+
+
+@pytest.mark.parametrize(
+    ("details", "end"),
+    [
+        (
+            {
+                "compiled_median_s": 4e-4,
+                "compiled_eager_s": 9e-3,
+                "compiled_uploaded_s": 1e-3,
+                "compiled_compile_s": 21.4,
+            },
+            ": 0.4 ms, the uploaded model 1 ms beside it (compiled once in 21 s).",
+        ),
+        (
+            {
+                "compiled_median_s": 4e-4,
+                "compiled_eager_s": 9e-3,
+                "compiled_uploaded_s": None,
+                "compiled_compile_s": 21.4,
+            },
+            ": 0.4 ms (compiled once in 21 s).",
+        ),
+        ({"not_compiled": "there is no compiler"}, "; how fast was not measured, since there is no compiler."),
+    ],
+)
+def test_a_program_that_is_slow_by_itself_says_first_what_makes_it_fast(details: Any, end: str) -> None:
+    (sentence,) = said(PROGRAM.model_copy(update={"details": details}))
+    assert sentence == (
+        "program.pt2 is slower than the uploaded model: 9 ms a sample (median, 2 threads) against 1 ms. torch.compile, "
+        f"with torch._inductor.config.freezing, is what makes it fast{end}"
+    )
+
+
+def test_floats_name_the_files_with_the_integers() -> None:
+    native, graph = artifact("model.safetensors", size=300), artifact(size=300)
+    program = PROGRAM.model_copy(update={"speedup": 2.0, "speedup_same_runtime": 2.0})
+    assert said(native, graph, program) == (
+        "model.safetensors is floating point; the int8 weights are in model.onnx and program.pt2.",
+    )
+    dynamic = (Quantize(method="dynamic"),)
+    (_, sentence) = said(native, graph, program, steps=dynamic)
+    assert sentence == "program.pt2 is floating point; the int8 weights are in model.onnx."

@@ -18,8 +18,9 @@ from worker.evaluation.latency import measure_in_turns
 from worker.loading.onnx_session import open_session
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.leaving import Limit
-from worker.techniques.quantization.onnx_int8 import Int8, quantize_file
+from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.static.observing import Observed, noise_db
 
 NEARER_DB = 1.0  # less is no difference to speak of, and the faster one is taken
@@ -42,13 +43,13 @@ def quantize_either(
     samples: Samples,
     float_layers: Collection[str],
     limit: Limit | None = None,
-) -> Int8:
+) -> Int8Graph:
     """As `quantize_file`, by either method; the details say what was tried, which one was taken, and why.
 
     Where one of the two fails it is the other; where both do, what static int8 failed by is raised.
     """
     files: dict[str, Path] = {}
-    made: dict[str, Int8] = {}
+    made: dict[str, Int8Graph] = {}
     failed: dict[str, ExportFailed] = {}
     for method in ("static", "dynamic"):
         files[method] = source.with_name(f"{source.stem}-{method}{source.suffix}")
@@ -72,7 +73,7 @@ def quantize_either(
             for method, one in tried.items()
         ],
     }
-    return Int8(made[chosen].floats, details | made[chosen].details)
+    return Int8Graph(target, source, made[chosen].floats, details | made[chosen].details)
 
 
 def better(tried: Mapping[str, Tried]) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,6 +26,7 @@ from worker.export.strip import strip
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import uses
+from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.leaving import Limit, Make, candidates, leave
 from worker.techniques.quantization.normal_form import normalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
@@ -61,14 +61,6 @@ QDQ_OPSET = 13
 SPLIT_GEMM = "_MatMul"
 
 
-@dataclass(frozen=True)
-class Int8:
-    """How a file came to be: `floats` is the graph whose weights its integers stand for."""
-
-    floats: Path
-    details: Details
-
-
 def activation_type(wanted: Literal["auto", "uint8", "int8"]) -> Literal["uint8", "int8"]:
     """The integer type of activations: `auto` is uint8 on x86, whose int8 instructions multiply unsigned by signed."""
     if wanted != "auto":
@@ -94,7 +86,7 @@ def quantize_file(
     float_layers: Collection[str],
     limit: Limit | None = None,
     learned: Learned = NOTHING_LEARNED,
-) -> Int8:
+) -> Int8Graph:
     """Writes the int8 form of the float ONNX file `source` to `target`, and beside `source` what it stands for.
 
     `float_layers` are the layers (names of the torch module) that stay floating point; others stay so too where the
@@ -132,7 +124,7 @@ def quantize_file(
     onnx.save_model(quantized, str(target))
     if details.get("layers_int8") != 0:  # else the limit let none become integers
         check_stored(proto, quantized, promised, kept)
-    return Int8(floats, details)
+    return Int8Graph(target, source, floats, details)
 
 
 def prepare(source: Path, target: Path) -> Path:

@@ -22,7 +22,8 @@ from worker.data.feed import Feed
 from worker.evaluation.layers import graph_layers, sqnr_db
 from worker.model import Model
 from worker.techniques.quantization.calibration import Samples
-from worker.techniques.quantization.onnx_int8 import Int8, quantize_file
+from worker.techniques.quantization.int8_graph import Int8Graph
+from worker.techniques.quantization.onnx_int8 import quantize_file
 
 TOKENS = 100
 
@@ -43,7 +44,7 @@ def sentences() -> Samples:
     return Samples(lambda: batches, ["input_ids", "attention_mask"], len(batches))
 
 
-def made(source: Path, folder: Path, samples: Samples, **fields: object) -> tuple[Path, Int8]:
+def made(source: Path, folder: Path, samples: Samples, **fields: object) -> tuple[Path, Int8Graph]:
     target = folder / f"{len(list(folder.iterdir()))}.onnx"
     return target, quantize_file(source, target, Quantize.model_validate(fields), samples, ())
 
