@@ -2,9 +2,9 @@
 
 A LeNet-5 and a ResNet-20 (this one for 14 x 14 pixels) trained here on 6,000 pictures of Fashion-MNIST. Each is rounded
 to uniform bits and to mixed ones with at most the same bytes (codes and steps, a step an output), by rounding to the
-nearest and by GPTQ; then to the fewest bytes that hold the accuracy on 1,000 other pictures of the training split
-within half a point. Accuracy and SQNR of the logits are of 2,000 test pictures. TERSOR_BENCH_PART=lenet or resnet takes
-one network.
+nearest and by GPTQ; then, by GPTQ, to the fewest bytes that hold the accuracy on 1,000 other pictures of the training
+split within half a point. Accuracy and SQNR of the logits are of 2,000 test pictures. TERSOR_BENCH_PART=lenet or resnet
+takes one network.
 """
 
 from __future__ import annotations
@@ -76,13 +76,14 @@ def _rounded(network: str, module: nn.Module, data: Data, folder: Path) -> list[
     rows = [[network, "float", "", "", "", _accuracy(exact, data), "", ""]]
     print(rows[0], flush=True)
     steps: list[tuple[str, WeightOnly | Mixed]] = []
+    shared: dict[str, Any] = {}
     for algorithm in ("rtn", "gptq"):
-        shared: dict[str, Any] = {"algorithm": algorithm, "symmetric": True, "group_size": None, "samples": SAMPLES}
+        shared = {"algorithm": algorithm, "symmetric": True, "group_size": None, "samples": SAMPLES}
         for bits in (4, 3):
             uniform = WeightOnly(bits=bits, **shared)
             size = _bytes(module, data, folder, bits)
             steps += [(f"{bits}", uniform), (f"mixed, bytes of {bits}", Mixed(max_size=size, **shared))]
-        steps.append((f"mixed, drop {DROP}", Mixed(max_accuracy_drop=DROP, **shared)))
+    steps.append((f"mixed, drop {DROP}", Mixed(max_accuracy_drop=DROP, **shared)))
     for what, step in steps:
         context = context_for(tiny_model(copy.deepcopy(module), shape=SHAPE), data, folder)
         begun = time.perf_counter()
