@@ -69,6 +69,17 @@ def test_eight_bits_are_in_the_onnx_file_and_as_accurate(trained_lenet: Model, f
     assert (details["method"], details["bits"], details["steps"]) == ("qat", 8, "learned")
 
 
+def test_a_program_of_torch_has_the_same_codes(trained_lenet: Model, few: Data, tmp_path: Path) -> None:
+    asked = lenet_job(tmp_path, trained_lenet, few, qat(), export=("onnx", "pt2"))
+    found = by_format(run_job(asked, Recorder()).report)
+    graph, program = found["onnx"].measurement, found["pt2"].measurement
+    assert {layer.bits for layer in program.layers} == {8}
+    assert [layer.sparsity for layer in program.layers] == [layer.sparsity for layer in graph.layers]
+    assert graph.metric is not None
+    assert program.metric is not None
+    assert abs(program.metric.value - graph.metric.value) <= 0.005
+
+
 def test_four_bits_behind_pruning(trained_lenet: Model, few: Data, tmp_path: Path) -> None:
     steps = (Prune(sparsity=0.5), qat(bits=4, group_size=32))
     asked = lenet_job(tmp_path, trained_lenet, few, *steps, export=("native", "onnx", "packed"))
@@ -188,6 +199,7 @@ def test_fields_that_make_no_sense(fields: dict[str, Any], why: str) -> None:
         ([{"technique": "quantize", "method": "qat"}, {"technique": "prune", "sparsity": 0.5}], ["onnx"], "/steps/1"),
         ([Codebook().model_dump(), {"technique": "quantize", "method": "qat", "bits": 4}], ["onnx"], "/steps/1"),
         ([{"technique": "compress"}, {"technique": "quantize", "method": "weight_only"}], ["onnx"], "/steps/1"),
+        ([{"technique": "quantize", "or_dynamic": True}], ["onnx", "pt2"], "/export"),
     ],
 )
 def test_orders_that_lose_something(steps: list[Any], export: list[str], pointer: str) -> None:
