@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -136,14 +137,18 @@ def integer_weights(program: ExportedProgram) -> Iterator[StoredWeight]:
 
 def float_twins(program: ExportedProgram) -> list[str]:
     """The floating tensors of a program that hold what its integers stand for: stored twice."""
-    exact = {}
+    exact = set()
     for weight in integer_weights(program):
-        for values in (weight.dequantized(), weight.dequantized().T):
-            exact[values.shape, np.ascontiguousarray(values, np.float32).tobytes()] = weight.name
+        floats = weight.dequantized()
+        exact |= {_key(floats), _key(floats.T)}
     return [
         name
         for name, tensor in program.state_dict.items()
         if tensor.is_floating_point()
         and tensor.ndim >= MIN_WEIGHT_DIMENSIONS
-        and (tuple(tensor.shape), tensor.detach().contiguous().numpy().tobytes()) in exact
+        and _key(tensor.detach().numpy()) in exact
     ]
+
+
+def _key(values: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return values.shape, hashlib.sha256(np.ascontiguousarray(values, np.float32).tobytes()).digest()
