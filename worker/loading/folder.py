@@ -102,7 +102,8 @@ def unpack(archive: Archive, path: Path, quantized: bool = False) -> Folder:
         _check_index(_json(INDEX, originals[INDEX]), members)
     config = _json(CONFIG, originals[CONFIG])
     _check_config({key: value for key, value in config.items() if not (quantized and key == QUANTIZED)})
-    headers = tuple(read_header(file, ModelRejected) for file in sorted(path.glob("*.safetensors")))
+    files = sorted(path.glob("*.safetensors"))
+    headers = tuple(read_header(file, ModelRejected, float8=quantized) for file in files)
     return Folder(path, config, originals, headers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -34,6 +35,7 @@ ITEM_BYTES = {
     "I64": 8,
     "F64": 8,
 }
+FLOAT8 = {"F8_E4M3": 1}
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path, error: type[TersorError]) -> Header:
+def read_header(path: Path, error: type[TersorError], *, float8: bool = False) -> Header:
     """Reads and checks the header. Raises `error` where it is oversized, no JSON, or its tensors do not fill the file.
+    Tensors of `float8` are for files whose other tensors say what they are worth.
 
     Checked: length, duplicate keys, count, names, dtypes, shape x dtype = bytes, offsets without gap or overlap.
     """
@@ -75,7 +78,8 @@ def read_header(path: Path, error: type[TersorError]) -> Header:
     metadata = _metadata(table.pop("__metadata__", {}), error)
     if len(table) > MAX_TENSORS:
         raise error(f"The safetensors file holds {len(table)} tensors; at most {MAX_TENSORS} are taken.")
-    entries = {name: _entry(name, value, PREFIX + length, error) for name, value in table.items()}
+    known = ITEM_BYTES | (FLOAT8 if float8 else {})
+    entries = {name: _entry(name, value, PREFIX + length, known, error) for name, value in table.items()}
     _check_layout(entries, PREFIX + length, size, error)
     return Header(entries, metadata)
 
@@ -104,7 +108,7 @@ def _metadata(value: Any, error: type[TersorError]) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any, base: int, error: type[TersorError]) -> Entry:
+def _entry(name: str, value: Any, base: int, known: Mapping[str, int], error: type[TersorError]) -> Entry:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise error(f"The safetensors file holds a tensor with an unusable name: {name[:80]!r}.")
     match value:
@@ -112,13 +116,13 @@ def _entry(name: str, value: Any, base: int, error: type[TersorError]) -> Entry:
             pass
         case _:
             raise error(f"Tensor {name!r} needs dtype, shape and data_offsets in the safetensors header.")
-    if dtype not in ITEM_BYTES:
-        raise error(f"Tensor {name!r} has the dtype {dtype[:20]}; known are {', '.join(ITEM_BYTES)}.")
+    if dtype not in known:
+        raise error(f"Tensor {name!r} has the dtype {dtype[:20]}; known are {', '.join(known)}.")
     if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise error(f"Tensor {name!r} has the impossible shape {str(shape)[:80]}.")
-    if not 0 <= start <= end or end - start != prod(shape) * ITEM_BYTES[dtype]:
+    if not 0 <= start <= end or end - start != prod(shape) * known[dtype]:
         raise error(
-            f"Tensor {name!r} of shape {shape} and dtype {dtype} takes {prod(shape) * ITEM_BYTES[dtype]} bytes; "
+            f"Tensor {name!r} of shape {shape} and dtype {dtype} takes {prod(shape) * known[dtype]} bytes; "
             f"the safetensors header gives it {end - start}."
         )
     return Entry(name, dtype, tuple(shape), base + start, base + end)
