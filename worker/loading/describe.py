@@ -36,8 +36,11 @@ def _layers(module: nn.Module) -> Iterator[LayerFacts]:
 def check_finite(state: Mapping[str, Tensor]) -> None:
     """Raises ModelRejected, naming the tensor, where a weight is NaN or infinite."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)  # torch asks no float8
+        if not bool(finite.all()):
+            count = int((~finite).sum())
             raise ModelRejected(
                 f"Tensor {name!r} holds {count} NaN or infinite values of {tensor.numel()}. "
                 "Nothing can be compressed well from there: upload weights that are finite."
