@@ -177,7 +177,6 @@ def test_a_model_of_transformers(steps: tuple[Step, ...], tmp_path: Path) -> Non
     named = dict(zip(BERT, inputs, strict=True))
     program = open_program(found["pt2"].path).module()
     with torch.no_grad():
-        torch.testing.assert_close(program(**named), outputs)
         assert program(*(one[:3, :9] for one in inputs)).shape == (3, 3)  # sentences of another length
     reference = in_onnxruntime(found["onnx"].path, **{name: one.numpy() for name, one in named.items()})
     assert sqnr_db(reference, outputs.numpy()) > (20 if steps else 90)

@@ -31,8 +31,9 @@ FILENAME = "program.pt2"  # beside model.pt2, which is the native file of a prog
 def export_program(module: nn.Module, model: Model, path: Path) -> Path:
     """Writes `module`, which has the structure of `model.module` and no parametrizations, in floating point.
 
-    Inputs have the names of the model's facts; the batch and the dimensions that the facts leave open stay open. It
-    gives what the upload's own file gives. Raises ExportFailed where torch cannot trace the module so.
+    It takes the inputs by position, in the order of the model's facts; the batch and the dimensions that the facts
+    leave open stay open. It gives what the upload's own file gives. Raises ExportFailed where torch cannot trace the
+    module so.
     """
     with delivering(module):
         return save_program(module.cpu().eval(), model, path)
