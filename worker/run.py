@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from app.contract.automatic import Automatic
+from app.contract.catalogue import int8_exports
 from app.contract.choosing import choose, settled
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.report import Report, StepReport
-from app.contract.spec import Quantize, ResolvedSpec, training_of
+from app.contract.spec import ResolvedSpec, training_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -204,7 +205,7 @@ def _check(spec: ResolvedSpec, context: Context) -> ResolvedSpec:
         reason = TECHNIQUES[step.technique].applies(step, context.model)
         if reason is not None:
             raise Unsupported(reason, pointer="/recipe" if spec.recipe is not None else f"/steps/{index}")
-    int8 = any(isinstance(step, Quantize) for step in spec.steps)  # which is found on the ONNX graph
+    int8 = any(int8_exports(step) for step in spec.steps)  # which is found on the ONNX graph
     if "onnx" in spec.export or ("pt2" in spec.export and int8):
         check_size(context.model.module)
     return spec

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 
 import httpx
 
-from app.client.sending import OnProgress, Sender
+from app.client.sending import OnProgress, Patience, Sender
 from app.client.transport import ClientError, Document, reachable, require, send
 
 # Larger files are sent as resumable uploads.
@@ -87,10 +87,21 @@ class Client:
         return self._json("GET", f"/v1/jobs/{id}")
 
     def wait(self, id: str, on_change: Callable[[Document], None] | None = None) -> Document:
-        """The job once it has ended; `on_change` is called with it now and after every change."""
+        """The job once it has ended; `on_change` is called with it now and after every change.
+
+        Once it has answered, a service that falls silent for a while is waited for.
+        """
         headers: dict[str, str] = {}
+        patience = Patience()
         while True:
-            answer = self._send("GET", f"/v1/jobs/{id}", headers=headers)
+            try:
+                answer = self._send("GET", f"/v1/jobs/{id}", headers=headers)
+            except ClientError as error:
+                if not headers:
+                    raise
+                patience.spend(error)
+                continue
+            patience.renew()
             if answer.status_code == httpx.codes.OK:
                 job: Document = answer.json()
                 if on_change is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from app.client import Client, ClientError
+from app.client import Client, ClientError, sending
 from app.contract.errors import TimedOut
 from app.launch import free_port
 from tests.app.service import STEPS, Service
@@ -63,6 +65,38 @@ def test_following_a_job(service: Service) -> None:
         done = client.wait(job, on_change=on_change)
     assert [(now["state"], now["progress"]) for now in seen] == [("running", 0), ("running", 0.5), ("failed", 0.5)]
     assert done == seen[-1]
+
+
+def broken(client: Client, times: int, monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> None:
+    """After the first answer the connection breaks so often, and then answers again."""
+    answer, left = client._http.request, iter(range(times))
+
+    def request(*args: Any, **kwargs: Any) -> httpx.Response:
+        if kwargs["headers"]:
+            if next(left, None) is not None:
+                raise httpx.ReadError("reset", request=httpx.Request("GET", "http://service"))
+            then()
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(client._http, "request", request)
+
+
+def test_a_job_is_followed_over_an_interruption(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = service.job()["id"]
+    claim = service.claim(job)
+    with Client(service.url) as client:
+        broken(client, 2, monkeypatch, lambda: service.store.fail_job(claim, TimedOut().problem()))
+        assert client.wait(job)["state"] == "failed"
+
+
+def test_a_service_that_stays_silent_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "PATIENCE_SECONDS", 0.5)
+    job = service.job()["id"]
+    with Client(service.url) as client:
+        broken(client, 1000, monkeypatch, lambda: None)
+        with pytest.raises(ClientError) as silence:
+            client.wait(job)
+    assert silence.value.code == "unreachable"
 
 
 def test_problems_are_errors(service: Service, tmp_path: Path) -> None:
