@@ -273,15 +273,28 @@ def test_weights_that_are_no_numbers_are_refused_and_infinite_masks_are_not(tmp_
     assert upload(model(nodes, {"x": noise(2, 3, 4)}, held, opset=13), tmp_path).facts.trainable
 
 
-def test_bfloat16_is_refused(tmp_path: Path) -> None:
+def in_bfloat16(*nodes: onnx.NodeProto) -> ModelProto:
+    """The linear network with its weight in bfloat16."""
     proto = linear()
-    proto.graph.initializer[0].CopyFrom(
-        helper.make_tensor("w", TensorProto.BFLOAT16, [4, 3], noise(4, 3).flatten().tolist())
-    )
-    nodes = [node("Cast", ["w"], "f", to=TensorProto.FLOAT), node("Gemm", ["x", "f", "b"])]
+    values = torch.from_numpy(noise(4, 3)).bfloat16().float().flatten().tolist()
+    proto.graph.initializer[0].CopyFrom(helper.make_tensor("w", TensorProto.BFLOAT16, [4, 3], values))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    refused(proto, tmp_path, "bfloat16")
+    return proto
+
+
+def test_bfloat16_is_refused_where_it_is_computed_with(tmp_path: Path) -> None:
+    short = [node("Cast", [name], f"{name}16", to=TensorProto.BFLOAT16) for name in ("x", "b")]
+    product = node("Gemm", ["x16", "w", "b16"], "m")
+    refused(in_bfloat16(*short, product, node("Cast", ["m"], to=TensorProto.FLOAT)), tmp_path, "'w' is bfloat16")
+
+
+def test_bfloat16_behind_a_cast_is_a_way_to_store_weights(tmp_path: Path) -> None:
+    nodes = node("Cast", ["w"], "f", to=TensorProto.FLOAT), node("Gemm", ["x", "f", "b"])
+    loaded = upload(in_bfloat16(*nodes), tmp_path)
+    assert loaded.facts.trainable
+    (weight,) = (value for value in loaded.module.state_dict().values() if value.ndim == 2)
+    torch.testing.assert_close(weight.T, torch.from_numpy(noise(4, 3)).bfloat16().float(), rtol=0, atol=0)
 
 
 def test_a_float16_graph_that_is_not_trained_is_not_quantized(tmp_path: Path) -> None:
