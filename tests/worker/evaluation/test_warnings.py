@@ -318,6 +318,13 @@ def test_a_program_that_is_slow_by_itself_says_first_what_makes_it_fast(details:
     )
 
 
+def test_a_program_that_stays_slow_when_compiled_says_so() -> None:
+    details: Any = {"compiled_median_s": 2e-3, "compiled_uploaded_s": 1e-3, "compiled_compile_s": 21.4}
+    (sentence,) = said(PROGRAM.model_copy(update={"details": details}))
+    assert "is what makes it fast" not in sentence
+    assert sentence.endswith("make it as fast: 2 ms, the uploaded model 1 ms beside it (compiled once in 21 s).")
+
+
 def test_floats_name_the_files_with_the_integers() -> None:
     native, graph = artifact("model.safetensors", size=300), artifact(size=300)
     program = PROGRAM.model_copy(update={"speedup": 2.0, "speedup_same_runtime": 2.0})
