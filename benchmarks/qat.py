@@ -45,7 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rows = list(_rows(Path(name)))
     table(["bits", "way", "accuracy, %", "to the floats, points", "seconds"], rows)
-    print(f"\n{torch.get_num_threads()} threads", end="")
+    threads = torch.get_num_threads()
+    print(f"\n{threads} thread{'s' if threads > 1 else ''}", end="")
     where("torch", "onnxruntime")
 
 
