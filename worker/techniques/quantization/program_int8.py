@@ -7,7 +7,7 @@ integer kernels of them. So a weight has the same codes in both artifacts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ def integer_module(source: ModelProto, *, fixed_batch: bool = False) -> IntegerM
     output = _without_idle_roundings(proto.graph, stored.keys())
     try:
         imported = import_graph(proto, output, fixed_batch=fixed_batch, table=QUANTIZED_TABLE)
-        sources = _store(imported, stored)
+        sources = _store(imported, stored, _tables(proto.graph))
     except (NotImportable, ValueError) as reason:
         raise ExportFailed(
             f"The quantized graph has no form as a program of torch: {reason} Export onnx instead.", pointer="/export"
@@ -126,8 +126,18 @@ def _before_rounding(makers: Mapping[str, NodeProto], name: str) -> str | None:
     return before.input[0] if before is not None and before.op_type == "QuantizeLinear" else None
 
 
-def _store(imported: Imported, stored: Mapping[str, StoredWeight]) -> dict[str, Source]:
-    """Puts the integers back, in place, and says where. Raises ValueError for a weight that has no place."""
+def _tables(graph: GraphProto) -> set[str]:
+    """What is looked up in and nothing else."""
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, set()).add(f"{node.op_type} {place}")
+    return {name for name, found in readers.items() if found == {"Gather 0"}}
+
+
+def _store(imported: Imported, stored: Mapping[str, StoredWeight], tables: Collection[str]) -> dict[str, Source]:
+    """Puts the integers back, in place, and says where. Raises ValueError for a weight that has no place, but for a
+    table of which the same rows are always taken, as of positions where the length is fixed: they are a constant."""
     found: dict[str, Source] = {}
     for path, origin, weight in _places(imported, stored):
         codes = codes_of(weight, origin)
@@ -138,7 +148,7 @@ def _store(imported: Imported, stored: Mapping[str, StoredWeight]) -> dict[str, 
         else:
             path = f"{_call_constant(imported.module, path, IntegerConstant(codes))}.weight"
         found[path] = Source(weight.name, origin.select is transposed)
-    if missing := sorted(stored.keys() - {source.weight for source in found.values()}):
+    if missing := sorted(stored.keys() - {source.weight for source in found.values()} - set(tables)):
         raise ValueError(f"{', '.join(missing[:5])} has no place in it.")
     imported.module.recompile()
     return found

@@ -231,6 +231,30 @@ def test_constants_that_no_layer_holds(tmp_path: Path) -> None:
     assert [source.weight for source in found.sources.values()] == ["w"]
 
 
+def test_rows_that_are_always_the_same_are_a_constant() -> None:
+    """As those of positions where the length is fixed."""
+    codes = np.random.default_rng(0).integers(-64, 65, (32, 8)).astype(np.int8)
+    held = {
+        "w_quantized": codes,
+        "w_scale": np.array(0.01, np.float32),
+        "w_zero_point": np.array(0, np.int8),
+        "rows": np.arange(6),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w_quantized", "w_scale", "w_zero_point"], ["w_floats"]),
+        helper.make_node("Gather", ["w_floats", "rows"], ["positions"]),
+        helper.make_node("Add", ["input", "positions"], ["output"]),
+    ]
+    given, output = (helper.make_tensor_value_info(name, 1, ["n", 6, 8]) for name in ("input", "output"))
+    tensors = [numpy_helper.from_array(value, name) for name, value in held.items()]
+    graph = helper.make_graph(nodes, "g", [given], [output], tensors)
+    found = integer_module(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    inputs = torch.randn(3, 6, 8)
+    wanted = inputs + torch.from_numpy(codes[:6].astype(np.float32) * np.float32(0.01))
+    torch.testing.assert_close(found.module(inputs), wanted)
+    assert found.sources == {}
+
+
 def test_what_has_no_form_in_torch_is_said(tmp_path: Path) -> None:
     _, graph, _, _ = made(nn.Sequential(nn.Linear(8, 4)), (8,), tmp_path, plain(), ())
     proto = onnx.load(graph.path)
