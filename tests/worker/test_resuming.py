@@ -54,7 +54,7 @@ STEPS: tuple[Step, ...] = (
     Prune(sparsity=0.6),
     Finetune(training=TRAINING.model_copy(update={"averaging": Ema(), "early_stopping": EarlyStopping()})),
 )
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0
 
 
 Outcome = tuple[Context, tuple[StepReport, ...]]

@@ -26,7 +26,7 @@ from worker.process import TICK_SECONDS
 from worker.supervise import Supervisor
 from worker.watch import Watch
 
-HANG_SECONDS = 30.0  # long past anything that these tests wait for
+HANG_SECONDS = 90.0  # long past anything that these tests wait for
 
 
 @pytest.fixture(autouse=True)
