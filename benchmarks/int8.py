@@ -36,7 +36,7 @@ from app.contract.spec import Quantize
 from benchmarks.distillation import fashion
 from benchmarks.harness import table, where
 from benchmarks.mails import PACKAGE
-from benchmarks.resnet import resnet
+from benchmarks.resnet import resnet, trained
 from tests.models import samples as other_peoples
 from tests.models.packages import module_folder
 from worker.data.batch import Batch
@@ -200,15 +200,8 @@ def _resnet(folder: Path) -> Subject:
     splits = fashion().splits
     module = resnet()
     inputs, targets = splits["train"]
-    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * (LEARNED // 128))
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(LEARNED)[: LEARNED // 128 * 128].split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    path = _exported(module.eval(), (inputs[:2],), ["input"], folder / "resnet.onnx")
+    module = trained(module, inputs[:LEARNED], targets[:LEARNED], EPOCHS)
+    path = _exported(module, (inputs[:2],), ["input"], folder / "resnet.onnx")
     tested, classes = splits["test"][0].numpy(), splits["test"][1].numpy()
     calibration = {"input": inputs[LEARNED : LEARNED + 256].numpy()}
 

@@ -23,7 +23,7 @@ from app.contract.mixed import Mixed
 from app.contract.weight_only import WeightOnly
 from benchmarks.distillation import fashion
 from benchmarks.harness import table, where
-from benchmarks.resnet import resnet
+from benchmarks.resnet import resnet, trained
 from tests.worker.helpers import context_for, memory_data, tiny_model
 from tests.worker.nets import lenet
 from worker.data.base import Data
@@ -50,24 +50,11 @@ def main() -> None:
             held = images[LEARNED : LEARNED + HELD], classes[LEARNED : LEARNED + HELD]
             judged = tested, splits["test"][1][:TESTED]
             data = memory_data({"calibration": (images[-512:], None), "validation": held, "test": judged})
-            rows += _rounded(network, _trained(make, (images, classes)), data, Path(name))
+            torch.manual_seed(0)
+            module = trained(make(), images[:LEARNED], classes[:LEARNED], EPOCHS)
+            rows += _rounded(network, module, data, Path(name))
     table(["network", "bits", "algorithm", "bytes", "of floats", "accuracy", "SQNR of logits, dB", "seconds"], rows)
     where("torch")
-
-
-def _trained(make: Any, train: tuple[Tensor, Tensor]) -> nn.Module:
-    torch.manual_seed(0)
-    module: nn.Module = make()
-    inputs, targets = train
-    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * (LEARNED // 128))
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(LEARNED)[: LEARNED // 128 * 128].split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    return module.eval()
 
 
 def _rounded(network: str, module: nn.Module, data: Data, folder: Path) -> list[list[str]]:

@@ -20,8 +20,8 @@ class Qat(Grouped):
     method: Literal["qat"] = "qat"
     bits: Literal[8, 4, 3, 2] = Field(
         8,
-        description="8: weights, a step an output, and what comes into their layers; delivered as ONNX. Fewer: weights "
-        "alone, in groups.",
+        description="8: weights, a step an output, and what comes into their layers; delivered as ONNX or as a "
+        "program of torch. Fewer: weights alone, in groups.",
     )
     steps: Literal["learned", "fixed"] = Field(
         "learned",

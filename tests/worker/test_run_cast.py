@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import pytest
 import torch
 from onnx import TensorProto
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from app.contract.cast import Cast
 from app.contract.errors import InvalidSpec, OrderRefused
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import ExportFormat, Finetune, Prune
+from tests.worker.fresh import answers
 from tests.worker.helpers import context_for, mlp
 from tests.worker.jobs import LENET_LAYERS, Recorder, job
 from tests.worker.loading.files import folder_files, zipped
@@ -40,13 +40,6 @@ from worker.techniques.quantization.quantize import QuantizeTechnique
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ONNX = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16, "float8_e4m3": TensorProto.FLOAT8E4M3FN}
-# Nothing but onnxruntime and numpy.
-FRESH = """
-import sys, numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-numpy.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: numpy.load(sys.argv[2])})[0])
-assert "torch" not in sys.modules and "onnx" not in sys.modules
-"""
 
 
 def done(request: RunRequest) -> tuple[Report, dict[str, ArtifactReport]]:
@@ -55,11 +48,18 @@ def done(request: RunRequest) -> tuple[Report, dict[str, ArtifactReport]]:
 
 
 def in_a_fresh_process(path: Path, inputs: np.ndarray) -> np.ndarray:
-    given, gives = path.parent / "given.npy", path.parent / "gives.npy"
-    np.save(given, inputs)
-    subprocess.run([sys.executable, "-c", FRESH, path, given, gives], check=True, cwd=path.parent)
-    found: np.ndarray = np.load(gives)
+    found: np.ndarray = answers("onnxruntime", path, inputs, path.parent, len(inputs))
     return found
+
+
+def check_outputs(path: Path, state: Mapping[str, Tensor]) -> None:
+    """An ONNX file gives what the LeNet gives with these weights."""
+    wide = lenet().eval()
+    wide.load_state_dict(state)
+    inputs = noise(3, *SHAPE)
+    with torch.no_grad():
+        outputs = wide(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(in_a_fresh_process(path, inputs), outputs, rtol=1e-4, atol=1e-5)
 
 
 def written(
@@ -93,12 +93,7 @@ def test_halves_in_every_artifact(tmp_path: Path, dtype: Any) -> None:
         for name, tensor in expected.items():
             assert found[name].dtype == TORCH[dtype]
             assert torch.equal(found[name], tensor)
-    wide = lenet().eval()
-    wide.load_state_dict(expected)
-    inputs = noise(3, *SHAPE)
-    with torch.no_grad():
-        outputs = wide(torch.from_numpy(inputs)).numpy()
-    np.testing.assert_allclose(in_a_fresh_process(asked.output / "model.onnx", inputs), outputs, rtol=1e-4, atol=1e-5)
+    check_outputs(asked.output / "model.onnx", expected)
     held = {one.name: one.data_type for one in onnx.load(asked.output / "model.onnx").graph.initializer}
     assert all(held[name] == ONNX[dtype] for name in expected if name.endswith("weight"))
     assert bits_of(artifacts["native"]) == bits_of(artifacts["onnx"]) == {16}
@@ -119,12 +114,7 @@ def test_float8_in_onnx_and_on_its_grid_elsewhere(tmp_path: Path) -> None:
     native = load_file(asked.output / "model.safetensors")
     packed = load(asked.output / "model.tsr")
     assert all(torch.equal(packed[name], native[name]) for name in native)
-    wide = lenet().eval()
-    wide.load_state_dict(native)
-    inputs = noise(3, *SHAPE)
-    with torch.no_grad():
-        outputs = wide(torch.from_numpy(inputs)).numpy()
-    np.testing.assert_allclose(in_a_fresh_process(asked.output / "model.onnx", inputs), outputs, rtol=1e-4, atol=1e-5)
+    check_outputs(asked.output / "model.onnx", native)
     held = {one.name: one.data_type for one in onnx.load(asked.output / "model.onnx").graph.initializer}
     assert {held[f"{layer}.weight"] for layer in (0, 3, 7, 9)} == {ONNX["float8_e4m3"]}
     assert held["11.weight"] == TensorProto.FLOAT

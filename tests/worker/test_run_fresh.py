@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -38,18 +36,6 @@ def few(mnist: Data) -> Data:
     return part_of(mnist, SMALL)
 
 
-def answers(runtime: str, file: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
-    """Those of a fresh process."""
-    np.savez(folder / "inputs.npz", input=inputs)
-    files = [str(file), str(folder / "inputs.npz"), str(folder / "outputs.npy")]
-    command = [sys.executable, "-I", fresh.__file__, runtime, *files, str(Classification().evaluation_batch)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: np.ndarray = np.load(folder / "outputs.npy")
-    return found
-
-
 @pytest.mark.parametrize("name", list(STEPS))
 def test_a_fresh_process_gives_the_figures_of_the_report(
     trained_lenet: Model, few: Data, name: str, tmp_path: Path
@@ -63,7 +49,8 @@ def test_a_fresh_process_gives_the_figures_of_the_report(
     assert isinstance(split, MemorySplit)
     assert split.targets is not None
     for artifact, runtime in zip(report.artifacts, ("torch", "onnxruntime"), strict=True):
-        found = answers(runtime, asked.output / artifact.name, split.inputs.numpy(), tmp_path)
+        file, batch = asked.output / artifact.name, Classification().evaluation_batch
+        found = fresh.answers(runtime, file, split.inputs.numpy(), tmp_path, batch)
         right = float((torch.from_numpy(found).argmax(1) == split.targets).float().mean())
         assert artifact.measurement.runtime == runtime
         assert artifact.measurement.metric is not None

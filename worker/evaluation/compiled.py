@@ -11,12 +11,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.evaluation.memory import Probe, torch_loader
+from worker.evaluation.memory import Probe, torch_inputs, torch_loader
 
 LIMIT_S = 150  # compiling a network of the size of a ResNet-18 takes half a minute, one of many kinds of layers more
 BUDGET_S = 3.0
@@ -70,7 +69,7 @@ def main(argument: str) -> dict[str, Any]:
     assert program is not None
     torch.set_num_threads(program.threads)
     module = load_module("program", Path(program.path), program.filename, {}, Path(program.scratch))
-    inputs = _inputs(program)
+    inputs = torch_inputs(program)
     began = time.perf_counter()
     inductor.freezing = True  # without it weights are no constants, and become floats at each call
     fast = torch.compile(module)
@@ -84,14 +83,6 @@ def main(argument: str) -> dict[str, Any]:
     medians = {name: one.median_s for name, one in found.items()}
     made = Compiled(medians["compiled"], medians["eager"], medians.get("uploaded"), spent)
     return asdict(made)
-
-
-def _inputs(probe: Probe) -> Sequence[Any]:
-    import numpy as np
-    import torch
-
-    with np.load(probe.inputs) as arrays:
-        return [torch.from_numpy(arrays[key]) for key in arrays.files]
 
 
 if __name__ == "__main__":

@@ -165,7 +165,6 @@ def _onnxruntime(probe: Probe) -> Callable[[], Callable[[], object]]:
 
 def torch_loader(probe: Probe) -> Callable[[], Callable[[], object]]:
     """Loads a file in torch; what that gives runs it once."""
-    import numpy as np
     import torch
 
     from worker.loading.delivered import load_module
@@ -175,8 +174,7 @@ def torch_loader(probe: Probe) -> Callable[[], Callable[[], object]]:
     def load() -> Callable[[], object]:
         scratch = Path(tempfile.mkdtemp(dir=probe.scratch))  # what an earlier fork unpacked is in the way
         module = load_module(probe.reader, Path(probe.path), probe.filename, probe.spec, scratch)  # type: ignore[arg-type]
-        with np.load(probe.inputs) as arrays:
-            inputs = [torch.from_numpy(arrays[key]) for key in arrays.files]
+        inputs = torch_inputs(probe)
 
         def run() -> object:
             with torch.inference_mode():
@@ -185,6 +183,15 @@ def torch_loader(probe: Probe) -> Callable[[], Callable[[], object]]:
         return run
 
     return load
+
+
+def torch_inputs(probe: Probe) -> list[Any]:
+    """The sample as tensors of torch."""
+    import numpy as np
+    import torch
+
+    with np.load(probe.inputs) as arrays:
+        return [torch.from_numpy(arrays[key]) for key in arrays.files]
 
 
 def _status(field: str) -> int:

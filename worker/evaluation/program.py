@@ -23,7 +23,7 @@ from worker.export.program import open_program
 from worker.loading.heads import to_logits
 from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.program_int8 import Source
-from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS, StoredWeight, stored_weights
+from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS, StoredWeight, along, stored_weights
 
 _PER_CHANNEL, _PER_TENSOR = (
     getattr(torch.ops.quantized_decomposed, f"dequantize_per_{what}").default for what in ("channel", "tensor")
@@ -130,9 +130,8 @@ def integer_weights(program: ExportedProgram) -> Iterator[StoredWeight]:
             yield StoredWeight(name, codes, scale=scale, zero_point=zero_point)
             continue
         scale, zero_point = (tensors[held(one) or ""].numpy() for one in node.args[1 : _ZERO_POINT + 1])
-        shape = [1] * codes.ndim
-        shape[node.args[_ZERO_POINT + 1]] = -1
-        yield StoredWeight(name, codes, scale=scale.reshape(shape), zero_point=zero_point.reshape(shape))
+        axis = node.args[_ZERO_POINT + 1]
+        yield StoredWeight(name, codes, scale=along(scale, codes, axis), zero_point=along(zero_point, codes, axis))
 
 
 def float_twins(program: ExportedProgram) -> list[str]:

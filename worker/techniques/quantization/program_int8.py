@@ -20,7 +20,7 @@ from worker.loading.onnx_ops.integers import QUANTIZED_TABLE
 from worker.loading.onnx_ops.origins import Origin, transposed
 from worker.techniques.quantization.graph import uses
 from worker.techniques.quantization.integer_layers import IntegerConstant, codes_of, with_integers
-from worker.techniques.quantization.stored import StoredWeight, base_name, stored_weights
+from worker.techniques.quantization.stored import StoredWeight, along, base_name, stored_weights
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -71,11 +71,8 @@ def _weights_as_floats(graph: GraphProto) -> None:
     for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]:
         values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
         zero_point = numpy_helper.to_array(constants[node.input[2]]) if node.input[2:] else np.zeros((), values.dtype)
-        if scale.size > 1:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-            scale, zero_point = (_along(one, values.ndim, axis) for one in (scale, zero_point))
-        else:
-            scale, zero_point = scale.reshape(()), zero_point.reshape(())
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        scale, zero_point = (along(one, values, axis) for one in (scale, zero_point))
         floats = (values.astype(np.float32) - zero_point.astype(np.float32)) * scale
         name = base_name(node.input[0])
         graph.initializer.append(numpy_helper.from_array(floats.astype(np.float32), name))
@@ -84,12 +81,6 @@ def _weights_as_floats(graph: GraphProto) -> None:
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
-
-
-def _along(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def _without_idle_roundings(graph: GraphProto, integers: Iterable[str]) -> str:

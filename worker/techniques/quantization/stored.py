@@ -113,8 +113,8 @@ def stored_weights(proto: ModelProto) -> list[StoredWeight]:
                     base_name(name),
                     values,
                     TRANSPOSED in name,
-                    _along(arrays[scale], values, axis),
-                    _along(arrays.get(zero_point, np.zeros((), values.dtype)), values, axis),
+                    along(arrays[scale], values, axis),
+                    along(arrays.get(zero_point, np.zeros((), values.dtype)), values, axis),
                 )
             )
         elif is_float(values):
@@ -229,7 +229,7 @@ def scale_name(weight: str) -> str:
     return weight.removesuffix("_quantized") + "_scale"
 
 
-def _along(values: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+def along(values: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
     """One value an index of `axis`, shaped to broadcast against the weight; a scalar stays one."""
     if values.size == 1:
         return values.reshape(())

@@ -23,10 +23,9 @@ from worker.techniques.quantization.onnx_int8 import reduced_range
 from worker.techniques.quantization.qat import inputs
 from worker.techniques.quantization.qat.lsq import FakeQuantized
 from worker.techniques.quantization.weight_grid import WeightGrid
+from worker.techniques.quantization.weight_only import Row
 from worker.training.finding.settle import settle
 from worker.training.loop import train
-
-Row = dict[str, float | int | str | None]
 
 
 def applies(step: Qat, model: Model) -> str | None:
@@ -48,7 +47,8 @@ def train_quantized(step: Qat, context: Context) -> Details:
     """
     module = context.model.module
     weights = _chosen(step, module)
-    left = [weight for weight in prunable(module) if weight.name not in {own.name for own in weights}]
+    names = {weight.name for weight in weights}
+    left = [weight for weight in prunable(module) if weight.name not in names]
     layers = {weight.layer: weight.owner for weight in weights}
     found = inputs.ranges(step, context, layers) if step.in_file else {}
     made = inputs.fake_inputs(step, found)
@@ -97,9 +97,14 @@ def _bits(step: Qat) -> int:
     return step.bits - (step.in_file and reduced_range(as_static(step)))
 
 
+def _symmetric(step: Qat) -> bool:
+    """Whether zero is the middle of the grid, as it always is with 8 bits."""
+    return step.in_file or step.symmetric
+
+
 def _limits(step: Qat) -> tuple[int, int]:
     """The least code and the greatest. Of 8 bits as many lie below zero as above: a norm may turn the sign."""
-    low, high = limits(_bits(step), step.in_file or step.symmetric)
+    low, high = limits(_bits(step), _symmetric(step))
     return (-high, high) if step.in_file else (low, high)
 
 
@@ -108,8 +113,7 @@ def _impose(step: Qat, context: Context, weight: PrunableWeight) -> FakeQuantize
     value = matrix(weight, weight.value()).detach().float()
     columns = value.shape[1]
     group = columns if step.in_file else group_of(step, weight.owner, columns)
-    symmetric = step.in_file or step.symmetric
-    _, steps, zeros = nearest(value, group, lambda parts: least_squares(parts, _bits(step), symmetric))
+    _, steps, zeros = nearest(value, group, lambda parts: least_squares(parts, _bits(step), _symmetric(step)))
     own = FakeQuantized(
         steps,
         zeros,
@@ -133,10 +137,8 @@ def _settled(step: Qat, context: Context, weight: PrunableWeight, own: FakeQuant
     with torch.no_grad():
         parameter.copy_(unmatrix(weight, values))
     shape = (len(rows), own.groups)
-    symmetric = step.in_file or step.symmetric
-    return WeightGrid(
-        step.bits, rows.shape[1] // own.groups, symmetric, grid.step.view(shape).cpu(), grid.zero.view(shape).cpu()
-    )
+    found, zeros = grid.step.view(shape).cpu(), grid.zero.view(shape).cpu()
+    return WeightGrid(step.bits, rows.shape[1] // own.groups, _symmetric(step), found, zeros)
 
 
 def _row(weight: PrunableWeight, context: Context) -> Row:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto
 
-from worker.techniques.quantization.graph import attributes, constants
+from worker.techniques.quantization.graph import constants
+from worker.techniques.quantization.static.products import output_axis
 from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.static.rounding import Rounded
 from worker.techniques.quantization.stored import base_name, weight_inputs
@@ -77,11 +78,6 @@ class Learned:
 
 
 NOTHING_LEARNED = Learned()
-
-
-def output_axis(node: NodeProto) -> int:
-    """The axis of a product's weight that its outputs lie along."""
-    return 0 if node.op_type == "Conv" or attributes(node).get("transB") else 1
 
 
 def _products(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:

@@ -87,10 +87,15 @@ def _axis(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> int | None:
         return None
     own, shape = attributes(node), shapes[node.input[1]]
     if node.op_type == "Conv" and own.get("group", 1) == 1 and len(shape) - 2 in (1, PLANE):
-        return 0 if own.get("auto_pad", b"NOTSET") in (b"NOTSET", b"") else None
+        return output_axis(node) if own.get("auto_pad", b"NOTSET") in (b"NOTSET", b"") else None
     if node.op_type == "Gemm" and not own.get("transA") and own.get("alpha", 1.0) == own.get("beta", 1.0) == 1.0:
-        return 0 if own.get("transB") else 1
-    return 1 if node.op_type == "MatMul" and len(shape) == 2 else None
+        return output_axis(node)
+    return output_axis(node) if node.op_type == "MatMul" and len(shape) == 2 else None
+
+
+def output_axis(node: NodeProto) -> int:
+    """The axis of a Conv's, Gemm's or MatMul's weight that its outputs lie along."""
+    return 0 if node.op_type == "Conv" or attributes(node).get("transB") else 1
 
 
 def added(node: NodeProto | None, tensor: str) -> str | None:

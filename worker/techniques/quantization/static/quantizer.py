@@ -101,8 +101,8 @@ def quantize_static(
     tried = [step.calibration.model_copy(update={"method": method}) for method in methods]
     fixed = learned.ranges_in(proto.graph)
     ranges = [own | fixed for own in observed.ranges(plan.tensors(proto), tried)]
-    rounded = learned.steps_in(proto.graph, plan.nodes(proto)) if step.per_channel else {}
-    rounded |= _rounded(proto, observed, step, plan, rounded, adaptive=step.rounding == "adaptive")
+    rounded = learned.steps_in(proto.graph, plan.nodes(proto))
+    rounded |= _rounded(proto, observed, step, plan, rounded)
     made = [_with_integers(proto, step, plan, own, rounded) for own in ranges]
     noise = [noise_db(observed, one) for one in made]
     best = max(range(len(made)), key=noise.__getitem__)
@@ -153,24 +153,19 @@ def _nearest_db(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan)
     observed = Observed(proto, samples)
     ranges = observed.ranges(plan.tensors(proto), [Calibration(method="minmax")])
     own = ModelProto.FromString(proto.SerializeToString())
-    plain = step.model_copy(update={"bias_correction": False})
+    plain = step.model_copy(update={"rounding": "nearest", "bias_correction": False})
     return noise_db(observed, _with_integers(own, step, plan, ranges[0], _rounded(own, observed, plain, plan)))
 
 
 def _rounded(
-    proto: ModelProto,
-    observed: Observed,
-    step: Quantize,
-    plan: Plan,
-    settled: Collection[str] = (),
-    *,
-    adaptive: bool = False,
+    proto: ModelProto, observed: Observed, step: Quantize, plan: Plan, settled: Collection[str] = ()
 ) -> dict[str, Rounded]:
     """Rounds weights in place but those that are settled; with one step a weight that is left to the quantizer."""
     if not step.per_channel:
         return {}
     left = {node.name for node in proto.graph.node if set(settled).isdisjoint(node.input)}
     nodes = left.intersection(plan.nodes(proto))
+    adaptive = step.rounding == "adaptive"
     return round_weights(proto, observed, nodes, plan.bits, adaptive=adaptive, correct=step.bias_correction)
 
 
