@@ -277,20 +277,20 @@ def test_two_processes_exclude_each_other(tmp_path: Path) -> None:
 
 def test_an_object_store_is_held_by_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was killed keeps others out until its lease ends; one that lives renews it."""
-    monkeypatch.setattr("app.uploads.resuming.LEASE_SECONDS", 0.6)
+    monkeypatch.setattr("app.uploads.resuming.LEASE_SECONDS", 3)
     monkeypatch.setattr("app.uploads.resuming.YIELD_SECONDS", 60)
     settings = settings_in(tmp_path, blobs_url="memory:///")
     with running(settings) as service:
         url = create(service.http, len(DATA))
         id = url.rpartition("/")[2]
         store = JobStore.open(settings.database)
-        store.take_resumable(id, 0.6, False)
+        store.take_resumable(id, 5, False)
         store.close()
         assert patch(service.http, url, 0, DATA).status_code == 423
         until(lambda: patch(service.http, url, 0, DATA[:1000]).status_code == 204)
         with holding(service, url, 1000, len(DATA) - 1000) as cut:
             cut.send(DATA[1000:2000])
-            time.sleep(1.5)  # longer than the lease
+            time.sleep(4)  # longer than the lease
             assert patch(service.http, url, offset_of(service.http, url), b"x").status_code == 423
             cut.send(DATA[2000:])
             assert b" 204 " in cut.answer()
