@@ -94,7 +94,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         family="quantization",
         title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
         needs="static: a `calibration` split (or train, or validation), labels not needed. dynamic: no data. codebook: "
-        "a `train` split where `training` is given. weight_only: what static needs, with rtn no data. "
+        "a `train` split where `training` is given. weight_only: what static needs, with rtn and hqq no data. "
         "qat: a `train` split. mixed: what static needs. With max_accuracy_drop a labelled `validation` split besides. "
         "cast: no data. auto: what the method that it chooses needs.",
         applies_to="static: Linear, convolutions, Embedding, attention. dynamic: all but convolutions. codebook: what "

@@ -163,7 +163,7 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
         if isinstance(step, WeightOnly) and step.looks_at_inputs and calibration_split(dataset) is None:
             raise DatasetMismatch(
                 f"{step.algorithm} needs a `calibration`, `train` or `validation` split to see what comes into the "
-                f"layers, and algorithm rtn needs none; {_has(dataset)}",
+                f"layers, and algorithms rtn and hqq need none; {_has(dataset)}",
                 pointer=pointer if dataset is not None else "/dataset",
             )
         if isinstance(step, Quantize) and step.method == "static" and calibration_split(dataset) is None:

@@ -33,7 +33,7 @@ class Mixed(FewBits):
             lt=1,
             description="Bytes of the weights that the step is for, as a share of those that they take as floats. "
             "Counted are codes, steps (of the dtype that the upload stores) and zero points (of as many bits as a "
-            "code).",
+            "code, with hqq of 32).",
         ),
     ] = None
     max_accuracy_drop: Annotated[

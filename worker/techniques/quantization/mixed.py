@@ -20,6 +20,7 @@ from torch import Tensor
 
 from app.contract.facts import calibration_split
 from app.contract.mixed import MOST_TRIED, Mixed
+from app.contract.weight_only import FewBits
 from worker.context import Context
 from worker.evaluation.judging import Judge
 from worker.model import Model
@@ -35,6 +36,7 @@ from worker.techniques.quantization.weight_only import Row
 
 WHY = "Method mixed measures the layers on data"
 CLOSE = 1.01  # times the bytes of what was found not to hold, and fewer are not sought
+ZERO_BITS = 32  # of a zero point that is no whole number
 ROUNDING = 0.1  # of the step's progress: what follows the measurement
 
 
@@ -72,9 +74,14 @@ def layers_of(step: Mixed, model: Model) -> list[Layer]:
         outputs, columns = matrix(weight, weight.value()).shape
         group = group_of(step, weight.owner, columns)
         size = model.stored.get(weight.name, torch.float32).itemsize
-        sizes = (stored_bytes(outputs, columns, bits, group, step.symmetric, size) for bits in step.bits)
+        sizes = (stored_bytes(outputs, columns, bits, group, zero_bits(step, bits), size) for bits in step.bits)
         found.append(Layer(weight, tuple(sizes), outputs * columns * size))
     return found
+
+
+def zero_bits(step: FewBits, bits: int) -> int:
+    """What a zero point takes: none, as much as a code, or a float where it is no whole number."""
+    return ZERO_BITS if step.moves_zeros else 0 if step.symmetric else bits
 
 
 def quantize_mixed(step: Mixed, context: Context) -> Details:

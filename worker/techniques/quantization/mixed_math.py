@@ -21,12 +21,11 @@ Option = tuple[int, float]
 """Bytes and loss."""
 
 
-def stored_bytes(outputs: int, columns: int, bits: int, group: int, symmetric: bool, step_bytes: int) -> int:
-    """What a matrix takes in codes of `bits`, a step of `step_bytes` for each `group` columns of an output, and, unless
-    symmetric, as many zero points of `bits`."""
+def stored_bytes(outputs: int, columns: int, bits: int, group: int, zero_bits: int, step_bytes: int) -> int:
+    """What a matrix takes in codes of `bits`, and for each `group` columns of an output a step of `step_bytes` and a
+    zero point of `zero_bits`."""
     groups = outputs * (columns // group)
-    zeros = 0 if symmetric else math.ceil(groups * bits / 8)
-    return math.ceil(outputs * columns * bits / 8) + groups * step_bytes + zeros
+    return math.ceil(outputs * columns * bits / 8) + groups * step_bytes + math.ceil(groups * zero_bits / 8)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from worker.loading.onnx_narrow import FACTOR
 WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 # Of ONNX Runtime: a product with a weight of 2, 4 or 8 bits, in blocks of its inputs; a lookup in such a one.
 FEW_BITS, LOOKUP = "MatMulNBits", "GatherBlockQuantized"
+SCALE, REST = "_scale", "_rest"  # what names end in: of steps, and of what zero points lack for being whole numbers
 QUANTIZED_INPUT = {"MatMulInteger": 1, "ConvInteger": 1}
 # What ONNX Runtime's quantizer appends to a weight's name.
 TRANSPOSED = "_Transposed"
@@ -150,8 +151,9 @@ def recurrent_biases(graph: GraphProto) -> set[str]:
 
 
 def few_bits_helpers(graph: GraphProto) -> set[str]:
-    """The names of the scales and zero points of weights of few bits."""
-    return {name for _, node in _few_bits_nodes(graph) for name in node.input[2:4]}
+    """The names of the scales and zero points of weights of few bits, and of what these lack."""
+    names = {name for _, node in _few_bits_nodes(graph) for name in node.input[2:4]}
+    return names | {rest_name(name) for name in names}
 
 
 def _few_bits_nodes(graph: GraphProto) -> Iterator[tuple[str, NodeProto]]:
@@ -161,6 +163,11 @@ def _few_bits_nodes(graph: GraphProto) -> Iterator[tuple[str, NodeProto]]:
         if node.op_type in (FEW_BITS, LOOKUP):
             data = node.input[1 if node.op_type == FEW_BITS else 0]
             yield reshaped.get(data, data), node
+
+
+def rest_name(scale: str) -> str:
+    """The name [groups, outputs] of what is to be added to each weight beside those that the scale makes floats of."""
+    return scale.removesuffix(SCALE) + REST
 
 
 def unpacked(values: np.ndarray, bits: int) -> np.ndarray:
@@ -182,6 +189,8 @@ def _of_few_bits(name: str, node: NodeProto, arrays: dict[str, np.ndarray]) -> S
     outputs, blocks, _ = scale.shape
     zero_point = unpacked(arrays[node.input[3]], bits)[:, :blocks, None]
     values = unpacked(arrays[name], bits).reshape(outputs, blocks, block)
+    if (rest := arrays.get(rest_name(node.input[2]))) is not None:
+        zero_point = zero_point - rest.T.repeat(blocks // len(rest), 1)[..., None] / scale
     columns = numbers.get("K", blocks * block)  # a lookup has no padding
     return StoredWeight(base_name(name), values, TRANSPOSED in name, scale, zero_point, columns, bits)
 

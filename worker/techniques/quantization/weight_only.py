@@ -19,7 +19,7 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.by_inputs import finite, through
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
-from worker.techniques.quantization import awq, gptq_math
+from worker.techniques.quantization import awq, gptq_math, hqq_math
 from worker.techniques.quantization.grid_math import Grid, least_squares
 from worker.techniques.quantization.groups import Fit, group_of, nearest
 from worker.techniques.quantization.weight_grid import WeightGrid
@@ -153,19 +153,21 @@ def _rounded(
         assert moments is not None
         codes, grids = gptq_math.quantized(value, moments, kept, bits, group, step.symmetric, dtype)
         return gptq_math.values(codes, grids, group), WeightGrid.of(grids, bits, group, step.symmetric)
-    fit = _fit(bits, step.symmetric, group, moments)
+    fit = _fit(step, bits, group, dtype, moments)
     found, steps, zeros = nearest(torch.where(kept, value, 0.0), group, fit, dtype)
     return found, WeightGrid(bits, group, step.symmetric, steps.cpu(), zeros.cpu())
 
 
-def _fit(bits: int, symmetric: bool, group: int, importance: Tensor | None) -> Fit:
+def _fit(step: FewBits, bits: int, group: int, dtype: torch.dtype, importance: Tensor | None) -> Fit:
     """How the grid of each group [groups of all outputs, group] is found."""
+    if step.moves_zeros:
+        return lambda parts: hqq_math.fitted(parts, bits, dtype)
     if importance is None:
-        return lambda parts: least_squares(parts, bits, symmetric)
+        return lambda parts: least_squares(parts, bits, step.symmetric)
 
     def weighed(parts: Tensor) -> Grid:
         own = importance.view(-1, group)  # of one output, and all have the same
-        return least_squares(parts, bits, symmetric, own.repeat(len(parts) // len(own), 1))
+        return least_squares(parts, bits, step.symmetric, own.repeat(len(parts) // len(own), 1))
 
     return weighed
 

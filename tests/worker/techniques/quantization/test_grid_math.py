@@ -100,9 +100,18 @@ def test_soft_thresholds_lower_what_they_are_to_lower() -> None:
 
 
 def test_hqq_fits_most_weights_better_than_their_range_does() -> None:
-    weights = groups(200, 64, 2)
+    weights = groups(200, 64, 2) + 1e-6  # none of them is zero
     before = grid_math.whole_range(weights, 3, symmetric=False).rounded(weights)
     after = hqq_math.fitted(weights, 3).rounded(weights)
     lost = [(one - weights).abs().pow(hqq_math.NORM).sum(1) for one in (before, after)]
     assert bool((lost[1] <= lost[0]).all())
     assert float(lost[1].sum()) < 0.95 * float(lost[0].sum())
+
+
+def test_hqq_keeps_zeros() -> None:
+    weights = groups(50, 64, 3)
+    weights[::2, 5] = 0.0
+    grid = hqq_math.fitted(weights, 3)
+    assert not grid.rounded(weights)[::2, 5].any()
+    assert torch.equal(grid.zero[::2], grid.zero[::2].round())
+    assert not torch.equal(grid.zero[1::2], grid.zero[1::2].round())

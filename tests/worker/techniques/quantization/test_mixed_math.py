@@ -73,13 +73,14 @@ def test_a_layer_that_breaks_gets_bytes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "symmetric", "step", "expected"),
+    ("bits", "group", "zero", "step", "expected"),
     [
-        (4, 32, True, 4, 10 * 64 // 2 + 20 * 4),
-        (4, 32, False, 4, 10 * 64 // 2 + 20 * 4 + 10),
-        (3, 64, False, 2, 240 + 10 * 2 + 4),  # 30 bits of zero points take 4 bytes
-        (8, 16, True, 2, 640 + 40 * 2),
+        (4, 32, 0, 4, 10 * 64 // 2 + 20 * 4),
+        (4, 32, 4, 4, 10 * 64 // 2 + 20 * 4 + 10),
+        (3, 64, 3, 2, 240 + 10 * 2 + 4),  # 30 bits of zero points take 4 bytes
+        (8, 16, 0, 2, 640 + 40 * 2),
+        (2, 16, 32, 4, 160 + 40 * 4 + 40 * 4),
     ],
 )
-def test_bytes_by_hand(bits: int, group: int, symmetric: bool, step: int, expected: int) -> None:
-    assert stored_bytes(10, 64, bits, group, symmetric, step) == expected
+def test_bytes_by_hand(bits: int, group: int, zero: int, step: int, expected: int) -> None:
+    assert stored_bytes(10, 64, bits, group, zero, step) == expected

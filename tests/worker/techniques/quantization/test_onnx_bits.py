@@ -24,6 +24,7 @@ from worker.evaluation.layers import graph_layers, graph_parameters
 from worker.evaluation.onnx_macs import graph_macs
 from worker.export.registry import write_onnx
 from worker.model import Model
+from worker.techniques.quantization import hqq_math
 from worker.techniques.quantization.grid_math import least_squares
 from worker.techniques.quantization.onnx_bits import store_bits
 from worker.techniques.quantization.quantize import QuantizeTechnique
@@ -98,6 +99,39 @@ def test_the_runtime_computes_what_the_floats_give(
     assert own.bits == {2: 2, 3: 4, 4: 4, 8: 8}[bits]
     np.testing.assert_array_equal(own.dequantized(), weight if kind == "Gemm" else weight.T)
     assert own.zeros() == np.count_nonzero(weight == 0)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+@pytest.mark.parametrize(("bits", "columns", "group"), [(4, 256, 128), (3, 96, 32), (2, 96, 96), (8, 128, 64)])
+def test_zero_points_that_are_no_whole_numbers(tmp_path: Path, kind: str, bits: int, columns: int, group: int) -> None:
+    """The operator's own are whole; what they lack is added to what it gives."""
+    torch.manual_seed(bits)
+    weight = torch.randn(24, columns) + 0.3
+    grids = [hqq_math.fitted(part, bits) for part in weight.split(group, 1)]
+    values = torch.cat([grid.rounded(part) for grid, part in zip(grids, weight.split(group, 1), strict=True)], 1)
+    grid = WeightGrid.of(grids, bits, group, symmetric=False)
+    assert not torch.equal(grid.zero, grid.zero.round())
+    proto = product(values.numpy(), kind)
+    found = stored(proto, {"0.weight": grid}, tmp_path)
+    inputs = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
+    expected, got = run(proto, inputs), run(found, inputs)
+    assert np.linalg.norm(got - expected) < 0.012 * np.linalg.norm(expected)
+    (own,) = stored_weights(found)
+    assert (own.name, own.bits) == ("0.weight", {3: 4}.get(bits, bits))
+    weights = values.numpy() if kind == "Gemm" else values.numpy().T
+    np.testing.assert_allclose(own.dequantized(), weights, rtol=1e-4, atol=1e-6)
+    (row,) = graph_layers(found, proto)
+    assert (row.bits, row.parameters, row.sqnr_db) == (own.bits, 24 * columns, None)
+    assert graph_parameters(found)[0] == 24 * columns + (24 if kind == "Gemm" else 0)
+
+
+def test_zero_points_that_are_no_whole_numbers_need_operators_that_are_not_old(tmp_path: Path) -> None:
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    grid = hqq_math.fitted(weight, 4)
+    proto = product(grid.rounded(weight).numpy(), "Gemm")
+    proto.opset_import[0].version = 12
+    found = stored(proto, {"0.weight": WeightGrid.of([grid], 4, 32, symmetric=False)}, tmp_path)
+    assert [node.op_type for node in found.graph.node] == ["Gemm"]
 
 
 @pytest.mark.parametrize("kind", ["Gemm", "MatMul"])

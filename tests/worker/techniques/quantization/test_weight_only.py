@@ -56,7 +56,7 @@ def values_of_groups(weight: Tensor, group: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("algorithm", "symmetric"),
-    [("rtn", True), ("rtn", False), ("awq", True), ("awq", False), ("gptq", True), ("awq+gptq", False)],
+    [("rtn", True), ("rtn", False), ("hqq", False), ("awq", True), ("awq", False), ("gptq", True), ("awq+gptq", False)],
 )
 @pytest.mark.parametrize(("bits", "size"), [(8, None), (4, 32), (3, 16), (2, 16)])
 def test_groups_have_as_many_values_as_bits_give(
@@ -102,7 +102,7 @@ def test_the_noise_is_what_the_report_says(context: Context) -> None:
     assert sqnr(torch.ones(3), torch.ones(3)) is None
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "awq", "gptq"])
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq", "awq", "gptq"])
 def test_what_was_pruned_stays_zero(context: Context, algorithm: str) -> None:
     PruneTechnique().apply(Prune(sparsity=0.7), context)
     quantize(context, bits=4, algorithm=algorithm)
@@ -144,7 +144,7 @@ def test_without_data_is_refused(context: Context, algorithm: str) -> None:
         quantize(context, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "awq", "gptq", "awq+gptq"])
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq", "awq", "gptq", "awq+gptq"])
 def test_exporters_get_the_codes(context: Context, algorithm: str) -> None:
     quantize(context, bits=3, group_size=32, algorithm=algorithm)
     for name, grid in context.grids.items():
@@ -152,7 +152,12 @@ def test_exporters_get_the_codes(context: Context, algorithm: str) -> None:
         codes, zeros = grid.unsigned(weight)
         assert int(codes.max()) <= 7
         shifted = codes.float().reshape(len(weight), -1, grid.group) - zeros.float()[..., None]
-        assert torch.equal((shifted * grid.step[..., None]).view_as(weight), weight)
+        found, rest = shifted * grid.step[..., None], grid.rest()
+        if rest is None:
+            assert torch.equal(found.view_as(weight), weight)
+        else:
+            assert algorithm == "hqq"
+            torch.testing.assert_close((found + rest[..., None]).view_as(weight), weight, rtol=1e-5, atol=1e-6)
 
 
 def test_awq_changes_outputs_less_than_the_nearest_values(trained: nn.Module, tmp_path: Path) -> None:
