@@ -47,6 +47,8 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
 CMD ["tersor", "api"]
 
 FROM base AS worker
+# The report says how fast a program is that torch compiles, and torch's compiler calls one of C++.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=worker-build /opt/tersor /opt/tersor
 WORKDIR /var/lib/tersor
 RUN install -d -o tersor -g tersor /data /scratch

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from app.contract.spec import Quantize
+from app.contract.spec import ExportFormat, Quantize
 from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
@@ -19,19 +19,28 @@ from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a max_accuracy_drop asks for on the validation split, higher being better, and the artifacts that are
+    computed otherwise than what the step judged."""
+
+    metric: float
+    judged_otherwise: tuple[ExportFormat, ...]
+
+
 @dataclass
 class Context:
     """What a running job hands to each of its steps.
 
-    `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in eval
-    mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a quantize step
-    leaves for the exporters, since int8 lives in the artifact and not in the module, and `int8` what the first of them
-    has made of it; `grids` are those that weights have come to lie on, by name, `ranges` what the inputs of their
-    layers were trained to be rounded in, and `scales` those of weights that are now float8 times a scale, of a shape
-    that broadcasts against the weight. `checkpoints` are the job's; a training that is no part of it (a trial on a
-    copy) has none. `replaced` is the uploaded model where a student has taken its place. `memory_bytes` is what the job
-    may take; None: nobody set a limit. `ranks` are the processes that run the job: this one alone, or one of several
-    that take the same steps.
+    `model.module` is changed in place (weights, parametrizations). `teacher` is the uploaded module, frozen, in
+    eval mode, and `named` holds the other uploaded models that the job names, by id. `quantization` is what a
+    quantize step leaves for the exporters, since int8 lives in the artifact and not in the module, and `int8` what
+    the first of them has made of it; `grids` are those that weights have come to lie on, by name, `ranges` what the
+    inputs of their layers were trained to be rounded in, and `scales` those of weights that are now float8 times a
+    scale, of a shape that broadcasts against the weight, and `wanted` what the artifacts have to hold.
+    `checkpoints` are the job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the
+    uploaded model where a student has taken its place. `memory_bytes` is what the job may take; None: nobody set a
+    limit. `ranks` are the processes that run the job: this one alone, or one of several that take the same steps.
     """
 
     model: Model
@@ -46,6 +55,7 @@ class Context:
     grids: dict[str, WeightGrid] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    wanted: Wanted | None = None
     checkpoints: Checkpoints | None = None
     memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.report import Report, StepReport
-from app.contract.spec import ResolvedSpec, training_of
+from app.contract.spec import DistillStep, ResolvedSpec, Step, training_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -202,13 +202,21 @@ def _check(spec: ResolvedSpec, context: Context) -> ResolvedSpec:
     for id, pointer in spec.named_models().items():
         check_encodings(context.model, context.named[id], id, pointer, data)
     for index, step in enumerate(spec.steps):
-        reason = TECHNIQUES[step.technique].applies(step, context.model)
-        if reason is not None:
-            raise Unsupported(reason, pointer="/recipe" if spec.recipe is not None else f"/steps/{index}")
+        _check_applies(step, context, spec.pointer(index))
+        if isinstance(step, DistillStep) and step.student is not None:
+            break  # what follows is about the student, and is asked when there is one
     int8 = any(int8_exports(step) for step in spec.steps)  # which is found on the ONNX graph
     if "onnx" in spec.export or ("pt2" in spec.export and int8):
         check_size(context.model.module)
     return spec
+
+
+def _check_applies(step: Step, context: Context, pointer: str) -> None:
+    """Raises Unsupported, or InvalidSpec for patterns that match nothing, with the step's pointer."""
+    with _located(pointer):
+        reason = TECHNIQUES[step.technique].applies(step, context.model)
+        if reason is not None:
+            raise Unsupported(reason)
 
 
 def _run_steps(
@@ -227,6 +235,7 @@ def _run_steps(
         checkpoints.enter(done, context.model.module, context.device)
         if context.replaced is not None:
             check_step(step, context.model.facts, spec.pointer(index))
+            _check_applies(step, context, spec.pointer(index))
         began = time.perf_counter()
         with _located(spec.pointer(index)):
             details = TECHNIQUES[step.technique].apply(step, context)
@@ -243,7 +252,7 @@ def _explained(
     found = []
     for index, (step, report) in enumerate(zip(asked.steps, steps, strict=True)):
         if isinstance(step, Automatic):
-            choice = choose(step, model, data, asked.pointer(index))
+            choice = choose(step, model, data, asked.export, asked.pointer(index))
             told = {"target": step.target, "method": choice.step.method, "why": choice.why}
             report = report.model_copy(update={"details": report.details | told})
         found.append(report)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.contract.automatic import Automatic
 from app.contract.errors import DatasetMismatch, InvalidSpec, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts, calibration_split
-from app.contract.spec import Quantize, ResolvedSpec, Step
+from app.contract.spec import ExportFormat, Quantize, ResolvedSpec, Step
 from app.contract.weight_only import WeightOnly
 
 COMPRESSED_TENSORS = "compressed-tensors"
@@ -31,18 +32,17 @@ def settled(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None)
         if isinstance(step, Automatic):
             if step.target == "vllm" and COMPRESSED_TENSORS not in spec.export:
                 raise InvalidSpec(f"vLLM loads {COMPRESSED_TENSORS}: name it in export.", pointer="/export")
-            found = choose(step, model, dataset, spec.pointer(index)).step
-            if "pt2" in spec.export and isinstance(found, Quantize):  # which has no form of dynamic int8
-                found = found.model_copy(update={"or_dynamic": False})
-            steps.append(found)
+            steps.append(choose(step, model, dataset, spec.export, spec.pointer(index)).step)
         else:
             steps.append(step)
     return spec.model_copy(update={"steps": tuple(steps)})
 
 
-def choose(step: Automatic, model: ModelFacts, dataset: DatasetFacts | None, pointer: str) -> Choice:
-    """The method for a model. Raises Unsupported where the target cannot run it, DatasetMismatch where only a method
-    that needs samples would do and there are none."""
+def choose(
+    step: Automatic, model: ModelFacts, dataset: DatasetFacts | None, export: Sequence[ExportFormat], pointer: str
+) -> Choice:
+    """The method for a model, and for the artifacts of `export`. Raises Unsupported where the target cannot run it,
+    DatasetMismatch where only a method that needs samples would do and there are none."""
     if step.target == "vllm" and not (model.task == "causal-lm" and model.format == "huggingface"):
         raise Unsupported(
             f"vLLM runs causal language models that come as folders of transformers; this one is for {model.task} and "
@@ -54,8 +54,9 @@ def choose(step: Automatic, model: ModelFacts, dataset: DatasetFacts | None, poi
         return _of_language(step, samples)
     if samples:
         activations = "uint8" if step.target == "x86" else "int8"
-        # Which of the two is better has to be measured; TensorRT reads static files alone.
-        either = step.target == "x86" and _is_transformer(model)
+        # Which of the two is better has to be measured; TensorRT reads static files alone, and pt2 has no form of
+        # dynamic int8.
+        either = step.target == "x86" and "pt2" not in export and _is_transformer(model)
         found = Quantize(method="static", activations=activations, or_dynamic=either, exclude=step.exclude)
         return Choice(found, _why_static(step, either))
     if any(layer.type in WITHOUT_SAMPLES for layer in model.layers):

@@ -43,14 +43,14 @@ def auto(**fields: Any) -> Automatic:
 
 
 def test_static_where_there_are_samples() -> None:
-    choice = choose(auto(exclude=["0"]), model(), SAMPLES, "/steps/0")
+    choice = choose(auto(exclude=["0"]), model(), SAMPLES, ("onnx",), "/steps/0")
     assert choice.step == Quantize(method="static", activations="uint8", exclude=("0",))
     assert "There are samples" in choice.why
 
 
 @pytest.mark.parametrize(("target", "activations"), [("x86", "uint8"), ("arm", "int8"), ("cuda", "int8")])
 def test_activations_as_the_target_multiplies_them(target: str, activations: str) -> None:
-    step = choose(auto(target=target), model(layer="Linear"), SAMPLES, "/steps/0").step
+    step = choose(auto(target=target), model(layer="Linear"), SAMPLES, ("onnx",), "/steps/0").step
     assert isinstance(step, Quantize)
     assert step.activations == activations
 
@@ -83,17 +83,17 @@ def test_of_transformers_both_files_are_made_where_the_target_is_like_the_worker
     target: str, types: tuple[str, ...], either: bool
 ) -> None:
     facts = model().model_copy(update={"layers": layers(*types)})
-    choice = choose(auto(target=target), facts, SAMPLES, "/steps/0")
+    choice = choose(auto(target=target), facts, SAMPLES, ("onnx",), "/steps/0")
     assert isinstance(choice.step, Quantize)
     assert (choice.step.method, choice.step.or_dynamic) == ("static", either)
     assert ("Dynamic int8 is tried besides" in choice.why) == either
 
 
 def test_dynamic_without_samples_and_never_for_convolutions_alone() -> None:
-    step = choose(auto(), model(layer="Linear"), None, "/steps/0").step
+    step = choose(auto(), model(layer="Linear"), None, ("onnx",), "/steps/0").step
     assert step.method == "dynamic"
     with pytest.raises(DatasetMismatch, match="give a dataset") as refused:
-        choose(auto(), model(), None, "/steps/0")
+        choose(auto(), model(), None, ("onnx",), "/steps/0")
     assert refused.value.pointer == "/dataset"
 
 
@@ -109,14 +109,14 @@ def test_dynamic_without_samples_and_never_for_convolutions_alone() -> None:
 def test_language_models_have_weights_of_four_bits(
     target: str, data: DatasetFacts | None, symmetric: bool, algorithm: str, embeddings: int | None
 ) -> None:
-    step = choose(auto(target=target), model("causal-lm", "huggingface", "Linear"), data, "/steps/0").step
+    step = choose(auto(target=target), model("causal-lm", "huggingface", "Linear"), data, ("onnx",), "/steps/0").step
     assert isinstance(step, WeightOnly)
     assert (step.bits, step.symmetric, step.algorithm, step.embeddings) == (4, symmetric, algorithm, embeddings)
 
 
 def test_vllm_is_for_language_models_and_their_folder() -> None:
     with pytest.raises(Unsupported, match="vLLM runs causal language models") as refused:
-        choose(auto(target="vllm"), model(), SAMPLES, "/steps/0")
+        choose(auto(target="vllm"), model(), SAMPLES, ("onnx",), "/steps/0")
     assert refused.value.pointer == "/steps/0/target"
     spec = {"model": MODEL, "steps": [{"technique": "quantize", "method": "auto", "target": "vllm"}]}
     language = model("causal-lm", "huggingface", "Linear")

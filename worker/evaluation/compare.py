@@ -16,6 +16,7 @@ from worker.context import Context
 from worker.data.batch import Inputs
 from worker.evaluation.artifact import CompressedFile, OnnxFile, PackedFile, Reloaded, TorchFile, fresh_folder
 from worker.evaluation.compiled import measure_compiled
+from worker.evaluation.judging import Judge
 from worker.evaluation.measure import Bench, latencies, measure, memories
 from worker.evaluation.program import ProgramFile
 from worker.export.native import export_native
@@ -39,7 +40,8 @@ def reload(request: RunRequest, context: Context, exported: Exported) -> Reloade
     """An artifact in the runtime that its format is for."""
     facts = context.model.facts
     if exported.format == "pt2":
-        return ProgramFile(exported.path, facts, request.threads, exported.integers, exported.sources)
+        integers, sources, coded = exported.integers, exported.sources, exported.coded
+        return ProgramFile(exported.path, facts, request.threads, integers, sources, coded)
     if exported.sizes is not None:
         return _unpacked(request, context, exported.path, exported.sizes)
     if exported.bits is not None:
@@ -105,16 +107,34 @@ def compare(
         for one, file, name in zip(exported, files, names, strict=True)
     )
     return uploaded, tuple(
-        _with_compiled(report, file, upload, bench) for report, file in zip(reports, files, strict=True)
+        _with_compiled(_with_judged(report, file, context), file, upload, bench, request.memory_bytes)
+        for report, file in zip(reports, files, strict=True)
     )
 
 
-def _with_compiled(report: ArtifactReport, file: Reloaded, upload: Reloaded, bench: Bench) -> ArtifactReport:
-    """A program of integers is made to be compiled, so the report says what that gives, or why it does not."""
-    if not isinstance(file, ProgramFile) or file.integers is None:
+def _with_judged(report: ArtifactReport, file: Reloaded, context: Context) -> ArtifactReport:
+    """What a max_accuracy_drop asks is asked of the file that is delivered, where another form of it was judged."""
+    wanted = context.wanted
+    if wanted is None or report.format not in wanted.judged_otherwise:
+        return report
+    judge = Judge(context, "max_accuracy_drop")
+    metric = judge(file)
+    told: Details = {
+        "delivered_validation_metric": judge.shown(metric),
+        "wanted_validation_metric": judge.shown(wanted.metric),
+        "delivered_holds": metric >= wanted.metric,
+    }
+    return report.model_copy(update={"details": report.details | told})
+
+
+def _with_compiled(
+    report: ArtifactReport, file: Reloaded, upload: Reloaded, bench: Bench, memory_bytes: int | None
+) -> ArtifactReport:
+    """A program of integers or codes is made to be compiled, so the report says what that gives, or why it does not."""
+    if not isinstance(file, ProgramFile) or (file.integers is None and not file.coded):
         return report
     beside = upload.probe(bench.sample, bench.scratch) if upload.runtime == "torch" else None
-    found = measure_compiled(file.probe(bench.sample, bench.scratch), beside)
+    found = measure_compiled(file.probe(bench.sample, bench.scratch), beside, memory_bytes)
     told: Details = {"not_compiled": found} if isinstance(found, str) else {}
     if not isinstance(found, str):
         told = {f"compiled_{name}": value for name, value in asdict(found).items()}

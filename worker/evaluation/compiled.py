@@ -7,7 +7,9 @@ long; prints the medians as JSON. The compiler's files stay in the job's scratch
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from worker.evaluation.memory import Probe, torch_inputs, torch_loader
+from worker.limits import memory_of
+from worker.vetting.boundary import first_line
 
+log = logging.getLogger("tersor.job")
+
+COMPILERS = ("g++", "clang++")  # of which torch's compiler calls one
 LIMIT_S = 150  # compiling a network of the size of a ResNet-18 takes half a minute, one of many kinds of layers more
 BUDGET_S = 3.0
+NEEDED_BYTES = 1536 << 20  # by torch, its compiler and one of C++, beside the program
+COPIES = 3  # of the program: loaded, as constants of what is compiled, and packed for its kernels
+MOST_SAID = 200  # letters of what went wrong
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,16 @@ class Compiled:
     compile_s: float
 
 
-def measure_compiled(program: Probe, uploaded: Probe | None, limit_s: float = LIMIT_S) -> Compiled | str:
-    """What compiling a program is worth, or why that is not known, as half a sentence."""
+def measure_compiled(
+    program: Probe, uploaded: Probe | None, memory_bytes: int | None = None, limit_s: float = LIMIT_S
+) -> Compiled | str:
+    """What compiling a program is worth, or why that is not known, as half a sentence. `memory_bytes` is what the
+    process that asks and the one that compiles may take together; None: nobody set a limit."""
+    needed = NEEDED_BYTES + COPIES * Path(program.path).stat().st_size
+    if memory_bytes is not None and memory_of(os.getpid()).own + needed > memory_bytes:
+        return f"compiling would take more memory than the {memory_bytes >> 20} MiB that a job has on this worker"
+    if not any(map(shutil.which, COMPILERS)):
+        return f"this worker has no C++ compiler ({' or '.join(COMPILERS)})"
     argument = json.dumps([asdict(program), None if uploaded is None else asdict(uploaded)])
     folder = Path(program.scratch) / "compiled"
     own = {"OMP_NUM_THREADS": str(program.threads), "TORCHINDUCTOR_CACHE_DIR": str(folder)}
@@ -52,9 +70,10 @@ def measure_compiled(program: Probe, uploaded: Probe | None, limit_s: float = LI
         process.communicate()
         return f"compiling took longer than {limit_s:g} s on this worker"
     if process.returncode != 0:
-        lines = [line for line in complaints.strip().splitlines() if line.strip()]
-        return f"this worker could not compile it ({lines[-1].strip()[:200] if lines else process.returncode})"
-    return Compiled(**json.loads(said.splitlines()[-1]))
+        log.warning("The process that compiles a program ended with %s: %s", process.returncode, complaints[-2000:])
+        return "the process that compiles it ended before its time"
+    found = json.loads(said.splitlines()[-1])
+    return f"this worker could not compile it ({found['failed']})" if "failed" in found else Compiled(**found)
 
 
 def main(argument: str) -> dict[str, Any]:
@@ -85,5 +104,13 @@ def main(argument: str) -> dict[str, Any]:
     return asdict(made)
 
 
+def answer(argument: str) -> dict[str, Any]:
+    """What `main` gives, or the first line of what it failed by."""
+    try:
+        return main(argument)
+    except Exception as failure:  # torch's compiler raises errors of every class, with pages of advice
+        return {"failed": first_line(failure)[:MOST_SAID]}
+
+
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(main(sys.argv[1])))
+    sys.stdout.write("\n" + json.dumps(answer(sys.argv[1])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from worker.evaluation.macs import module_macs
 from worker.evaluation.memory import Probe, Runtime, make_probe
 from worker.export.program import open_program
 from worker.loading.heads import to_logits
+from worker.techniques.quantization.coded_layers import Coded
 from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.program_int8 import Source
 from worker.techniques.quantization.stored import MIN_WEIGHT_DIMENSIONS, StoredWeight, along, stored_weights
@@ -37,8 +38,8 @@ class ProgramFile:
     """A program in torch, run operator by operator as torch runs it unless it is told to compile.
 
     `integers` is the int8 graph that the program was made of, `sources` which weight of it each of the program's
-    integers is. Raises ArtifactUnverified where the file does not load, or stores a weight that should be integers as
-    floats.
+    integers is; `coded` are weights of few bits. Raises ArtifactUnverified where the file does not load, or stores a
+    weight that should be integers as floats.
     """
 
     runtime: Runtime = "torch"
@@ -50,6 +51,7 @@ class ProgramFile:
         threads: int,
         integers: Int8Graph | None = None,
         sources: Mapping[str, Source] | None = None,
+        coded: Mapping[str, Coded] | None = None,
     ) -> None:
         self.path, self.output_kind, self.integers = path, facts.output_kind, integers
         self.input_names = [tensor.name for tensor in facts.inputs]
@@ -64,6 +66,11 @@ class ProgramFile:
         if self._weights.keys() != self._sources.keys():
             wrong = sorted(self._weights.keys() ^ self._sources.keys())[:5]
             raise ArtifactUnverified(f"{path.name} should store {', '.join(wrong)} as int8, and nothing else.")
+        self.coded = coded or {}
+        try:
+            self._few_bits = {name: own.read(name, self.program.state_dict) for name, own in self.coded.items()}
+        except KeyError as missing:
+            raise ArtifactUnverified(f"{path.name} should store {missing} in few bits, and does not.") from missing
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         return to_logits(self.output_kind, self.outputs(inputs))
@@ -75,18 +82,27 @@ class ProgramFile:
 
     def parameters(self) -> tuple[int, int]:
         floats = [tensor for name, tensor in self.module.named_parameters() if name not in self._weights]
-        stored = {values.ctypes.data: weight for weight in self._weights.values() for values in [weight.values]}
-        total = sum(tensor.numel() for tensor in floats) + sum(weight.size for weight in stored.values())
+        integers = {values.ctypes.data: weight for weight in self._weights.values() for values in [weight.values]}
+        stored = [*integers.values(), *self._few_bits.values()]
+        total = sum(tensor.numel() for tensor in floats) + sum(weight.size for weight in stored)
         nonzero = sum(int(tensor.count_nonzero()) for tensor in floats)
-        return total, nonzero + sum(weight.size - weight.zeros() for weight in stored.values())
+        return total, nonzero + sum(weight.size - weight.zeros() for weight in stored)
 
     def macs(self, sample: Inputs) -> int:
         return module_macs(self.module, sample)
 
     def layers(self) -> tuple[LayerReport, ...]:
         """Integers against the floats that they stand for, under the names that those have."""
-        floats = module_layers(self.module, {})
-        return tuple(one for one in floats if one.name not in self._weights) + tuple(self._of_integers())
+        floats = [one for one in module_layers(self.module, {}) if one.name not in self._weights]
+        few_bits = (
+            weight_report(weight, None).model_copy(update={"shape": self.coded[name].shape})
+            for name, weight in self._few_bits.items()
+        )
+        return (*floats, *self._of_integers(), *few_bits)
+
+    def twins(self) -> list[str]:
+        """The floating tensors that hold what integers or codes of the file stand for: stored twice."""
+        return float_twins(self.program, [*self._weights.values(), *self._few_bits.values()])
 
     def _of_integers(self) -> Iterator[LayerReport]:
         if self.integers is None:
@@ -134,10 +150,10 @@ def integer_weights(program: ExportedProgram) -> Iterator[StoredWeight]:
         yield StoredWeight(name, codes, scale=along(scale, codes, axis), zero_point=along(zero_point, codes, axis))
 
 
-def float_twins(program: ExportedProgram) -> list[str]:
-    """The floating tensors of a program that hold what its integers stand for: stored twice."""
+def float_twins(program: ExportedProgram, weights: Iterable[StoredWeight]) -> list[str]:
+    """The floating tensors of a program that hold what these weights stand for: stored twice."""
     exact = set()
-    for weight in integer_weights(program):
+    for weight in weights:
         floats = weight.dequantized()
         exact |= {_key(floats), _key(floats.T)}
     return [

@@ -12,7 +12,7 @@ from app.contract.errors import ArtifactUnverified
 from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.evaluation.artifact import OnnxFile, PackedFile, Reloaded, TorchFile
-from worker.evaluation.program import ProgramFile, float_twins
+from worker.evaluation.program import ProgramFile
 from worker.export.registry import Exported
 from worker.loading.heads import to_outputs
 from worker.loading.onnx_session import GraphSession
@@ -60,6 +60,8 @@ def verify(exported: Exported, module: nn.Module, samples: Inputs, reload: Calla
         judged = native if exported.reference in (None, exported.path) else native.float_reference()
         _check_equal(judged, samples, expected, TOLERANCE_HALF if judged.half else TOLERANCE_OTHER_RUNTIME)
     elif isinstance(native, ProgramFile):
+        if twins := native.twins():
+            raise ArtifactUnverified(f"{native.path.name} holds {', '.join(twins[:5])} as integers and as floats.")
         if native.integers is None:
             _check_equal(native, samples, expected, TOLERANCE_PROGRAM)
         else:
@@ -83,11 +85,11 @@ def _check_equal(loaded: Reloaded, samples: Inputs, expected: np.ndarray, tolera
 
 def _check_integers(loaded: ProgramFile, samples: Inputs, expected: np.ndarray) -> None:
     assert loaded.integers is not None
-    if twins := float_twins(loaded.program):
-        raise ArtifactUnverified(f"{loaded.path.name} holds {', '.join(twins[:5])} as integers and as floats.")
     graph = GraphSession(loaded.integers.path, loaded.input_names, torch.get_num_threads())
     bound = FURTHER * _noise(graph(samples), expected) + TOLERANCE_OTHER_RUNTIME**2 * float(np.square(expected).sum())
     noise = _noise(loaded.outputs(samples), expected)
+    if loaded.outputs(tuple(tensor[:1] for tensor in samples)).shape != expected[:1].shape:
+        raise ArtifactUnverified(f"{loaded.path.name} does not take a single sample.")
     if not noise <= bound:
         raise ArtifactUnverified(
             f"{loaded.path.name} was written, but its outputs are further from the model's than those of the ONNX file "

@@ -40,7 +40,7 @@ def warnings(
     steps: Sequence[StepReport] = (),
 ) -> tuple[str, ...]:
     """Sentences, the worst first."""
-    found: list[str] = [*_not_held(artifacts, steps)]
+    found: list[str] = [*_not_held(artifacts, steps), *_missed(artifacts)]
     for judge in (_slower, _less_accurate, _worse_elsewhere, _not_smaller):
         found.extend(sentence for artifact in artifacts for sentence in judge(artifact, uploaded, spec))
     if uploaded.metric is None:
@@ -56,7 +56,7 @@ def warnings(
     found.extend(_not_as_asked(spec, facts, artifacts, steps))
     if (made := made_splits(dataset)) is not None:
         found.append(made)
-    return tuple(found)
+    return tuple(dict.fromkeys(found))  # two artifacts may have the same to tell
 
 
 def _chooses(step: Step) -> bool:
@@ -96,7 +96,7 @@ def _slower(artifact: ArtifactReport, uploaded: Measurement, spec: ResolvedSpec)
 
 
 def _compiled(artifact: ArtifactReport) -> str:
-    """What torch.compile makes of a program of integers, which torch by itself runs operator by operator."""
+    """What torch.compile makes of a program of integers or codes, which torch by itself runs operator by operator."""
     told = artifact.details
     compiler = "torch.compile, with torch._inductor.config.freezing,"
     how = f" {compiler} is what makes it fast"
@@ -104,8 +104,10 @@ def _compiled(artifact: ArtifactReport) -> str:
         return f"{how}; how fast was not measured, since {reason}."
     if not isinstance(median := told.get("compiled_median_s"), float):
         return ""
-    beside, spent = told.get("compiled_uploaded_s"), told.get("compiled_compile_s")
-    against = f", the uploaded model {beside * 1e3:.3g} ms beside it" if isinstance(beside, float) else ""
+    beside, spent, rival = told.get("compiled_uploaded_s"), told.get("compiled_compile_s"), "the uploaded model"
+    if not isinstance(beside, float):  # an upload that is no program of torch
+        beside, rival = told.get("compiled_eager_s"), "the program as it is"
+    against = f", {rival} {beside * 1e3:.3g} ms beside it" if isinstance(beside, float) else ""
     once = f" (compiled once in {spent:.0f} s)" if isinstance(spent, float) else ""
     if isinstance(beside, float) and median > beside:  # small networks, whose time is not arithmetic
         return f" Nor does {compiler} make it as fast: {median * 1e3:.3g} ms{against}{once}."
@@ -187,6 +189,18 @@ def _not_held(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) 
             yield "Nothing was quantized: no integers held the max_accuracy_drop on the validation split."
 
 
+def _missed(artifacts: Sequence[ArtifactReport]) -> Iterator[str]:
+    """Files that do not hold what the form of them did that was judged."""
+    for artifact in artifacts:
+        told = artifact.details
+        if told.get("delivered_holds") is False:
+            yield (
+                f"{artifact.name} misses the max_accuracy_drop: {told['wanted_validation_metric']:.5g} was wanted on "
+                f"validation, and the file has {told['delivered_validation_metric']:.5g} there. It rounds otherwise "
+                "than what the step judged. Allow a larger drop, or take another artifact."
+            )
+
+
 def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]) -> Iterator[str]:
     """Weights that lie on grids and whose codes are not what is stored."""
     rows = [row for step in steps if step.details.get("method") in FEW_BITS for row in _rows(step, "layers")]
@@ -197,7 +211,7 @@ def _few_bits_as_floats(artifacts: Sequence[ArtifactReport], steps: Sequence[Ste
         floats = [one.name for one in artifact.measurement.layers if one.name in names and one.bits > MOST_BITS]
         if floats and len(floats) == len(names):
             yield (
-                f"{artifact.name} holds weights of few bits as floats: packed stores them in few bits, onnx and "
+                f"{artifact.name} holds weights of few bits as floats: packed and pt2 store them in few bits, onnx and "
                 "compressed-tensors those of linear layers."
             )
         elif floats:

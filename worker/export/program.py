@@ -23,7 +23,7 @@ from worker.export.quiet import quiet
 from worker.loading.heads import delivering
 from worker.loading.program_save import strip_notes
 from worker.model import Model
-from worker.vetting.boundary import first_line
+from worker.vetting.boundary import first_line, ran_out_of_memory
 
 FILENAME = "program.pt2"  # beside model.pt2, which is the native file of a program
 
@@ -51,6 +51,8 @@ def save_program(module: nn.Module, model: Model, path: Path) -> Path:
             strip_notes(program)
             torch.export.save(program, path)
     except Exception as failure:  # the exporter raises errors of every class, with a page of advice
+        if ran_out_of_memory(failure):
+            raise
         raise ExportFailed(
             f"torch could not export the model as a program: {first_line(failure)} Export native or onnx instead.",
             pointer="/export",

@@ -15,7 +15,7 @@ from torch import nn
 from app.contract.facts import calibration_split
 from app.contract.packed import Sizes
 from app.contract.spec import RANKED_ON, ExportFormat, Quantize
-from worker.context import Context
+from worker.context import Context, Wanted
 from worker.data.batch import Batch, Inputs
 from worker.evaluation.artifact import OnnxFile
 from worker.evaluation.judging import Judge
@@ -27,6 +27,7 @@ from worker.loading.onnx_narrow import store_float8, store_narrow
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization.calibration import CALIBRATION_BATCH, Samples
+from worker.techniques.quantization.coded_layers import Coded, with_codes
 from worker.techniques.quantization.either import quantize_either
 from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.leaving import Limit
@@ -45,8 +46,8 @@ class Exported:
     """A written artifact. `reference` is the float ONNX file with the same weights, where the artifact is ONNX, and
     `floats` the one whose weights its integers stand for; `sizes` says what the bytes are for, where it is packed;
     `bits` which weights are codes, of how many bits, where it is a folder of compressed-tensors; `integers` the int8
-    graph that a program was made of, and `sources` which of its weights each of the program's integers is; `details`
-    how it was made, where data decided that."""
+    graph that a program was made of, and `sources` which of its weights each of the program's integers is; `coded` the
+    weights of few bits in a program; `details` how it was made, where data decided that."""
 
     path: Path
     format: ExportFormat
@@ -57,6 +58,7 @@ class Exported:
     floats: Path | None = None
     integers: Int8Graph | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
+    coded: Mapping[str, Coded] = field(default_factory=dict)
     details: Details = field(default_factory=dict)
 
 
@@ -87,11 +89,15 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
 
 
 def write_program(module: nn.Module, context: Context, folder: Path) -> Exported:
-    """A program of torch: int8 where a quantize step of method static asked for it, else floating point."""
+    """A program of torch: int8 where a quantize step of method static asked for it, or with weights of few bits; else
+    floating point."""
     path = folder / FILENAME
     step = context.quantization
     if step is None or step.method != "static":
-        return Exported(export_program(module, context.model, path), "pt2", BINARY, None)
+        coded: dict[str, Coded] = {}
+        if step is None and context.grids:
+            module, coded = with_codes(module.cpu(), context.grids, context.model.stored)
+        return Exported(export_program(module, context.model, path), "pt2", BINARY, None, coded=coded)
     made = _int8_graph(module, context, step)
     found = integer_module(onnx.load(made.path), fixed_batch=takes_single_samples(made.reference))
     save_program(found.module, context.model, path)
@@ -200,7 +206,9 @@ def _limit(context: Context, step: Quantize, reference: Path, batch: int) -> Lim
         return OnnxFile(file, reference, facts, torch.get_num_threads(), single=single)
 
     judge = Judge(context, "max_accuracy_drop")
-    return Limit(judge.wanted(step.max_accuracy_drop), judge, judge.shown, opened, samples)
+    wanted = judge.wanted(step.max_accuracy_drop)
+    context.wanted = Wanted(wanted, ("pt2",))  # the file that is judged is ONNX, and a program rounds less
+    return Limit(wanted, judge, judge.shown, opened, samples)
 
 
 EXPORTERS: dict[ExportFormat, Exporter] = {

@@ -224,7 +224,7 @@ def test_weights_of_few_bits_that_are_stored_as_floats_are_named() -> None:
     (some,) = few_bits(4, 32, 32)
     assert some == "model.onnx holds 2 of 3 weights of few bits as floats: 1.weight, 2.weight."
     (every,) = few_bits(32, 32)
-    assert every.startswith("model.onnx holds weights of few bits as floats: packed stores them in few bits")
+    assert every.startswith("model.onnx holds weights of few bits as floats: packed and pt2 store them in few bits")
 
 
 def cast(step: Cast, name: str, *stored: int) -> tuple[str, ...]:

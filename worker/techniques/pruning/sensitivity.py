@@ -17,6 +17,7 @@ from worker.techniques.pruning.weights import PrunableWeight
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 BATCH = 64
+MOST_HELD = 1 << 30  # bytes of outputs: of a language model each token's are as long as its vocabulary
 
 Curve = list[float]
 """By how much the outputs diverge at each of LEVELS."""
@@ -48,10 +49,9 @@ def measuring(
 
     Needs no labels. The network is left as it was. Raises DatasetMismatch, saying `why` it is needed, without data.
     """
-    batches = _batches(context, samples, why)
     module = context.model.module
     training = module.training
-    module.eval()
+    batches = _batches(context, samples, why)
     try:
         with torch.no_grad():
             passes = Shortcut(module, [batch.inputs for batch in batches], [weight.owner for weight in weights])
@@ -107,7 +107,15 @@ def _one(
     return sum(told) / sum(map(len, batches))
 
 
+def looked_at(context: Context, samples: int, why: str) -> int:
+    """How many of so many samples layers are measured on: fewer where outputs are long. Raises as `measuring` does."""
+    return sum(map(len, _batches(context, samples, why)))
+
+
 def _batches(context: Context, samples: int, why: str) -> list[Batch]:
-    noise = torch.Generator().manual_seed(context.seed)
-    found = calibration(context, BATCH, samples, why)
-    return [context.model.task.prepare(batch, noise) for batch in found]
+    task, noise = context.model.task, torch.Generator().manual_seed(context.seed)
+    given = calibration(context, min(BATCH, task.evaluation_batch), samples, why)
+    found = [task.prepare(batch, noise) for batch in given]
+    with torch.no_grad():
+        outputs: Tensor = context.model.module.eval()(*found[0].inputs)
+    return found[: max(1, MOST_HELD // max(1, outputs.nbytes))]

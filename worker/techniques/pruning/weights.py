@@ -33,7 +33,7 @@ class PrunableWeight:
 
     def by_output(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape with outputs first and inputs second, or one of those turned back."""
-        if tensor.ndim < 2 or not _inputs_first(self.owner):
+        if tensor.ndim < 2 or not has_inputs_first(self.owner):
             return tensor
         return tensor.transpose(0, 1)
 
@@ -124,7 +124,7 @@ def _attributes(layer: nn.Module) -> Iterator[str]:
         yield from (name for name in layer._flat_weights_names if name.startswith("weight_"))
 
 
-def _inputs_first(layer: nn.Module) -> bool:
+def has_inputs_first(layer: nn.Module) -> bool:
     """Whether the weight has a row for each input."""
     if isinstance(layer, WeightHolder):
         return layer.inputs_first

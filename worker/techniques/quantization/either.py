@@ -25,15 +25,19 @@ from worker.techniques.quantization.static.observing import Observed, noise_db
 
 NEARER_DB = 1.0  # less is no difference to speak of, and the faster one is taken
 SLOWER = 1.2  # times as long is too dear for being nearer
+SMALLER = 0.95  # of the bytes, or less, is worth more than time, where both hold what they have to
 BUDGET_S = 1.0  # for all runs that are timed
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What a file gives beside the float model's outputs for the calibration samples, and what a sample takes."""
+    """What a file gives beside the float model's outputs for the calibration samples, what a sample takes, the file's
+    bytes, and whether it holds the limit; None where there is none."""
 
     sqnr_db: float
     median_s: float
+    size_bytes: int = 0
+    held: bool | None = None
 
 
 def quantize_either(
@@ -60,7 +64,7 @@ def quantize_either(
             failed[method] = failure
     if not made:
         raise failed["static"]
-    tried = _tried(source, {method: files[method] for method in made}, samples)
+    tried = _tried(source, made, samples)
     chosen, why = better(tried)
     if failed:
         why = " ".join(f"Method {method} failed: {failure.detail}" for method, failure in failed.items())
@@ -69,7 +73,12 @@ def quantize_either(
         "method": chosen,
         "why": why,
         "methods": [
-            {"method": method, "sqnr_db": one.sqnr_db if np.isfinite(one.sqnr_db) else None, "median_s": one.median_s}
+            {
+                "method": method,
+                "sqnr_db": one.sqnr_db if np.isfinite(one.sqnr_db) else None,
+                "median_s": one.median_s,
+                "size_bytes": one.size_bytes,
+            }
             for method, one in tried.items()
         ],
     }
@@ -78,7 +87,17 @@ def quantize_either(
 
 def better(tried: Mapping[str, Tried]) -> tuple[str, str]:
     """The method to take, and a sentence: the nearer one, by NEARER_DB or more, unless it takes more than SLOWER times
-    as long; else the faster one."""
+    as long; else the faster one. Where there is a limit, one that holds it, and of two the smaller or the faster."""
+    if len(tried) == 1:
+        return next(iter(tried)), "It is the only one."
+    for sound, why in (
+        ([name for name, one in tried.items() if np.isfinite(one.sqnr_db)], "gives finite numbers"),
+        ([name for name, one in tried.items() if one.held], "holds the max_accuracy_drop"),
+    ):
+        if len(sound) == 1:
+            return sound[0], f"{sound[0]} alone {why}."
+    if all(one.held for one in tried.values()):
+        return _of_those_that_hold(tried)
     nearest = max(tried, key=lambda method: tried[method].sqnr_db)
     fastest = min(tried, key=lambda method: tried[method].median_s)
     if nearest == fastest:
@@ -91,12 +110,30 @@ def better(tried: Mapping[str, Tried]) -> tuple[str, str]:
     return fastest, f"{told}, for which {fastest} is taken."
 
 
-def _tried(source: Path, files: Mapping[str, Path], samples: Samples) -> dict[str, Tried]:
+def _of_those_that_hold(tried: Mapping[str, Tried]) -> tuple[str, str]:
+    smallest = min(tried, key=lambda method: tried[method].size_bytes)
+    fastest = min(tried, key=lambda method: tried[method].median_s)
+    share = tried[smallest].size_bytes / max(one.size_bytes for one in tried.values())
+    if share <= SMALLER:
+        return smallest, f"Both hold the max_accuracy_drop, and {smallest} takes {share:.0%} of the other's bytes."
+    return fastest, f"Both hold the max_accuracy_drop, and {fastest} is the faster."
+
+
+def _tried(source: Path, made: Mapping[str, Int8Graph], samples: Samples) -> dict[str, Tried]:
     observed = Observed(onnx.load(source), samples)
-    noise = {method: noise_db(observed, onnx.load(file)) for method, file in files.items()}
-    rivals = {method: _run(file, samples) for method, file in files.items()}
+    noise = {method: noise_db(observed, onnx.load(graph.path)) for method, graph in made.items()}
+    rivals = {method: _run(graph.path, samples) for method, graph in made.items()}
     taken = measure_in_turns(rivals, batch_size=1, threads=torch.get_num_threads(), budget_s=BUDGET_S)
-    return {method: Tried(noise[method], taken[method].median_s) for method in files}
+    held = {method: graph.details.get("held") for method, graph in made.items()}
+    return {
+        method: Tried(
+            noise[method],
+            taken[method].median_s,
+            graph.path.stat().st_size,
+            None if held[method] is None else bool(held[method]),
+        )
+        for method, graph in made.items()
+    }
 
 
 def _run(file: Path, samples: Samples) -> Callable[[], object]:

@@ -7,7 +7,7 @@ which the file holds the metric are found by halving; each try is a file that wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +38,10 @@ class Limit:
     def metric(self, file: Path) -> float:
         return self.judge(self.open(file))
 
-    def noise(self, file: Path, floats: Path) -> float:
-        """Noise over signal in what a file gives for the samples, a batch at a time: outputs of sequences are large."""
-        mine, exact = self.open(file), self.open(floats)
+    def noise(self, file: Path, exact: Callable[[Inputs], np.ndarray]) -> float:
+        """Noise over signal in what a file gives for the samples beside what floats give, a batch at a time: outputs of
+        sequences are large."""
+        mine = self.open(file)
         noise = power = 0.0
         for inputs in self.samples():
             wanted = exact(inputs).astype(np.float64)
@@ -49,32 +50,47 @@ class Limit:
         return noise / power if power else noise
 
 
-def candidates(graph: GraphProto, ops: Collection[str], kept: Collection[str]) -> dict[str, list[str]]:
-    """What can be left, with its nodes: each weight that operators `ops` read, by its layer's name, and each product of
-    two activations, by its own."""
+@dataclass(frozen=True)
+class Candidate:
+    """What can stay floating point: a weight, by its layer's name, or a product of two activations, by its own; and
+    the names of the nodes."""
+
+    name: str
+    nodes: tuple[str, ...]
+    weight: bool = True
+
+
+def candidates(
+    graph: GraphProto, ops: Collection[str], kept: Collection[str], *, products: bool = True
+) -> list[Candidate]:
+    """Each weight that operators `ops` read, and, unless those of activations stay floats in any case, each product."""
     found: dict[str, list[str]] = {}
-    seen = set(kept)
     for node, weight in weight_inputs(graph):
-        if node.op_type in ops and node.name not in seen:
+        if node.op_type in ops and node.name not in kept:
             found.setdefault(weight.removesuffix(".weight"), []).append(node.name)
-    with_weights = {node.name for node, _ in weight_inputs(graph)}
-    for node in graph.node:
-        if node.op_type in ops and node.op_type in PRODUCTS and node.name not in {*seen, *with_weights}:
-            found[node.name] = [node.name]
-    return found
+    others = {*kept, *(node.name for node, _ in weight_inputs(graph))}
+    of_activations = (
+        node.name
+        for node in graph.node
+        if products and node.op_type in ops and node.op_type in PRODUCTS and node.name not in others
+    )
+    return [
+        *(Candidate(name, tuple(nodes)) for name, nodes in found.items()),
+        *(Candidate(name, (name,), weight=False) for name in of_activations),
+    ]
 
 
 def leave(
-    layers: Mapping[str, Sequence[str]], make: Make, limit: Limit, floats: Path, target: Path
+    layers: Sequence[Candidate], make: Make, limit: Limit, floats: Path, target: Path
 ) -> tuple[list[str], Details]:
     """Writes the int8 file that holds the limit to `target`; the nodes that stay floating point in it, and what was
     tried. Where no file holds it all of them stay so. `floats` is the float file."""
     tried: dict[int, float] = {}
-    order: list[str] = []
-    noise: dict[str, float] = {}
+    order: list[Candidate] = []
+    noise: dict[Candidate, float] = {}
 
     def left(count: int) -> list[str]:
-        return [node for name in order[:count] for node in layers[name]]
+        return [node for layer in order[:count] for node in layer.nodes]
 
     def holds(count: int) -> bool:
         make(left(count), target)
@@ -83,10 +99,11 @@ def leave(
 
     count = 0
     if not holds(0):
-        for name in layers:  # alone
-            make([node for other, nodes in layers.items() if other != name for node in nodes], target)
-            noise[name] = limit.noise(target, floats)
-        order = sorted(layers, key=lambda name: -noise[name])
+        exact = limit.open(floats)
+        for layer in layers:  # alone
+            make([node for other in layers if other is not layer for node in other.nodes], target)
+            noise[layer] = limit.noise(target, exact)
+        order = sorted(layers, key=lambda layer: -noise[layer])
         count = _fewest(len(order), holds)
         make(left(count), target)
     metric = limit.metric(target)
@@ -95,9 +112,10 @@ def leave(
         "validation_metric_all_int8": limit.shown(tried[0]),
         "validation_metric": limit.shown(metric),
         "held": metric >= limit.wanted,
-        "layers_int8": len(layers) - count,
+        "layers_int8": sum(layer.weight for layer in layers) - sum(layer.weight for layer in order[:count]),
         "layers_left_in_float": [
-            {"name": name, "noise": noise[name] if np.isfinite(noise[name]) else None} for name in order[:count]
+            {"name": layer.name, "noise": noise[layer] if np.isfinite(noise[layer]) else None}
+            for layer in order[:count]
         ],
         "searched": [
             {"left_in_float": number, "validation_metric": limit.shown(own), "holds": int(own >= limit.wanted)}

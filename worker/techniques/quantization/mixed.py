@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.contract.facts import calibration_split
+from app.contract.errors import InvalidSpec
 from app.contract.mixed import MOST_TRIED, Mixed
+from app.contract.spec import ExportFormat
 from app.contract.weight_only import FewBits
-from worker.context import Context
+from worker.context import Context, Wanted
 from worker.evaluation.judging import Judge
 from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import restore, snapshot
 from worker.techniques.pruning.inputs import matrix, takes_columns
-from worker.techniques.pruning.sensitivity import drift, measuring
+from worker.techniques.pruning.sensitivity import drift, looked_at, measuring
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
@@ -36,6 +37,7 @@ from worker.techniques.quantization.weight_only import Row
 
 WHY = "Method mixed measures the layers on data"
 CLOSE = 1.01  # times the bytes of what was found not to hold, and fewer are not sought
+ROUNDED_OTHERWISE: tuple[ExportFormat, ...] = ("onnx",)  # whose operator rounds activations to 8 bits too
 ZERO_BITS = 32  # of a zero point that is no whole number
 ROUNDING = 0.1  # of the step's progress: what follows the measurement
 
@@ -57,7 +59,7 @@ def applies(step: Mixed, model: Model) -> str | None:
         return reason
     layers = layers_of(step, model)
     floats = sum(layer.floats for layer in layers)
-    least = sum(min(layer.sizes) for layer in layers)
+    least = sum(min(*layer.sizes, *([layer.floats] if step.floats else [])) for layer in layers)
     if least <= step.max_size * floats:
         return None
     return (
@@ -87,17 +89,10 @@ def zero_bits(step: FewBits, bits: int) -> int:
 def quantize_mixed(step: Mixed, context: Context) -> Details:
     """Moves weights to grids of as many bits as their layers need. Masks hold: a pruned weight is the code of zero.
 
-    Raises DatasetMismatch without data to measure with or to judge by, InvalidSpec where a layer's inputs are not
-    finite.
+    Raises DatasetMismatch without data to measure with or to judge by, InvalidSpec where what comes into a layer, or
+    out of the network, is no number.
     """
     return _Search(step, context).run()
-
-
-def _samples(step: Mixed, context: Context, layers: int) -> int:
-    """With which layers are measured: no more than there are."""
-    wanted = step.measured_on(context.model.facts.parameters, layers)
-    split = calibration_split(context.feed.data.facts) if context.feed is not None else None
-    return wanted if context.feed is None or split is None else min(wanted, context.feed.size(split))
 
 
 class _Search:
@@ -112,10 +107,12 @@ class _Search:
         self._how: Details = {}
         self._tried: dict[int, float] = {}
         self._wanted = -math.inf
+        self._in_floats = -math.inf
         self._drop = step.max_accuracy_drop
         # Floats are what is left where no codes hold a metric, and so one of the points that are searched.
         self._widths: tuple[int | None, ...] = (*step.bits, None) if step.floats else step.bits
-        self._samples = _samples(step, context, len(self._layers))
+        wanted = step.measured_on(context.model.facts.parameters, len(self._layers))
+        self._samples = looked_at(context, wanted, WHY)
         self._losses = self._measured()
         self._frontier = self._all_choices()
 
@@ -149,7 +146,13 @@ class _Search:
                 weight_only.alone(self._step, self._step.bits, self._context, weights, take)
             return [found[weight.name] for weight in weights]
 
-        return self._context.ranks.told(measure)
+        losses = self._context.ranks.told(measure)
+        if not any(math.isfinite(loss) for own in losses for loss in own):
+            raise InvalidSpec(
+                "Method mixed measures how far the outputs move, and for the calibration samples the network gives "
+                "what is no number. Take such samples out of the data, or use method weight_only."
+            )
+        return losses
 
     def _all_choices(self) -> Frontier:
         options = []
@@ -212,14 +215,15 @@ class _Search:
 
     def _held(self, drop: float) -> Details:
         """Rounds to the fewest bytes that hold the metric; leaves floats where none do."""
-        floats = self._judge.module(self._context.model.module)
+        self._in_floats = self._judge.module(self._context.model.module)
         self._wanted = self._judge.wanted(drop)
+        self._context.wanted = Wanted(self._wanted, ROUNDED_OTHERWISE)
         point = self._fewest()
         self._round({} if point is None else self._bits(point))
         found = self._judge.module(self._context.model.module)  # once more, on what is delivered
         return {
             "wanted_validation_metric": self._judge.shown(self._wanted),
-            "validation_metric_in_floats": self._judge.shown(floats),
+            "validation_metric_in_floats": self._judge.shown(self._in_floats),
             "validation_metric": self._judge.shown(found),
             "held": found >= self._wanted,
             "searched": [
@@ -251,8 +255,11 @@ class _Search:
         return high
 
     def _holds(self, point: int) -> bool:
-        self._round(self._bits(point))
-        self._tried[point] = self._judge.module(self._context.model.module)
+        if bits := self._bits(point):
+            self._round(bits)
+            self._tried[point] = self._judge.module(self._context.model.module)
+        else:
+            self._tried[point] = self._in_floats
         self._context.progress(1 - ROUNDING + ROUNDING * len(self._tried) / (MOST_TRIED + 1))
         return self._tried[point] >= self._wanted
 

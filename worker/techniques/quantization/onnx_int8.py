@@ -19,7 +19,7 @@ from onnx import version_converter
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from app.contract.errors import ExportFailed
+from app.contract.errors import ExportFailed, TersorError
 from app.contract.spec import Quantize
 from worker.export.quiet import quiet
 from worker.export.strip import strip
@@ -32,6 +32,7 @@ from worker.techniques.quantization.normal_form import normalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.quantizer import Plan, quantize_static
 from worker.techniques.quantization.stored import check_stored, weight_inputs
+from worker.vetting.boundary import ran_out_of_memory
 
 # Operators with weights, then those through which 8-bit values pass so that a convolutional network stays in integers
 # from end to end. Softmax, normalizations and activation functions other than Relu stay floating point: their ranges
@@ -113,11 +114,14 @@ def quantize_file(
             if limit is None:
                 make((), target)
             else:
-                left, told = leave(candidates(proto.graph, promised, kept), make, limit, prepared, target)
+                layers = candidates(proto.graph, promised, kept, products=step.method == "static")
+                left, told = leave(layers, make, limit, prepared, target)
                 kept, details = [*kept, *left], details | told
-        except ExportFailed:
+        except TersorError:
             raise
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             raise ExportFailed(f"ONNX Runtime could not quantize the model: {error}") from error
     quantized = onnx.load(target)
     strip(quantized)

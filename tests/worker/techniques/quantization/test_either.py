@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,10 +33,15 @@ TOKENS, LONG = 100, 20
         ((20.6, 2.0), (17.6, 1.8), "static", "static is nearer to the float model by 3.0 dB and takes 1.11 times as"),
         ((20.6, 2.0), (17.6, 1.6), "dynamic", "3.0 dB and takes 1.25 times as long, for which dynamic is taken."),
         ((20.5, 2.0), (20.0, 1.9), "dynamic", "0.5 dB and takes 1.05 times as long, for which dynamic is taken."),
-        ((-np.inf, 1.0), (20.0, 1.1), "dynamic", "inf dB and takes 1.10 times as long."),
+        ((-np.inf, 1.0), (20.0, 1.9), "dynamic", "dynamic alone gives finite numbers."),
+        ((20.0, 1.9), (-np.inf, 1.0), "static", "static alone gives finite numbers."),
+        ((20.0, 1.9, 100, True), (30.0, 1.0, 80, False), "static", "static alone holds the max_accuracy_drop."),
+        ((20.0, 1.9, 80, True), (120.0, 1.0, 100, True), "static", "static takes 80% of the other's bytes."),
+        ((20.0, 1.9, 98, True), (20.5, 1.0, 100, True), "dynamic", "dynamic is the faster."),
+        ((20.0, 1.9, 98, False), (25.0, 1.0, 100, False), "dynamic", "dynamic is the nearer to the float model"),
     ],
 )
-def test_the_rule(static: tuple[float, float], dynamic: tuple[float, float], chosen: str, why: str) -> None:
+def test_the_rule(static: tuple[Any, ...], dynamic: tuple[Any, ...], chosen: str, why: str) -> None:
     found, told = better({"static": Tried(*static), "dynamic": Tried(*dynamic)})
     assert found == chosen
     assert why in told
@@ -66,6 +72,7 @@ def test_both_are_measured_and_the_better_one_is_the_file(zoo: Callable[[str], O
         quantize_file(source, alone, step.model_copy(update={"method": method}), samples, ())
         assert row["sqnr_db"] == pytest.approx(sqnr_db(exact, outputs(alone, samples)), abs=0.01)
         tried[method] = Tried(float(row["sqnr_db"] or 0), float(row["median_s"] or 0))
+        assert row["size_bytes"] == alone.stat().st_size
     assert (made.details["method"], made.details["why"]) == better(tried)
     assert target.read_bytes() == (tmp_path / f"{made.details['method']}.onnx").read_bytes()
     assert ("calibrations" in made.details) == (made.details["method"] == "static")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from app.contract.spec import Quantize
+from tests.worker.conftest import OnnxExport
 from tests.worker.helpers import context_for, memory_data, tiny_model
 from worker.context import Context
 from worker.data.base import Data
+from worker.data.batch import Inputs
 from worker.evaluation.artifact import OnnxFile
 from worker.export.registry import Exported, write_onnx
+from worker.loading.onnx_session import GraphSession
 from worker.model import Model
-from worker.techniques.quantization.leaving import Limit, candidates, leave
+from worker.techniques.quantization.leaving import Candidate, Limit, candidates, leave
+from worker.techniques.quantization.onnx_int8 import quantize_file
 from worker.techniques.quantization.stored import stored_weights
 
 FRAGILE = "3"  # the second convolution
@@ -49,7 +53,7 @@ def limit_of(scores: dict[frozenset[str], float], wanted: float, made: list[froz
     return Limit(wanted, judge, lambda metric: metric, opened, lambda: [()]), make
 
 
-LAYERS = {"a": ["a"], "b": ["b"], "c": ["c"]}
+LAYERS = [Candidate("a", ("a",)), Candidate("b", ("b",)), Candidate("c", ("c",), weight=False)]
 ALL, HURT = frozenset("abc"), [frozenset("a"), frozenset("ac"), frozenset("abc")]
 
 
@@ -73,7 +77,7 @@ def test_those_that_hurt_most_are_left_and_no_more(
     assert found == left
     assert made[-1] == frozenset(left)
     assert details["held"] is bool(scores)
-    assert details["layers_int8"] == 3 - len(left)
+    assert details["layers_int8"] == 2 - len(set(left) & {"a", "b"})  # c is a product of activations
     rows = details["layers_left_in_float"]
     assert isinstance(rows, list)
     noise = {"a": 0.3, "b": 0.1, "c": 0.2}
@@ -142,6 +146,12 @@ def test_static_leaves_the_layer_that_hurts(trained_lenet: Model, mnist: Data, t
     assert FRAGILE in left or "0" in left
     assert 0 < len(left) < 5
     assert details["layers_int8"] == 5 - len(left)
+    # And their weights are those of the float file, not rounded ones.
+    assert made.floats is not None
+    exact = {weight.name: weight.values for weight in stored_weights(onnx.load(made.floats))}
+    for weight in stored_weights(onnx.load(made.path)):
+        if weight.bits == 32:
+            np.testing.assert_array_equal(weight.values, exact[weight.name])
 
 
 def test_dynamic_holds_as_it_is_and_says_so(trained_lenet: Model, mnist: Data, tmp_path: Path) -> None:
@@ -167,7 +177,7 @@ def test_where_floats_do_not_hold_either_all_stay_floats(
     assert made.details["held"] is False
     assert made.details["layers_int8"] == 0
     assert floats_of(made.path) == {"0", "3", "7", "9", "11"}
-    assert found == pytest.approx(context.feed.score(lambda inputs: module(*inputs), "validation")[0], abs=0.005)  # type: ignore[union-attr]
+    assert found == pytest.approx(context.feed.score(lambda inputs: module(*inputs), "validation")[0], abs=1e-6)  # type: ignore[union-attr]
 
 
 def test_candidates_are_weights_by_layer_and_products_of_activations() -> None:
@@ -179,5 +189,30 @@ def test_candidates_are_weights_by_layer_and_products_of_activations() -> None:
     ]
     held = [onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), name) for name in ("q.weight", "out.weight")]
     graph = onnx.helper.make_graph(nodes, "g", [], [], held)
-    found = candidates(graph, ("MatMul",), ["out"])
-    assert found == {"q": ["first", "second"], "scores": ["scores"]}
+    weight = Candidate("q", ("first", "second"))
+    assert candidates(graph, ("MatMul",), ["out"]) == [weight, Candidate("scores", ("scores",), weight=False)]
+    assert candidates(graph, ("MatMul",), ["out"], products=False) == [weight]
+
+
+def test_where_dynamic_holds_nothing_of_a_transformer_it_is_delivered_in_floats(
+    zoo: Callable[[str], OnnxExport], tmp_path: Path
+) -> None:
+    """Its products of activations are floats in any case, and count as no layers."""
+    source = tmp_path / "float.onnx"
+    source.write_bytes(zoo("bert").path.read_bytes())
+    limit = Limit(1.0, lambda forward: 0.0, lambda metric: metric, _run, lambda: [_tokens()])
+    step = Quantize(method="dynamic", max_accuracy_drop=0.0)
+    made = quantize_file(source, tmp_path / "int8.onnx", step, None, (), limit)
+    assert made.details["held"] is False
+    assert made.details["layers_int8"] == 0
+    assert {weight.bits for weight in stored_weights(onnx.load(made.path))} == {32}
+
+
+def _tokens() -> Inputs:
+    torch.manual_seed(0)
+    return torch.randint(0, 100, (4, 20)), torch.ones(4, 20, dtype=torch.int64)
+
+
+def _run(file: Path) -> Callable[[Inputs], np.ndarray]:
+    session = GraphSession(file, ["input_ids", "attention_mask"], 1)
+    return session

@@ -158,7 +158,7 @@ def _check_weights(file: ProgramFile, graph: Int8Graph, step: Quantize) -> None:
         np.testing.assert_array_equal(same, stored[name].values)
         if step.activations != "int8":
             assert np.abs(weight.values.astype(int)).max() <= 64  # decision 8
-    assert float_twins(file.program) == []
+    assert file.twins() == []
     by_name = {layer.name: layer for layer in graph_layers(proto, onnx.load(graph.floats))}
     for layer in file.layers():
         if layer.name in held:
@@ -282,7 +282,8 @@ def test_a_weight_that_is_there_as_floats_is_found(tmp_path: Path) -> None:
             return self.inner(given) + given @ found.module.again.T  # type: ignore[operator,union-attr]
 
     both = save_program(Both(), model, tmp_path / "both.pt2")
-    assert len(float_twins(open_program(both))) == 1
+    program = open_program(both)
+    assert len(float_twins(program, integer_weights(program))) == 1
 
 
 def integer_weights_of(found: IntegerModule, model: Model, folder: Path) -> list[torch.Tensor]:

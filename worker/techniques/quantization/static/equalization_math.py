@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 SWEEPS = 50  # over all pairs, at most: a chain of ten is even to half a percent then, shorter ones to less
+FAINT = 1e-4  # of the largest: a channel of weights as small is dead, and its bias would be blown up
 ENOUGH = 1e-3  # a sweep whose factors are as near to 1 is the last
 
 
 def balance(made: np.ndarray, read: np.ndarray) -> np.ndarray:
     """s [channels] = sqrt(r1 r2) / r2 of the ranges r1 of the weights that make channels and r2 of those that read
-    them: r1 / s = s r2. A channel that is dead on either side has 1."""
-    alive = (made > 0) & (read > 0)
+    them: r1 / s = s r2. A channel that is dead on either side, or next to dead, has 1."""
+    alive = (made > FAINT * made.max(initial=0.0)) & (read > FAINT * read.max(initial=0.0))
     return np.sqrt(np.where(alive, made, 1.0) / np.where(alive, read, 1.0))
 
 

@@ -20,6 +20,7 @@ from app.contract.errors import ExportFailed
 from app.contract.spec import Quantize
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
+from worker.techniques.quantization.graph import constants, replace_constant
 from worker.techniques.quantization.static.equalization import equalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.observing import Observed, noise_db
@@ -68,10 +69,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Found:
-    """All that a QDQ graph is made of: the float graph whose weights it stands for, what of it becomes integers,
-    ranges, rounded weights, and what is to be told."""
+    """All that a QDQ graph is made of: the float graph with weights on their grids, the file that it was before, what
+    of it becomes integers, ranges, rounded weights, and what is to be told."""
 
     proto: ModelProto
+    floats: Path
     plan: Plan
     step: Quantize
     ranges: Mapping[str, Range]
@@ -79,9 +81,11 @@ class Found:
     details: Details
 
     def made(self, kept: Collection[str] = ()) -> ModelProto:
-        """The QDQ graph in which the nodes `kept` stay floating point, besides those that do so in any case."""
+        """The QDQ graph in which the nodes `kept` stay floating point, besides those that do so in any case, and have
+        the weights and biases that they had."""
         plan = replace(self.plan, kept=[*self.plan.kept, *kept])
-        return _with_integers(self.proto, self.step, plan, self.ranges, self.rounded)
+        proto = _restored(self.proto, onnx.load(self.floats), kept) if kept else self.proto
+        return _with_integers(proto, self.step, plan, self.ranges, self.rounded)
 
 
 def quantize_static(
@@ -116,7 +120,21 @@ def quantize_static(
         for method, found in zip(methods, noise, strict=True)
     ]
     details["calibration_method"] = methods[best]
-    return Found(proto, plan, step, ranges[best], rounded, details)
+    return Found(proto, floats, plan, step, ranges[best], rounded, details)
+
+
+def _restored(proto: ModelProto, before: ModelProto, nodes: Collection[str]) -> ModelProto:
+    """A copy in which these nodes, and the constants that they read, are as they were."""
+    found, wanted = ModelProto.FromString(proto.SerializeToString()), set(nodes)
+    exact = {node.name: node for node in before.graph.node if node.name in wanted}
+    names = {name for node in exact.values() for name in node.input}
+    for node in found.graph.node:
+        if node.name in exact:
+            node.CopyFrom(exact[node.name])
+    for name, value in constants(before.graph, names).items():
+        if value.dtype == np.float32:
+            replace_constant(found.graph, name, value)
+    return found
 
 
 def _with_factors(proto: ModelProto, step: Quantize, samples: Samples, plan: Plan) -> tuple[ModelProto, Plan, Details]:

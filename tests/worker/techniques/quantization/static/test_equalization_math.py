@@ -44,3 +44,10 @@ def test_groups_have_channels_of_their_own() -> None:
     np.testing.assert_allclose(out.max(1).ravel() * scales[1], reach, rtol=1e-2)
     # All three reach as far as the cube root of their product.
     np.testing.assert_allclose(reach, np.cbrt([9.0, 16.0, 16.0]), rtol=1e-2)
+
+
+def test_a_channel_that_is_next_to_dead_is_left_alone() -> None:
+    """Its bias would be divided by a factor near to nothing."""
+    made, read = np.array([1e-20, 3.0, 1e-3]), np.array([2.0, 12.0, 10.0])
+    np.testing.assert_allclose(balance(made, read), [1.0, 0.5, 1e-2])
+    np.testing.assert_allclose(balance(read, made), [1.0, 2.0, 1e2])
