@@ -89,6 +89,14 @@ def test_of_transformers_both_files_are_made_where_the_target_is_like_the_worker
     assert ("Dynamic int8 is tried besides" in choice.why) == either
 
 
+def test_a_program_of_torch_is_static_and_nothing_else_is_told() -> None:
+    facts = model().model_copy(update={"layers": layers(*BERT)})
+    choice = choose(auto(), facts, SAMPLES, ("onnx", "pt2"), "/steps/0")
+    assert isinstance(choice.step, Quantize)
+    assert not choice.step.or_dynamic
+    assert "Dynamic" not in choice.why
+
+
 def test_dynamic_without_samples_and_never_for_convolutions_alone() -> None:
     step = choose(auto(), model(layer="Linear"), None, ("onnx",), "/steps/0").step
     assert step.method == "dynamic"

@@ -47,6 +47,10 @@ def test_a_step_is_the_method_it_names_and_has_what_weight_only_has() -> None:
         ({"max_size": 0.1, "group_size": 48}, "power of two"),
         ({"max_accuracy_drop": -0.1}, "greater than or equal to 0"),
         ({"max_size": 0.1, "embeddings": 4}, "Extra inputs"),
+        (
+            {"max_size": 0.1, "algorithm": "hqq", "symmetric": True},
+            "hqq finds zero points, and symmetric leaves them out",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:

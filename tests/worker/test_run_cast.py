@@ -82,7 +82,7 @@ def bits_of(artifact: ArtifactReport) -> set[float]:
     return {layer.bits for layer in artifact.measurement.layers}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_halves_in_every_artifact(tmp_path: Path, dtype: Any) -> None:
     module = lenet().eval()
     asked = job(tmp_path, module, LENET_LAYERS, SHAPE, None, (Cast(dtype=dtype),), export=("native", "onnx", "packed"))
@@ -159,7 +159,7 @@ def test_weights_with_a_config_come_back_narrow(tmp_path: Path) -> None:
     assert torch.equal(stored["lm_head.weight"], given.state_dict()["lm_head.weight"].bfloat16())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_transformers_loads_float8(tmp_path: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
 
@@ -195,6 +195,7 @@ def test_transformers_loads_float8(tmp_path: Path, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(run(proto, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_job_delivers_float8_for_transformers(tmp_path: Path) -> None:
     bert(tmp_path / "model")
     report, artifacts = done(request(tmp_path, (Cast(dtype="float8_e4m3"),), ("compressed-tensors",)))
@@ -216,7 +217,7 @@ def test_nothing_trains_behind_it(tmp_path: Path) -> None:
         run_job(asked, Recorder())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_an_uploaded_graph_comes_back_narrow_and_is_taken_again(tmp_path: Path, dtype: Any) -> None:
     module = mlp().eval()
     shapes = ({0: torch.export.Dim.DYNAMIC},)

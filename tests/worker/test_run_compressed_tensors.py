@@ -77,7 +77,9 @@ def unzipped(request: RunRequest, name: str) -> Path:
     return target
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, None), (2, 32)])
+@pytest.mark.parametrize(
+    ("bits", "group"), [(4, 128), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, None), (2, 32)))]
+)
 def test_transformers_loads_the_weights_of_the_native_file(tmp_path: Path, bits: Any, group: int | None) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -157,7 +159,7 @@ def test_bits_a_layer_are_kinds_of_their_own(tmp_path: Path) -> None:
         assert torch.equal(own.weight, module.get_submodule(name).weight)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_halves_stay_halves(tmp_path: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
 

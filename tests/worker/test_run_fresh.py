@@ -36,7 +36,10 @@ def few(mnist: Data) -> Data:
     return part_of(mnist, SMALL)
 
 
-@pytest.mark.parametrize("name", list(STEPS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("static", "weight_only") else pytest.param(name, marks=pytest.mark.slow) for name in STEPS],
+)
 def test_a_fresh_process_gives_the_figures_of_the_report(
     trained_lenet: Model, few: Data, name: str, tmp_path: Path
 ) -> None:

@@ -228,7 +228,7 @@ def test_what_cannot_be_trained_says_so_before_anything_is_computed(digits: Data
         assert caught.value.pointer == "/steps/0"
 
 
-@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("opset", [11, pytest.param(17, marks=pytest.mark.slow)])
 def test_a_graph_with_branches_is_pruned_and_quantized(opset: int, digits: Data, tmp_path: Path) -> None:
     content = digits_graph(opset, constants=opset == 11).SerializeToString()
     request = job(tmp_path / "job", content, digits, Prune(sparsity=0.5), Quantize())

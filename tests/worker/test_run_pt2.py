@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from app.contract.facts import DatasetFacts, SplitFacts, TensorFacts
 from app.contract.pruning import Prune
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import ExportFormat, Quantize, Step
+from app.contract.weight_only import WeightOnly
 from tests.acceptance.test_onnx import perceptron
 from tests.worker.helpers import MemorySplit, context_for, digits_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
@@ -44,6 +46,7 @@ SHAPE = (1, 28, 28)
 SMALL = {"train": 512, "test": 300, "calibration": 64}
 NAME = "program.pt2"
 BERT = ("input_ids", "attention_mask")  # of a folder without a tokenizer
+FEW_BITS = WeightOnly(bits=4, embeddings=8, algorithm="rtn", group_size=16)
 
 # What docs/http.md tells whoever has downloaded it: nothing of this service is there, nor any package but torch.
 LOAD = """
@@ -114,6 +117,7 @@ def test_lenet_in_both_forms(trained_lenet: Model, mnist: Data, tmp_path: Path) 
     assert sqnr_db(reference, outputs) > 30
 
 
+@pytest.mark.slow
 def test_only_a_program_is_delivered_where_that_is_asked_for(trained_lenet: Model, mnist: Data, tmp_path: Path) -> None:
     data = part_of(mnist, SMALL)
     step = Quantize(rounding="nearest", smooth=False, exclude=("0", "11"))
@@ -126,6 +130,7 @@ def test_only_a_program_is_delivered_where_that_is_asked_for(trained_lenet: Mode
     assert [path.name for path in sorted(request.output.iterdir())] == ["model.safetensors", NAME]
 
 
+@pytest.mark.slow
 def test_a_program_that_eager_torch_runs_slowly_says_so_first(
     trained_lenet: Model, mnist: Data, tmp_path: Path
 ) -> None:
@@ -161,10 +166,38 @@ def delivered(model: Model, data: Data | None, steps: tuple[Step, ...], folder: 
 
 
 def opened(model: Model, one: Exported) -> ProgramFile:
-    return ProgramFile(one.path, model.facts, 1, one.integers, one.sources)
+    return ProgramFile(one.path, model.facts, 1, one.integers, one.sources, one.coded)
 
 
-@pytest.mark.parametrize("steps", [(), (Quantize(rounding="nearest", smooth=False),)])
+def test_few_bits_are_codes_in_the_program(trained_lenet: Model, mnist: Data, tmp_path: Path) -> None:
+    """Of convolutions too, which no operator of ONNX Runtime is for."""
+    data = part_of(mnist, SMALL)
+    module = copy.deepcopy(trained_lenet.module)
+    steps: tuple[Step, ...] = (WeightOnly.model_validate({"bits": 4, "algorithm": "hqq", "group_size": 16}),)
+    request = job(tmp_path, module, LENET_LAYERS, SHAPE, data, steps, export=("native", "onnx", "pt2"))
+    report, artifacts = done(request)
+    program = artifacts["pt2"].measurement
+    assert {layer.bits for layer in program.layers} == {4}
+    assert {layer.name for layer in program.layers} == {f"{place}.weight" for place in (0, 3, 7, 9, 11)}
+    assert program.parameters == report.uploaded.parameters
+    assert program.macs == report.uploaded.macs
+    assert program.metric is not None
+    assert artifacts["native"].measurement.metric is not None
+    assert program.metric.value == artifacts["native"].measurement.metric.value  # the same weights
+    assert not any("program.pt2 holds" in sentence for sentence in report.warnings)
+    assert artifacts["pt2"].details["not_compiled"] == "the test leaves it out"
+    split = data.splits["test"]
+    assert isinstance(split, MemorySplit)
+    in_a_fresh_process(request.output / NAME, (split.inputs[:64],), tmp_path)
+    with zipfile.ZipFile(request.output / NAME) as archive:
+        tensors = sum(one.file_size for one in archive.infolist() if "/data/weights/weight_" in one.filename)
+    weights, biases = 5 * 25 * 6 + 400 * 120 + 6 * 16 * 25, 6 + 16 + 120 + 84 + 10
+    assert tensors < 0.5 * (weights + 120 * 84 + 84 * 10) * 2.05 + 4 * biases  # steps and zeros of groups of 16
+
+
+@pytest.mark.parametrize(
+    "steps", [pytest.param((), marks=pytest.mark.slow), (Quantize(rounding="nearest", smooth=False),), (FEW_BITS,)]
+)
 def test_a_model_of_transformers(steps: tuple[Step, ...], tmp_path: Path) -> None:
     bert(tmp_path / "model")
     content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
@@ -181,7 +214,7 @@ def test_a_model_of_transformers(steps: tuple[Step, ...], tmp_path: Path) -> Non
     reference = in_onnxruntime(found["onnx"].path, **{name: one.numpy() for name, one in named.items()})
     assert sqnr_db(reference, outputs.numpy()) > (20 if steps else 90)
     layers = {layer.name: layer for layer in opened(model, found["pt2"]).layers()}
-    assert {layer.bits for layer in layers.values()} == ({8} if steps else {32})
+    assert {layer.bits for layer in layers.values()} == ({4, 8} if FEW_BITS in steps else {8} if steps else {32})
     assert "bert.embeddings.word_embeddings.weight" in {name.removeprefix("module.") for name in layers}
 
 
@@ -254,6 +287,7 @@ def test_dynamic_int8_is_not_delivered_as_a_program_alone(
     assert caught.value.pointer == "/export"
 
 
+@pytest.mark.slow
 def test_with_dynamic_int8_a_program_is_floating_point_and_says_so(trained_lenet: Model, tmp_path: Path) -> None:
     module = copy.deepcopy(trained_lenet.module)
     steps = (Quantize(method="dynamic"),)

@@ -55,7 +55,7 @@ class ProgramFile:
     ) -> None:
         self.path, self.output_kind, self.integers = path, facts.output_kind, integers
         self.input_names = [tensor.name for tensor in facts.inputs]
-        self._threads, self._sources = threads, sources or {}
+        self._threads = threads
         torch.set_num_threads(threads)
         try:
             self.program = open_program(path)
@@ -63,6 +63,7 @@ class ProgramFile:
             raise ArtifactUnverified(f"{path.name} does not load in torch: {error}") from error
         self.module = self.program.module()
         self._weights = {weight.name: weight for weight in integer_weights(self.program)}
+        self._sources = self._told(sources or {})
         if self._weights.keys() != self._sources.keys():
             wrong = sorted(self._weights.keys() ^ self._sources.keys())[:5]
             raise ArtifactUnverified(f"{path.name} should store {', '.join(wrong)} as int8, and nothing else.")
@@ -103,6 +104,13 @@ class ProgramFile:
     def twins(self) -> list[str]:
         """The floating tensors that hold what integers or codes of the file stand for: stored twice."""
         return float_twins(self.program, [*self._weights.values(), *self._few_bits.values()])
+
+    def _told(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """The sources by the names under which integers are read: of several that one tensor has torch takes one."""
+        tensors = {**self.program.state_dict, **self.program.constants}
+        read = {weight.values.ctypes.data: name for name, weight in self._weights.items()}
+        places = {name: tensors[name].data_ptr() for name in sources if name in tensors}
+        return {read.get(places.get(name, 0), name): source for name, source in sources.items()}
 
     def _of_integers(self) -> Iterator[LayerReport]:
         if self.integers is None:
@@ -161,7 +169,7 @@ def float_twins(program: ExportedProgram, weights: Iterable[StoredWeight]) -> li
         for name, tensor in program.state_dict.items()
         if tensor.is_floating_point()
         and tensor.ndim >= MIN_WEIGHT_DIMENSIONS
-        and _key(tensor.detach().numpy()) in exact
+        and _key(tensor.detach().float().numpy()) in exact
     ]
 
 

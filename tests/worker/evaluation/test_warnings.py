@@ -276,6 +276,23 @@ def test_a_limit_that_was_not_held_is_said_first(step: Step, of_artifact: bool) 
     assert not any("max_accuracy_drop" in sentence for sentence in well)
 
 
+@pytest.mark.parametrize(("step", "held"), [(MIXED, {}), (INT8, {"held": True, "layers_int8": 3})])
+def test_a_file_that_misses_what_another_form_of_it_held_says_so(step: Step, held: dict[str, Any]) -> None:
+    told = {"wanted_validation_metric": 0.89, "delivered_validation_metric": 0.8825}
+    first, *_ = limited(step, {**held, **told, "delivered_holds": False}, True)
+    assert first.startswith("model.onnx misses the max_accuracy_drop: 0.89 was wanted on validation, and the file has")
+    assert "0.8825 there" in first
+    assert not any("misses" in sentence for sentence in limited(step, {**held, **told, "delivered_holds": True}, True))
+
+
+def test_what_two_artifacts_have_to_tell_alike_is_told_once() -> None:
+    details: Any = {"held": False, "wanted_validation_metric": 0.89, "validation_metric": 0.8125}
+    both = [artifact(name, size=300).model_copy(update={"details": details}) for name in ("model.onnx", "program.pt2")]
+    spec = ResolvedSpec(model="m", dataset=None, recipe=None, steps=(INT8,), export=("onnx", "pt2"), seed=0)
+    found = warnings(spec, FACTS, None, measurement(), both, ())
+    assert sum("was not held" in sentence for sentence in found) == 1
+
+
 @pytest.mark.parametrize("step", [MIXED, INT8])
 def test_bits_that_validation_chose_flatter_it(step: Step) -> None:
     assert any("flattered" in sentence for sentence in limited(step, {}, False, "validation"))
@@ -305,7 +322,7 @@ PROGRAM = artifact("program.pt2", size=300, seconds=9e-3).model_copy(update={"fo
                 "compiled_uploaded_s": None,
                 "compiled_compile_s": 21.4,
             },
-            ": 0.4 ms (compiled once in 21 s).",
+            ": 0.4 ms, the program as it is 9 ms beside it (compiled once in 21 s).",
         ),
         ({"not_compiled": "there is no compiler"}, "; how fast was not measured, since there is no compiler."),
     ],

@@ -135,7 +135,7 @@ def _put(layer: nn.Module, attribute: str, codes: Codes) -> None:
     own = {attribute: property(lambda layer: codes()), "__module__": kind.__module__}
     layer.__class__ = type(kind.__name__, (kind,), own)
     if isinstance(layer, nn.Embedding):
-        layer.forward = codes.look_up
+        setattr(layer, "forward", codes.look_up)  # noqa: B010 - of this one, and not of its class
 
 
 def _packed(codes: np.ndarray, bits: int) -> np.ndarray:

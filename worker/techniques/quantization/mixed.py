@@ -59,7 +59,7 @@ def applies(step: Mixed, model: Model) -> str | None:
         return reason
     layers = layers_of(step, model)
     floats = sum(layer.floats for layer in layers)
-    least = sum(min(*layer.sizes, *([layer.floats] if step.floats else [])) for layer in layers)
+    least = sum(min((*layer.sizes, layer.floats) if step.floats else layer.sizes) for layer in layers)
     if least <= step.max_size * floats:
         return None
     return (

@@ -197,7 +197,7 @@ def _product(node: NodeProto, codes: _Codes, reshaped: bool) -> list[NodeProto]:
     if codes.rest is not None:
         nodes = _sums_times(node, codes.rest)
         added.insert(0, nodes[-1].output[0])
-    steps = [f"{node.output[0]}_{place}" for place in range(len(added))] + [node.output[0]]
+    steps = [f"{node.output[0]}_before_sum_{place}" for place in range(len(added))] + [node.output[0]]
     product = helper.make_node(
         FEW_BITS,
         [node.input[0], _in_blocks(codes) if reshaped else names[0], *names[1:]],

@@ -19,7 +19,7 @@ from worker.loading.onnx_graph import Imported, NotImportable, import_graph
 from worker.loading.onnx_ops.integers import QUANTIZED_TABLE
 from worker.loading.onnx_ops.origins import Origin, transposed
 from worker.techniques.quantization.graph import uses
-from worker.techniques.quantization.integer_layers import IntegerConstant, codes_of, with_integers
+from worker.techniques.quantization.integer_layers import Codes, IntegerConstant, codes_of, with_integers
 from worker.techniques.quantization.stored import StoredWeight, along, base_name, stored_weights
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -130,8 +130,10 @@ def _store(imported: Imported, stored: Mapping[str, StoredWeight], tables: Colle
     """Puts the integers back, in place, and says where. Raises ValueError for a weight that has no place, but for a
     table of which the same rows are always taken, as of positions where the length is fixed: they are a constant."""
     found: dict[str, Source] = {}
+    shared: dict[tuple[object, ...], Codes] = {}  # of layers that have one weight in common
     for path, origin, weight in _places(imported, stored):
-        codes = codes_of(weight, origin)
+        key = (weight.name, origin.select, origin.shape, origin.stride, origin.offset)
+        codes = shared[key] = shared.get(key) or codes_of(weight, origin)
         owner, _, name = path.rpartition(".")
         layer = imported.module.get_submodule(owner) if name == "weight" else None
         if layer is not None and any(node.target == owner for node in imported.module.graph.nodes):

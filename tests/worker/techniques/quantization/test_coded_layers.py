@@ -94,9 +94,9 @@ def test_a_program_holds_codes_and_gives_the_same(tmp_path: Path, dtype: torch.d
     module = context.model.round_as_stored(context.model.module).eval()
     file = program(context, tmp_path)
     assert file.twins() == []
-    layers = {layer.name: (layer.bits, layer.shape, layer.sparsity) for layer in file.layers()}
+    layers = {layer.name: (layer.bits, layer.shape, round(layer.sparsity, 9)) for layer in file.layers()}
     wanted = {
-        name: (4, tuple(weight.shape), 1 - int(weight.count_nonzero()) / weight.numel())
+        name: (4, tuple(weight.shape), round(1 - int(weight.count_nonzero()) / weight.numel(), 9))
         for name, weight in module.named_parameters()
         if weight.ndim == 2
     }

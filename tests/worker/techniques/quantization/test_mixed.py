@@ -22,7 +22,7 @@ from worker.objectives.values import Regression
 from worker.packed import packed
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
-from worker.techniques.quantization.mixed import layers_of
+from worker.techniques.quantization.mixed import applies, layers_of
 from worker.techniques.quantization.quantize import QuantizeTechnique
 
 Rows = list[dict[str, Any]]
@@ -247,3 +247,35 @@ def test_a_run_again_gives_the_same(context: Context) -> None:
     assert quantize(context, max_accuracy_drop=0.01) == quantize(other, max_accuracy_drop=0.01)
     for name, weight in context.model.module.named_parameters():
         assert torch.equal(weight, other.model.module.get_parameter(name))
+
+
+def test_what_gives_no_numbers_is_refused(tmp_path: Path) -> None:
+    """Silence behind a logarithm: nothing that is measured says anything."""
+    module = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    inputs = torch.randn(40, 6)
+    inputs[3, 2] = torch.nan
+    context = context_for(
+        tiny_model(module, shape=(6,), classes=3), memory_data({"calibration": (inputs, None)}), tmp_path
+    )
+    with pytest.raises(InvalidSpec, match="gives what is no number"):
+        quantize(context, max_size=0.5, algorithm="rtn", group_size=None)
+
+
+def test_long_outputs_are_measured_on_fewer_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_for(
+        tiny_model(nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))), digits_data(), tmp_path
+    )
+    assert quantize(_copied(context), max_size=0.5, algorithm="rtn")["sensitivity_samples"] == 100  # all that there are
+    monkeypatch.setattr("worker.techniques.pruning.sensitivity.MOST_HELD", 64 * 10 * 4)  # the outputs of a batch
+    assert quantize(context, max_size=0.5, algorithm="rtn")["sensitivity_samples"] == 64
+
+
+def test_a_layer_that_is_smaller_as_floats_counts_as_that(tmp_path: Path) -> None:
+    """Steps and zero points of a single input take more than its weights do."""
+    module = nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 1))
+    model = tiny_model(module, shape=(1,), classes=1)
+    step = Mixed.model_validate({"max_size": 0.55, "group_size": None, "bits": [2]})
+    assert applies(step, model) is None
+    reason = applies(step.model_copy(update={"floats": False}), model)
+    assert reason is not None
+    assert "more than the max_size of 0.55" in reason

@@ -199,6 +199,30 @@ def test_pruned_weights_stay_zero_and_bytes_are_a_quarter(tmp_path: Path) -> Non
     assert nonzero <= int(sum(mask.sum() for mask in masks.values())) + outputs
 
 
+class Twice(nn.Module):
+    """One layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(96, 96)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(torch.relu(self.layer(given)))
+        return found
+
+
+def test_a_weight_that_layers_have_in_common_is_stored_once(tmp_path: Path) -> None:
+    model, graph, found, _ = made(Twice(), (96,), tmp_path, plain(), ())
+    path = save_program(found.module, model, tmp_path / "program.pt2")
+    with zipfile.ZipFile(path) as archive:
+        tensors = sum(one.file_size for one in archive.infolist() if "/data/weights/weight_" in one.filename)
+    assert 96 * 96 <= tensors < 1.5 * 96 * 96
+    file = ProgramFile(path, model.facts, 1, graph, found.sources)
+    assert file.parameters()[0] <= 96 * 96 + 2 * 96
+    assert [layer.name for layer in file.layers()] == ["layer.weight"]
+
+
 def test_sums_of_convolutions_are_not_rounded_before(tmp_path: Path) -> None:
     _, graph, found, _ = made(residual(), (3, 12, 12), tmp_path, plain(), ())
     functions = [getattr(node.target, "__name__", "") for node in found.module.graph.nodes]
