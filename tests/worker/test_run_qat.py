@@ -181,9 +181,7 @@ def test_what_cannot_be_is_refused_with_its_place(trained_lenet: Model, few: Dat
     ("fields", "why"),
     [
         ({"training": {"sharded": True, "processes": 2, "batch_size": 4}}, "leave sharded out"),
-        ({"calibration": {"method": "auto"}}, "name minmax, percentile or mse"),
         ({"bits": 5}, "8, 4, 3 or 2"),
-        ({"group_size": 48}, "power of two"),
         ({"per_channel": False}, "Extra inputs"),
     ],
 )
