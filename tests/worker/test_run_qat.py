@@ -12,7 +12,9 @@ import onnx
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
+from app.contract.cast import Cast
 from app.contract.catalogue import check_order
 from app.contract.codebook import Codebook
 from app.contract.errors import DatasetMismatch, InvalidSpec, OrderRefused
@@ -21,7 +23,7 @@ from app.contract.qat import Qat
 from app.contract.report import ArtifactReport, Report
 from app.contract.spec import ExportFormat, Finetune, JobSpec, Step
 from app.contract.training import Training
-from tests.worker.helpers import part_of
+from tests.worker.helpers import digits_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
 from tests.worker.loading.files import bert
 from tests.worker.test_resuming import Attempts, Killed, same
@@ -173,10 +175,26 @@ def test_what_cannot_be_is_refused_with_its_place(trained_lenet: Model, few: Dat
     with pytest.raises(InvalidSpec, match="matches no layer") as pattern:
         run_job(lenet_job(tmp_path / "b", trained_lenet, few, qat(exclude=("nothing",))), Recorder())
     assert pattern.value.pointer == "/steps/0/exclude/0"
-    with pytest.raises(InvalidSpec, match="leaves nothing"):
+    with pytest.raises(InvalidSpec, match="exclude leaves nothing of 0, 3, 7") as every:
         run_job(lenet_job(tmp_path / "c", trained_lenet, few, qat(exclude=("*",))), Recorder())
 
 
+    assert every.value.pointer == "/steps/0"
+
+
+@pytest.mark.parametrize("step", [qat(), Cast(dtype="float8_e4m3")])
+def test_a_pattern_for_a_norm_is_refused_in_words_for_the_step(step: Any, tmp_path: Path) -> None:
+    layers: list[dict[str, Any]] = [
+        {"type": "Linear", "in_features": 64, "out_features": 16},
+        {"type": "BatchNorm1d", "num_features": 16},
+        {"type": "Linear", "in_features": 16, "out_features": 10},
+    ]
+    module = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    step = step.model_copy(update={"exclude": ("1",)})
+    asked = job(tmp_path / "job", module, layers, (64,), digits_data(), (step,), export=("native", "onnx"))
+    with pytest.raises(InvalidSpec, match=r"'1' matches no layer that the step is for\. There are 0, 2") as refused:
+        run_job(asked, Recorder())
+    assert refused.value.pointer == "/steps/0"
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
