@@ -109,7 +109,7 @@ def impose_codebook(module: nn.Module, name: str, codes: Tensor, entries: Tensor
             existing.entries = nn.Parameter(entries)
         return existing
     shared = Shared(codes.to(weight.device), entries)
-    for layer, key in list(_owners(module, weight)):
+    for _, layer, key in list(owners(module, weight)):
         parametrize.register_parametrization(layer, key, shared)
     return shared
 
@@ -136,7 +136,7 @@ def impose_rounding(module: nn.Module, name: str, rounding: FakeQuantized) -> No
     """Rounds the parameter `name`, in every layer that shares it, behind whatever else is imposed on it."""
     owner, attribute = _locate(module, name)
     weight = stored(owner, attribute)
-    for layer, key in list(_owners(module, weight)):
+    for _, layer, key in list(owners(module, weight)):
         parametrize.register_parametrization(layer, key, rounding)
 
 
@@ -169,7 +169,7 @@ def impose_mask(module: nn.Module, name: str, mask: Tensor) -> None:
         mask = existing.mask
     else:
         shared = Mask(mask.clone())
-        for layer, key in list(_owners(module, weight)):
+        for _, layer, key in list(owners(module, weight)):
             parametrize.register_parametrization(layer, key, shared)
     with torch.no_grad():
         weight.masked_fill_(~mask, 0.0)
@@ -263,6 +263,19 @@ def stored(owner: nn.Module, attribute: str) -> nn.Parameter:
     return parameter
 
 
+def owners(module: nn.Module, weight: nn.Parameter) -> Iterator[tuple[str, nn.Module, str]]:
+    """Each layer, with its name, and attribute that holds this very parameter."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, parametrize.ParametrizationList):
+            continue
+        for attribute, parameter in list(layer._parameters.items()):
+            if parameter is weight:
+                yield name, layer, attribute
+        for attribute in _parametrized(layer):
+            if stored(layer, attribute) is weight:
+                yield name, layer, attribute
+
+
 def _bake(layer: nn.Module, values: dict[nn.Parameter, nn.Parameter]) -> None:
     """Puts the constrained values in place of the parametrizations; `values` carries shared ones from layer to layer.
 
@@ -290,19 +303,6 @@ def _unparametrize(layer: nn.Module, plain: dict[str, nn.Parameter]) -> None:
 def _locate(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return module.get_submodule(path), attribute
-
-
-def _owners(module: nn.Module, weight: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
-    """Each layer and attribute that holds this very parameter."""
-    for layer in module.modules():
-        if isinstance(layer, parametrize.ParametrizationList):
-            continue
-        for attribute, parameter in list(layer._parameters.items()):
-            if parameter is weight:
-                yield layer, attribute
-        for attribute in _parametrized(layer):
-            if stored(layer, attribute) is weight:
-                yield layer, attribute
 
 
 def _parametrizations(layer: nn.Module) -> Any:

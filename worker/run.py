@@ -36,6 +36,7 @@ from worker.evaluation.warnings import warnings
 from worker.export.onnx import check_size
 from worker.export.registry import EXPORTERS
 from worker.loading import load_model
+from worker.model import Model
 from worker.ranks.ranks import Ranks
 from worker.ranks.state import check_saved
 from worker.request import OutputFile, RunRequest, RunResult
@@ -201,22 +202,32 @@ def _check(spec: ResolvedSpec, context: Context) -> ResolvedSpec:
     check_named(spec, facts, others, None if data is None else data.facts)
     for id, pointer in spec.named_models().items():
         check_encodings(context.model, context.named[id], id, pointer, data)
-    for index, step in enumerate(spec.steps):
-        _check_applies(step, context, spec.pointer(index))
-        if isinstance(step, DistillStep) and step.student is not None:
-            break  # what follows is about the student, and is asked when there is one
+    _check_steps(spec, 0, context.model)
     int8 = any(int8_exports(step) for step in spec.steps)  # which is found on the ONNX graph
     if "onnx" in spec.export or ("pt2" in spec.export and int8):
         check_size(context.model.module)
     return spec
 
 
-def _check_applies(step: Step, context: Context, pointer: str) -> None:
-    """Raises Unsupported, or InvalidSpec for patterns that match nothing, with the step's pointer."""
-    with _located(pointer):
-        reason = TECHNIQUES[step.technique].applies(step, context.model)
-        if reason is not None:
-            raise Unsupported(reason)
+def _check_steps(spec: ResolvedSpec, start: int, model: Model) -> None:
+    """Raises Unsupported or InvalidSpec where a step from `start` on finds nothing in the model that it is for.
+
+    What follows a student is about that, and is checked when it has taken the model's place.
+    """
+    for index, step in enumerate(spec.steps[start:], start):
+        pointer = spec.pointer(index)
+        check_step(step, model.facts, pointer)
+        with _located(pointer):
+            reason = TECHNIQUES[step.technique].applies(step, model)
+            if reason is not None:
+                raise Unsupported(reason)
+        if _replaces(step):
+            return
+
+
+def _replaces(step: Step) -> bool:
+    """Whether a student takes the model's place."""
+    return isinstance(step, DistillStep) and step.student is not None
 
 
 def _run_steps(
@@ -233,13 +244,12 @@ def _run_steps(
         context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
         context.progress(0.0)
         checkpoints.enter(done, context.model.module, context.device)
-        if context.replaced is not None:
-            check_step(step, context.model.facts, spec.pointer(index))
-            _check_applies(step, context, spec.pointer(index))
         began = time.perf_counter()
         with _located(spec.pointer(index)):
             details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
+        if _replaces(step):
+            _check_steps(spec, index + 1, context.model)
         if index == _last_trained(spec):
             context.ranks.part()
     return tuple(done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +12,8 @@ from app.contract.distillation import AutoStudent, ModelStudent, Student
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
 from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
-from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, training_of
+from app.contract.qat import Qat
+from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, as_static, training_of
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 from app.contract.weight_only import FewBits
@@ -24,6 +25,10 @@ TRAINING_PASSES = 3
 # that factors were moved in, whose ranges are found first.
 FILES_TRIED, JUDGING_PASSES, FACTORS_PASSES = 3, 2, 3
 ROUNDED_A_SECOND = 1e6  # weights, by adaptive rounding
+# Of qat with 8 bits: layers that have their steps by then, and what training keeps, which is what came into a layer and
+# what that was rounded to.
+STEPS_LEARNED = ("Linear", "NonDynamicallyQuantizableLinear", "Conv1d", "Conv2d", "Conv3d", "Conv1D")
+ROUNDED_COPIES = 2
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
@@ -66,14 +71,17 @@ def estimate(
             rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
             passes += rounds * share * _training_passes(training, dataset)
             passes += rounds * _teacher_passes(training, model, dataset, costs)
-            needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values())))
+            copies = ROUNDED_COPIES if isinstance(step, Qat) and step.in_file else 1
+            needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values()), copies))
         if "pt2" in spec.export and "pt2" in int8_exports(step):
             seconds += COMPILE_SECONDS
         if isinstance(step, Quantize) and step.method == "static":
-            passes += _static_passes(step) * min(
-                step.calibration.samples, _samples(dataset, calibration_split(dataset))
-            )
+            passes += _static_passes(step) * _looked_at(step, dataset)
             seconds += _rounding_seconds(step, model)
+        if isinstance(step, Qat) and step.in_file:  # behind a look at the ranges that the training begins with
+            static = as_static(step)
+            passes += (_range_passes(static) + _static_passes(static)) * _looked_at(static, dataset)
+            seconds += _rounding_seconds(static, model, STEPS_LEARNED)
         if isinstance(step, Quantize) and step.max_accuracy_drop is not None:
             passes += len(model.layers) * min(RANKED_ON, _samples(dataset, calibration_split(dataset)))
             passes += (3 + len(model.layers).bit_length()) * _samples(dataset, "validation")
@@ -101,32 +109,44 @@ def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | N
     return measured + MOST_TRIED * (once + _samples(dataset, "validation"))
 
 
+def _looked_at(step: Quantize, dataset: DatasetFacts | None) -> int:
+    """Calibration samples."""
+    return min(step.calibration.samples, _samples(dataset, calibration_split(dataset)))
+
+
+def _range_passes(step: Quantize) -> int:
+    """Limits, and histograms between them."""
+    return 1 if step.calibration.method == "minmax" else 2
+
+
 def _static_passes(step: Quantize) -> int:
     """How often the calibration samples go through a graph, if everything that may be tried is."""
-    method = step.calibration.method
-    passes = JUDGING_PASSES * (FILES_TRIED if method == "auto" else 1)
-    passes += 1 if method == "minmax" else 2  # limits, and histograms between them
+    passes = JUDGING_PASSES * (FILES_TRIED if step.calibration.method == "auto" else 1)
+    passes += _range_passes(step)
     passes += step.per_channel and (step.rounding == "adaptive" or step.bias_correction)
     passes += 2 * JUDGING_PASSES * step.or_dynamic
     ways = step.equalize + step.smooth
     return passes + step.smooth + (FACTORS_PASSES * (1 + ways) if ways else 0)
 
 
-def _rounding_seconds(step: Quantize, model: ModelFacts) -> float:
+def _rounding_seconds(step: Quantize, model: ModelFacts, settled: Collection[str] = ()) -> float:
+    """Layers of the types that are `settled` have their steps by then."""
     if not step.per_channel or step.rounding == "nearest":
         return 0.0
-    return sum(layer.parameters for layer in model.layers if layer.type != "Embedding") / ROUNDED_A_SECOND
+    left = (layer.parameters for layer in model.layers if layer.type not in ("Embedding", *settled))
+    return sum(left) / ROUNDED_A_SECOND
 
 
-def _training_bytes(training: Training, cost: Cost, others: int) -> int:
-    """What a training holds on one worker, in all of its processes there; `others` are the weights of teachers."""
+def _training_bytes(training: Training, cost: Cost, others: int, copies: int) -> int:
+    """What a training holds on one worker, in all of its processes there; `others` are the weights of teachers, and of
+    activations there are so many `copies`."""
     shares = training.ranks if training.sharded else 1
     averaged = cost.weight_bytes if training.averaging is not None else 0
     each = (cost.training_bytes + averaged) // shares + others
     at_once = _batch_size(training) // training.hosts
     if training.micro_batch_size is not None:
         at_once = min(at_once, training.micro_batch_size * training.processes)
-    return training.processes * each + at_once * cost.activation_bytes
+    return training.processes * each + at_once * copies * cost.activation_bytes
 
 
 def _training_passes(training: Training, dataset: DatasetFacts | None) -> float:

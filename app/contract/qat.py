@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from app.contract.calibration import Calibration
-from app.contract.distillation import Distill
 from app.contract.grouping import Grouped
+from app.contract.optimizing import USUAL_LR
 from app.contract.pruning import Pattern
 from app.contract.training import Training
+
+# What a client leaves out of `training`: steps learn slowly, and the uploaded model is the best teacher there is.
+USUAL_TRAINING: dict[str, Any] = {"epochs": 3, "lr": 1e-4, "schedule": "cosine", "distill": {}}
 
 
 class Qat(Grouped):
@@ -36,8 +39,9 @@ class Qat(Grouped):
     )
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
     training: Training = Field(
-        Training(epochs=3, lr=1e-4, schedule="cosine", distill=Distill()),
-        description="By default with distillation from the uploaded model, for which labels are not needed.",
+        Training.model_validate(USUAL_TRAINING),
+        description="What is left out is as it is by default; so a training is distilled from the uploaded model, for "
+        "which labels are not needed, unless distill is null.",
     )
 
     @property
@@ -45,10 +49,43 @@ class Qat(Grouped):
         """Whether activations are integers too, which live in the file alone."""
         return self.bits == 8
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        """Of what a client gives a part of, the rest is as it is by default here, and not as elsewhere."""
+        if not isinstance(data, dict):
+            return data
+        found = dict(data)
+        if isinstance(training := data.get("training"), dict):
+            found["training"] = {**_usual(training), **training}
+        if isinstance(calibration := data.get("calibration"), dict):
+            found["calibration"] = {"method": "mse", **calibration}
+        return found
+
     @model_validator(mode="after")
     def _whole_weights(self) -> Qat:
         if self.training.sharded:
             raise ValueError("qat rounds whole weights, and sharded has shares of them: leave sharded out")
         if self.calibration.method == "auto":
-            raise ValueError("calibration.method auto compares finished files; for qat name minmax, percentile or mse")
+            raise ValueError(
+                "calibration.method auto compares finished files; for qat name minmax, percentile, entropy or mse"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _bits_read_them(self) -> Qat:
+        """Refuses what would be left unread: a client expects something of it."""
+        fields = type(self).model_fields
+        if self.in_file and self.group_size not in (None, fields["group_size"].default):
+            raise ValueError("group_size is for fewer than 8 bits: with 8 each output has a step of its own")
+        for name in () if self.in_file else ("activations", "calibration"):
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is for 8 bits: with {self.bits} activations stay floating point")
+        return self
+
+
+def _usual(training: dict[str, Any]) -> dict[str, Any]:
+    """The defaults that go with what is given: a training has one length, and some optimizers a rate of their own."""
+    unfit = {"epochs"} if training.get("steps") is not None else set()
+    unfit |= {"lr"} if str(training.get("optimizer")) in USUAL_LR else set()
+    return {name: value for name, value in USUAL_TRAINING.items() if name not in unfit}

@@ -43,7 +43,7 @@ class LayerReport(Part):
     bits: float = Field(description="Bits a weight as stored; a mean where they are entropy-coded.")
     sqnr_db: float | None = Field(
         description="Signal to quantization noise of the stored weight against the trained float weight it encodes; "
-        "null where nothing was lost."
+        "null where nothing was lost, or it was in a step, whose details have it then."
     )
 
 

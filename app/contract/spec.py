@@ -143,6 +143,18 @@ Step = Annotated[
 ]
 
 
+def as_static(step: Qat) -> Quantize:
+    """What becomes integers behind a training for 8 bits: of what did not train, ranges and steps are found as ever."""
+    return Quantize(
+        method="static",
+        activations=step.activations,
+        calibration=step.calibration,
+        equalize=False,
+        smooth=False,
+        exclude=step.exclude,
+    )
+
+
 def training_of(step: Step) -> Training | None:
     """The step's training, where it has one."""
     training = getattr(step, "training", None)

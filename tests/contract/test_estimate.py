@@ -48,6 +48,7 @@ STATIC = {
     "equalize": False,
     "smooth": False,
 }
+AWARE = {"technique": "quantize", "method": "qat", "training": {"epochs": 1, "batch_size": 50, "distill": None}}
 EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
 
 
@@ -83,6 +84,10 @@ EVALUATED = 30 * 3  # test samples x (the upload and two artifacts)
         # Both files are judged once more.
         (STATIC | {"or_dynamic": True}, 60 * (3 + 2 * 2)),
         ({"technique": "quantize", "method": "dynamic"}, 0),
+        # Of 8 bits the limits that the training begins with; then as static, where what did not train is looked at.
+        (AWARE | {"calibration": {"samples": 60, "method": "minmax"}}, 100 * 3 + 60 * (1 + 3 + 1)),
+        (AWARE | {"calibration": {"samples": 60}}, 100 * 3 + 60 * (2 + 4 + 1)),
+        (AWARE | {"bits": 4}, 100 * 3),
     ],
 )
 def test_seconds_are_passes(step: dict[str, Any], passes: int) -> None:
@@ -143,6 +148,21 @@ def test_memory_is_that_of_the_hungriest_part() -> None:
     parts = {"batch_size": 50, "micro_batch_size": 10, "averaging": {"kind": "ema"}}
     averaged = of({"technique": "finetune", "training": parts})
     assert averaged.memory_bytes == RUNTIME_BYTES + 20_000 + 10 * 700 + 4_000
+
+
+def test_what_comes_into_layers_is_held_twice_where_it_is_rounded() -> None:
+    assert of(AWARE).memory_bytes == RUNTIME_BYTES + 20_000 + 50 * 2 * 700
+    assert of(AWARE | {"bits": 4}).memory_bytes == RUNTIME_BYTES + 20_000 + 50 * 700
+
+
+def test_layers_that_trained_on_steps_are_not_rounded_again() -> None:
+    layers = tuple(
+        LayerFacts(name=kind, type=kind, shape=(1000, 2000), parameters=2_000_000)
+        for kind in ("Linear", "Conv2d", "ConvTranspose2d", "Embedding")
+    )
+    spec = {"model": "m", "dataset": "d", "recipe": None, "export": ("native", "onnx"), "seed": 0, "steps": [AWARE]}
+    found = estimate(ResolvedSpec.model_validate(spec), model_facts(cost=COST, layers=layers), DATA)
+    assert found.seconds == pytest.approx(of(AWARE).seconds + 2.0)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tests.worker.helpers import context_for, mlp
 from tests.worker.jobs import LENET_LAYERS, Recorder, job
 from tests.worker.loading.files import folder_files, zipped
 from tests.worker.loading.onnx_files import noise, run
+from tests.worker.loading.program_nets import token_ids
 from tests.worker.loading.programs import ConvNet, exported, image
 from tests.worker.nets import lenet
 from tests.worker.test_run import SHAPE
@@ -159,6 +160,27 @@ def test_weights_with_a_config_come_back_narrow(tmp_path: Path) -> None:
     assert torch.equal(stored["lm_head.weight"], given.state_dict()["lm_head.weight"].bfloat16())
 
 
+def test_weights_whose_names_transformers_changes_come_back_narrow_too(tmp_path: Path) -> None:
+    """The head of a GPT-NeoX is called `lm_head` in the network and `embed_out` in files."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "model")
+    content = (tmp_path / "model" / "model.safetensors").read_bytes()
+    given = load_file(tmp_path / "model" / "model.safetensors")
+    spec = {"config": json.loads((tmp_path / "model" / "config.json").read_text())}
+    made = written(tmp_path / "job", "model.safetensors", content, spec, Cast(), "native")
+    stored = load_file(made["native"].path)
+    assert "embed_out.weight" in stored
+    for name, tensor in given.items():
+        wanted = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert stored[name].dtype == wanted.dtype, name
+        assert torch.equal(stored[name], wanted)
+
+
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_transformers_loads_float8(tmp_path: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
@@ -278,3 +300,32 @@ def test_a_program_comes_back_narrow_and_is_taken_again(tmp_path: Path) -> None:
         torch.testing.assert_close(again.module(inputs), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(saved.module()(inputs), expected, rtol=1e-5, atol=1e-6)
     assert QuantizeTechnique().applies(Cast(), again) == "The upload stores weights in 16 bits already."
+
+
+WORDS = 5000
+
+
+class LargeTied(nn.Module):
+    """A table that is most of the file, and the head, which is the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(WORDS, 16), nn.Linear(16, WORDS, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.table(ids).mean(1))
+        return logits
+
+
+def test_a_weight_that_a_program_has_twice_is_stored_once(tmp_path: Path) -> None:
+    module, example = LargeTied().eval(), token_ids(vocabulary=WORDS)
+    content, spec = exported(module, example), {"task": "image-classification"}
+    made = written(tmp_path / "job", "model.pt2", content, spec, Cast(), "native")["native"].path
+    state = torch.export.load(made).state_dict
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+    assert state["head.weight"].data_ptr() == state["table.weight"].data_ptr()
+    assert len(content) - made.stat().st_size > 0.9 * 2 * module.table.weight.numel()
+    again = load_model(made, made.name, spec, tmp_path)
+    assert again.module.get_parameter("head.weight") is again.module.get_parameter("table.weight")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from app.contract.calibration import Calibration
+from app.contract.cast import Cast
 from app.contract.distillation import ArchitectureStudent
 from app.contract.errors import InvalidSpec, ModelRejected, ModelsMismatch, Unsupported
 from app.contract.report import Report
@@ -152,6 +153,21 @@ def test_layers_that_a_student_lacks_are_named(trained_lenet: Model, digits: Dat
     with pytest.raises(InvalidSpec, match=r"'3' matches no layer\. The model's layers are 1") as caught:
         run_job(request, Recorder())
     assert caught.value.pointer == "/steps/1/exclude/0"
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", ["2.weight", "2.bias"]), ("float8_e4m3", ["2.weight"])])
+def test_what_follows_is_about_the_layers_of_the_student(
+    dtype: Any, kept: list[str], trained_lenet: Model, digits: Data, tmp_path: Path
+) -> None:
+    """The upload has no weights in its layer 2."""
+    layers = [*LINEAR, {"type": "Linear", "in_features": 10, "out_features": 10}]
+    student = {"kind": "architecture", "architecture": {"layers": layers}}
+    step = Cast(dtype=dtype, exclude=("2",))
+    request = request_of(tmp_path / "job", trained_lenet, digits, student, step, steps=1, epochs=None)
+    report = run_job(request, Recorder()).report
+    left = report.steps[1].details["layers_left_in_float"]
+    assert isinstance(left, list)
+    assert [row["name"] for row in left] == kept
 
 
 def test_an_ensemble_teaches_the_model_itself(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 from app.contract.report import LayerReport
+from worker.techniques.quantization.static.learned import TOLERANCE
 from worker.techniques.quantization.stored import (
     MIN_WEIGHT_DIMENSIONS,
     StoredWeight,
@@ -83,9 +84,13 @@ def graph_parameters(proto: ModelProto) -> tuple[int, int]:
 def weight_report(weight: StoredWeight, original: np.ndarray | None) -> LayerReport:
     """One stored weight; integers against the floats that they stand for, the same way round."""
     sqnr = None
-    # Weights of few bits lie on their grids in the float file too: what was lost is in the step's details.
+    # Weights of few bits lie on their grids in the float file too, and so do those that a training has left on grids of
+    # 8: what was lost is in the step's details.
     if weight.scale is not None and original is not None and weight.few_bits is None:
-        sqnr = sqnr_db(original, weight.dequantized())
+        stood_for = weight.dequantized()
+        off = np.abs(stood_for - original)
+        on_grid = (off.T if weight.transposed else off) <= TOLERANCE * weight.scale
+        sqnr = None if on_grid.all() else sqnr_db(original, stood_for)
     return LayerReport(
         name=weight.name,
         shape=weight.shape,

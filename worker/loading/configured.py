@@ -34,9 +34,10 @@ def load_configured(weights: Weights, spec: ModelSpec, scratch: Path) -> Model:
 
 def _saver(weights: Weights, folder: Folder, casts: Dtypes) -> Save:
     def save(module: nn.Module, target: Path) -> Path:
-        """Under the names that transformers gives them; a tied weight is there once."""
+        """Under the names that transformers gives them, and in dtypes that go by those of the module; a tied weight is
+        there once."""
         with written(folder, module, casts=casts) as saved:
-            return weights.write(_read(saved), target, casts)
+            return weights.store(_read(saved), target)
 
     return save
 

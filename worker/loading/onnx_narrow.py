@@ -37,8 +37,8 @@ TOLERANCE = 2.0**-22
 
 @dataclass(frozen=True)
 class Narrow:
-    """Values in a narrow type, and what makes the weight of them: a factor that broadcasts against them, and a type in
-    which the product is rounded."""
+    """Values in a narrow type, and what makes the weight of them: a float32 factor that broadcasts against them, and a
+    type in which the product is rounded."""
 
     values: np.ndarray
     factor: np.ndarray | None = None
@@ -162,12 +162,15 @@ def _widening(name: str, kind: int, narrow: Narrow, occupied: set[str]) -> tuple
         nodes.append(helper.make_node(operator, inputs, [given], given, **attributes))
         return given
 
-    value = put("Cast", [name], to=kind)
+    wide = kind if narrow.factor is None else TensorProto.FLOAT  # in which the product is a weight of the module
+    value = put("Cast", [name], to=wide)
     if narrow.factor is not None:
         factors.append(numpy_helper.from_array(narrow.factor, free_name(f"{name}{FACTOR}", occupied)))
         value = put("Mul", [value, factors[0].name])
     if narrow.rounded is not None:
-        put("Cast", [put("Cast", [value], to=narrow.rounded)], to=kind)
+        value = put("Cast", [value], to=narrow.rounded)
+    if narrow.rounded is not None or wide != kind:
+        put("Cast", [value], to=kind)
     return nodes, factors
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from worker.loading.program_graph import NARROW
 
@@ -18,6 +19,7 @@ def store_narrow(exported: torch.export.ExportedProgram, casts: Mapping[str, tor
     graph, signature = exported.graph, exported.graph_signature
     names: Mapping[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    narrow: dict[tuple[Any, ...], Tensor] = {}  # a weight that has several names is stored once
     for node in inputs:
         name = names.get(node.name, "")
         if name not in casts or name not in exported.state_dict:
@@ -28,8 +30,11 @@ def store_narrow(exported: torch.export.ExportedProgram, casts: Mapping[str, tor
         for reader in readers:
             reader.replace_input_with(node, cast)
         cast.meta["val"], node.meta["val"] = wide, wide.to(casts[name])
-        narrow = tensor.detach().to(casts[name])
-        exported.state_dict[name] = nn.Parameter(narrow, False) if isinstance(tensor, nn.Parameter) else narrow
+        place = tensor.data_ptr(), tensor.shape, tensor.stride(), casts[name]
+        if place not in narrow:
+            own = tensor.detach().to(casts[name])
+            narrow[place] = nn.Parameter(own, False) if isinstance(tensor, nn.Parameter) else own
+        exported.state_dict[name] = narrow[place]
     exported.graph_module.recompile()
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from app.contract.training import Training
+from worker.techniques.quantization.qat.lsq import Steps
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -16,12 +17,13 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def groups(module: nn.Module, training: Training) -> list[dict[str, Any]]:
     """Trainable parameters as an optimizer's groups: `params`, `weight_decay`, and `scale`, the factor on the rate.
 
-    Norms, biases and other weights of one dimension do not decay unless `decay_norms`. With a `layer_decay` d, layer i
-    of n (see `depths`) learns at d^(n - i) of the rate (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT).
+    Norms, biases and other weights of one dimension do not decay unless `decay_norms`, and steps of grids never do.
+    With a `layer_decay` d, layer i of n (see `depths`) learns at d^(n - i) of the rate (Clark et al. 2020, ELECTRA; Bao
+    et al. 2021, BEiT).
     """
     depth = depths(module) if training.layer_decay < 1 else {}
     top = max(depth.values(), default=0)
-    plain = set() if training.decay_norms else set(_undecayed(module))
+    plain = set(_steps(module)) if training.decay_norms else set(_undecayed(module))
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -68,6 +70,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _is_stack(module: nn.Module) -> bool:
     """Parametrizations are lists of modules too, but no layers."""
     return type(module) in (nn.ModuleList, nn.Sequential)
+
+
+def _steps(module: nn.Module) -> Iterator[int]:
+    """They are learned by their logarithm, of which zero is no smaller step but one of 1."""
+    return (id(own) for layer in module.modules() if isinstance(layer, Steps) for own in layer.parameters())
 
 
 def _undecayed(module: nn.Module) -> Iterator[int]:

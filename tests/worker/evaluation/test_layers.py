@@ -73,6 +73,18 @@ def test_int8_graph_against_a_dequantization_by_hand(lenet_float: Path, lenet_in
     assert layer.sqnr_db > 30
 
 
+def test_floats_that_lie_on_the_steps_have_lost_nothing(lenet_float: Path, lenet_int8: Path) -> None:
+    """As those of a training for integers do; within what folding a norm rounds in float32."""
+    proto, floats = onnx.load(lenet_int8), onnx.load(lenet_float)
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    on_grid = arrays["11.weight_quantized"] * arrays["11.weight_scale"][:, None] * np.float32(1 + 1e-7)
+    held = next(tensor for tensor in floats.graph.initializer if tensor.name == "11.weight")
+    held.CopyFrom(numpy_helper.from_array(on_grid.astype(np.float32), "11.weight"))
+    found = {layer.name: layer.sqnr_db for layer in graph_layers(proto, floats)}
+    assert found["11.weight"] is None
+    assert (found["9.weight"] or 0) > 30
+
+
 def test_int8_graph_counts_weights_and_biases_but_no_scales(lenet_int8: Path) -> None:
     total, nonzero = graph_parameters(onnx.load(lenet_int8))
     assert total == LENET_PARAMETERS

@@ -214,3 +214,19 @@ def test_float8_of_an_upload_in_bfloat16_is_rounded_as_it_is(tmp_path: Path) -> 
     store_float8(proto, scales, own.module.state_dict(), dict.fromkeys(scales, torch.bfloat16))
     assert kinds(proto)["0.weight"] == TensorProto.FLOAT8E4M3FN
     np.testing.assert_array_equal(run(proto, {"input": inputs}), expected)
+
+
+def test_float8_of_a_graph_in_float64_computes_the_same() -> None:
+    """Whose weights are values of float32 by then, as every module has them."""
+    module, scales = of_float8(nn.Sequential(nn.Linear(40, 30, bias=False)), torch.float64)
+    weight = module[0].weight.detach()  # type: ignore[index]
+    nodes = [helper.make_node("Gemm", ["x", "0.weight"], ["y"], transB=1)]
+    inputs = {"x": noise(3, 40).astype(np.float64)}
+    proto = model(nodes, dict(inputs), {"0.weight": weight.double().numpy()})
+    expected = run(proto, inputs)
+    store_float8(proto, scales, module.state_dict(), {"0.weight": torch.float64})
+    assert kinds(proto)["0.weight"] == TensorProto.FLOAT8E4M3FN
+    onnx.checker.check_model(proto, full_check=True)
+    found = run(proto, inputs)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, expected)

@@ -9,7 +9,8 @@ from torch import nn
 from app.contract.training import Training
 from tests.worker.helpers import convnet
 from tests.worker.nets import bert
-from worker.constraints import impose_mask
+from worker.constraints import impose_mask, impose_rounding
+from worker.techniques.quantization.qat.lsq import FakeQuantized
 from worker.training.groups import depths, groups
 
 
@@ -29,6 +30,15 @@ def test_norms_and_biases_do_not_decay_unless_asked() -> None:
     assert decays == {"0.weight": 0.1, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 0.1, "3.bias": 0}
     everywhere = by_name(network, Training(weight_decay=0.1, decay_norms=True))
     assert {decay for decay, _ in everywhere.values()} == {0.1}
+
+
+def test_steps_of_grids_never_decay() -> None:
+    network = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))
+    impose_rounding(network, "0.weight", FakeQuantized(torch.ones(2, 1), torch.zeros(2, 1), -7, 7))
+    for asked in (True, False):
+        decays = by_name(network, Training(weight_decay=0.1, decay_norms=asked))
+        found = {name.rpartition(".")[2]: decay for name, (decay, _) in decays.items() if name.startswith("0.")}
+        assert found == {"original": 0.1, "log_step": 0.0, "bias": 0.1 if asked else 0.0}
 
 
 def test_frozen_and_shared_parameters_are_in_no_group_and_in_one() -> None:

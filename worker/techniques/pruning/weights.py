@@ -62,11 +62,11 @@ def select(module: nn.Module, exclude: tuple[str, ...], named: tuple[str, ...] =
         for pattern in patterns:
             if not any(matches(weight, pattern) for weight in weights):
                 raise InvalidSpec(
-                    f"{field}: {pattern!r} matches no layer that can be pruned. There are {_names(weights)}."
+                    f"{field}: {pattern!r} matches no layer that the step is for. There are {_names(weights)}."
                 )
     left = [weight for weight in weights if not any(matches(weight, pattern) for pattern in exclude)]
     if not left:
-        raise InvalidSpec(f"exclude leaves nothing to prune of {_names(weights)}. Give fewer patterns.")
+        raise InvalidSpec(f"exclude leaves nothing of {_names(weights)}. Give fewer patterns.")
     return left
 
 

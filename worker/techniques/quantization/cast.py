@@ -6,7 +6,7 @@ products, with a scale for each output, and the module holds what the codes stan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from app.contract.cast import Cast
-from worker.constraints import baked, codebook_of, stored
+from app.contract.errors import InvalidSpec
+from worker.constraints import baked, codebook_of, owners, stored
 from worker.context import Context
 from worker.loading.program_module import Holder
 from worker.model import Model, WeightHolder
@@ -26,7 +27,9 @@ from worker.techniques.quantization.weight_only import Row, sqnr
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_AS_STORED = ("onnx", "pt2")  # uploads that compute in the types of their weights, if not told otherwise
-NOT_FINITE, TOO_LARGE, SHARED = "not finite", "beyond the range of the type", "has a codebook"
+NOT_FINITE, TOO_LARGE, CODEBOOK = "not finite", "beyond the range of the type", "has a codebook"
+SHARED, NO_PRODUCT = "shared with an embedding", "no weight of a product"
+NAMED = 8  # so many layers in an error are enough to see the pattern of names
 
 
 def applies(step: Cast, model: Model) -> str | None:
@@ -34,9 +37,10 @@ def applies(step: Cast, model: Model) -> str | None:
     if step.dtype in HALVES:
         if model.facts.format in COMPUTE_AS_STORED and {torch.float16, torch.bfloat16} & set(model.stored.values()):
             return "The upload stores weights in 16 bits already."
-        names = dict(_floats(model.module.state_dict()))
+        names = [name for name, _ in _floats(model.module.state_dict())]
+        _check_patterns(step, names)
         return None if any(not _excluded(name, step) for name in names) else "exclude leaves no weight to cast."
-    if not any(_is_product(weight) for weight in prunable(model.module)):
+    if not any(_is_product(weight.owner) for weight in prunable(model.module)):
         return "float8 is for the weights of Linear layers, convolutions and attention; there are none."
     return None if _chosen(step, model.module) else "exclude leaves no weight to cast."
 
@@ -55,8 +59,11 @@ def _to_halves(step: Cast, context: Context) -> Details:
     rows: list[Row] = []
     left: list[Row] = []
     seen: set[int] = set()
-    for name, tensor in _floats(baked(context.model.module).state_dict()):
-        why = "excluded" if _excluded(name, step) else _unfit(tensor, tensor.to(dtype))
+    tensors = dict(_floats(baked(context.model.module).state_dict()))
+    # One that layers share is excluded by any of its names: it is stored once.
+    excluded = {tensor.data_ptr() for name, tensor in tensors.items() if tensor.numel() and _excluded(name, step)}
+    for name, tensor in tensors.items():
+        why = "excluded" if tensor.data_ptr() in excluded else _unfit(tensor, tensor.to(dtype))
         if why is None:
             casts[name] = dtype
         if tensor.data_ptr() in seen or tensor.numel() == 0:  # another name of a weight that layers share
@@ -77,9 +84,7 @@ def _to_float8(step: Cast, context: Context) -> Details:
     left: list[Row] = []
     for weight in prunable(module):
         before = weight.value().cpu().clone()
-        why: str | None = "excluded" if _is_product(weight) else "no weight of a product"
-        if weight.name in chosen:
-            why = _round(weight, context)
+        why = _round(weight, context) if weight.name in chosen else _not_chosen(module, weight)
         if why is None:
             rows.append(_row(step, weight.name, before, weight.value().cpu()))
         else:
@@ -90,7 +95,7 @@ def _to_float8(step: Cast, context: Context) -> Details:
 def _round(weight: PrunableWeight, context: Context) -> str | None:
     """Moves a weight to float8 times a scale for each output; None, or why it stays as it is."""
     if codebook_of(weight.owner, weight.attribute) is not None:
-        return SHARED
+        return CODEBOOK
     dtype = context.model.stored.get(weight.name, torch.float32)
     turned = weight.by_output(weight.value())
     rows = turned.flatten(1).float()
@@ -106,12 +111,19 @@ def _round(weight: PrunableWeight, context: Context) -> str | None:
 
 
 def _chosen(step: Cast, module: nn.Module) -> list[PrunableWeight]:
-    return [weight for weight in select(module, step.exclude) if _is_product(weight)]
+    return [weight for weight in select(module, step.exclude) if _is_product(weight.owner)]
 
 
-def _is_product(weight: PrunableWeight) -> bool:
-    """Whether a layer multiplies its input by the weight, which is no table and no part of a recurrence."""
-    owner = weight.owner
+def _not_chosen(module: nn.Module, weight: PrunableWeight) -> str:
+    """Why a weight is none of those that become float8."""
+    if _is_product(weight.owner):
+        return "excluded"
+    sharing = owners(module, stored(weight.owner, weight.attribute))
+    return SHARED if any(_is_product(layer) for _, layer, _ in sharing) else NO_PRODUCT
+
+
+def _is_product(owner: nn.Module) -> bool:
+    """Whether a layer multiplies its input by its weight, which is no table and no part of a recurrence."""
     if isinstance(owner, WeightHolder):
         return owner.kind.startswith(("Linear", "Conv"))
     return isinstance(owner, nn.Linear | _ConvNd | nn.MultiheadAttention | Holder) or is_transformers_conv1d(owner)
@@ -121,9 +133,25 @@ def _floats(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     return ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
 
 
+def _check_patterns(step: Cast, names: Sequence[str]) -> None:
+    """Raises InvalidSpec for a pattern that excludes nothing, as the name of what only holds layers does."""
+    for pattern in step.exclude:
+        if not any(_matches(name, pattern) for name in names):
+            layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+            more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+            raise InvalidSpec(
+                f"exclude: {pattern!r} matches no layer that has weights, and no weight. The layers are "
+                f"{', '.join(layers[:NAMED])}{more}; '{pattern}.*' is for all within one."
+            )
+
+
 def _excluded(name: str, step: Cast) -> bool:
+    return any(_matches(name, pattern) for pattern in step.exclude)
+
+
+def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern is for a tensor or for its layer."""
-    return any(fnmatchcase(own, pattern) for own in (name, name.rpartition(".")[0]) for pattern in step.exclude)
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
 def _unfit(before: Tensor, after: Tensor) -> str | None:

@@ -12,8 +12,8 @@ LARGEST = 448.0
 def row_scales(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """The scales [rows, 1] (float32) that make the largest of each of `rows` [rows, columns] the largest float8.
 
-    They are values of `dtype`, and never less than its smallest normal one."""
-    least = torch.finfo(dtype).tiny
+    They are values of `dtype`, and never less than its smallest normal one, or float32's."""
+    least = max(torch.finfo(dtype).tiny, torch.finfo(torch.float32).tiny)
     return (rows.abs().amax(1, keepdim=True) / LARGEST).to(dtype).clamp_min(least).float()
 
 

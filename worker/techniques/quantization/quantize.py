@@ -83,8 +83,8 @@ class QuantizeTechnique:
         return None
 
     def apply(self, step: Quantize | OwnStep, context: Context) -> Details:
-        """Moves weights to grids, casts them, shares values, or notes the step for the exporter. Details: how it is
-        done, layer by layer or in numbers."""
+        """Moves weights to grids, with or without a training, casts them, shares values, or notes the step for the
+        exporter. Details: how it is done, layer by layer or in numbers."""
         if not isinstance(step, Quantize):
             return OWN_STEPS[type(step)].apply(step, context)
         context.quantization = step

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from worker.data.batch import Inputs
+from worker.techniques.quantization.qat.lsq import FakeInput
 from worker.training.distilling.feature_math import attention_map
 
 Side = Literal["output", "input", "attention", "map"]
@@ -87,8 +88,7 @@ def survey(module: nn.Module, example: Inputs) -> Survey:
 
         return hook
 
-    # What constrains a weight (a mask) runs as well, on the weight.
-    layers = {name: layer for name, layer in module.named_modules() if name and "parametrizations" not in name}
+    layers = {name: layer for name, layer in module.named_modules() if name and not _beside(name, layer)}
     training = module.training
     hooks = [layer.register_forward_hook(noting(name)) for name, layer in layers.items()]
     try:
@@ -101,13 +101,18 @@ def survey(module: nn.Module, example: Inputs) -> Survey:
     return Survey(tuple(points), tuple(attentions), frozenset(layers))
 
 
+def _beside(name: str, layer: nn.Module) -> bool:
+    """Whether something that runs is no layer: what constrains a weight (a mask), or rounds what comes into a layer."""
+    return "parametrizations" in name or isinstance(layer, FakeInput)
+
+
 def _point(name: str, layer: nn.Module, inputs: Any, given: Tensor) -> Point:
     fed = _first(inputs)
     parent = name.rpartition(".")[0]
     shapes = tuple(given.shape), () if fed is None else tuple(fed.shape)
     # A layer whose weight is constrained (a mask) is the same layer.
     kind = type(layer).__name__.removeprefix("Parametrized")
-    leaf = not any(child != "parametrizations" for child, _ in layer.named_children())
+    leaf = all(_beside(child, own) for child, own in layer.named_children())
     parametrized = parametrize.is_parametrized(layer)
     weighted = any(parameter.ndim > 1 for parameter in layer.parameters(recurse=parametrized))
     return Point(name, kind, parent, *shapes, leaf, leaf and weighted)

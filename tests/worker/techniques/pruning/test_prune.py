@@ -191,5 +191,5 @@ def test_finetuning_does_not_apply_without_weights() -> None:
 
 def test_an_exclude_that_names_a_norm_is_refused_before_any_step() -> None:
     model = tiny_model(mlp(norm=True))
-    with pytest.raises(InvalidSpec, match="'1' matches no layer that can be pruned"):
+    with pytest.raises(InvalidSpec, match="'1' matches no layer that the step is for"):
         PruneTechnique().applies(Prune(sparsity=0.5, exclude=("1",)), model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from app.contract.cast import Cast
 from app.contract.codebook import Codebook
+from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
 from tests.worker.helpers import context_for, convnet, mlp, tiny_model
 from tests.worker.nets import Recurrent, text_model
@@ -156,3 +158,61 @@ def test_float8_leaves_codebooks_and_what_is_not_finite(context: Context) -> Non
 def test_an_exclusion_of_all_is_refused() -> None:
     reason = QuantizeTechnique().applies(Cast(exclude=("*",)), tiny_model(mlp()))
     assert reason == "exclude leaves no weight to cast."
+
+
+def test_a_pattern_that_excludes_nothing_is_refused() -> None:
+    """As the name of what only holds layers does."""
+    model = tiny_model(nn.Sequential(nn.Sequential(nn.Linear(64, 10))))
+    with pytest.raises(InvalidSpec, match=r"'0' matches no layer that has weights.*The layers are 0\.0; '0\.\*'"):
+        QuantizeTechnique().applies(Cast(exclude=("0",)), model)
+    assert QuantizeTechnique().applies(Cast(exclude=("0.*",)), model) == "exclude leaves no weight to cast."
+    assert QuantizeTechnique().applies(Cast(exclude=("0.0.bias",)), model) is None
+
+
+class Tied(nn.Module):
+    """A table, a layer, and a head that is the table's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.inner, self.head = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 10, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.inner(self.table(ids)).mean(1))
+        return out
+
+
+@pytest.mark.parametrize("name", ["table", "head", "head.weight"])
+def test_a_shared_weight_is_excluded_by_any_of_its_names(name: str, tmp_path: Path) -> None:
+    context = context_for(text_model(Tied(), classes=10), None, tmp_path)
+    before = context.model.module.get_parameter("table.weight").detach().clone()
+    details = cast(context, "bfloat16", exclude=[name])
+    left = rows_of(details, "layers_left_in_float")
+    assert [(row["name"], row["why"]) for row in left] == [("table.weight", "excluded")]
+    assert set(context.model.casts) == {"inner.weight", "inner.bias"}
+    for own in ("table.weight", "head.weight"):
+        assert torch.equal(delivered(context)[own], before)
+
+
+def test_a_shared_weight_is_cast_under_all_of_its_names(tmp_path: Path) -> None:
+    context = context_for(text_model(Tied(), classes=10), None, tmp_path)
+    details = cast(context, "bfloat16")
+    assert [row["name"] for row in rows_of(details)] == ["table.weight", "inner.weight"]
+    assert {"table.weight", "head.weight"} < set(context.model.casts)
+
+
+def test_float8_says_that_a_head_is_an_embedding(tmp_path: Path) -> None:
+    details = cast(context_for(text_model(Tied(), classes=10), None, tmp_path), "float8_e4m3")
+    assert [row["name"] for row in rows_of(details)] == ["inner.weight"]
+    left = rows_of(details, "layers_left_in_float")
+    assert [(row["name"], row["why"]) for row in left] == [("table.weight", "shared with an embedding")]
+
+
+def test_float8_of_an_upload_in_float64_keeps_rows_of_zeros(context: Context) -> None:
+    with torch.no_grad():
+        context.model.module[0].weight[3] = 0.0  # type: ignore[index]
+    context.model = replace(context.model, stored={"0.weight": torch.float64})
+    details = cast(context, "float8_e4m3")
+    assert details["layers_left_in_float"] == []
+    assert not delivered(context)["0.weight"][3].any()

@@ -53,12 +53,13 @@ def test_numpy_says_the_same() -> None:
     assert np.array_equal(nearest(rows, scales, torch.float32).numpy(), codes.astype(np.float32) * scales.numpy())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_scales_are_of_the_dtype_and_never_vanish(dtype: torch.dtype) -> None:
     rows = torch.tensor([[0.0, 0.0], [1e-6, -1e-7], [3.3, 1.0]])
     scales = row_scales(rows, dtype)
     assert torch.equal(scales, scales.to(dtype).float())
     assert bool((scales >= torch.finfo(dtype).tiny).all())
+    assert bool((scales > 0).all())
     found = nearest(rows, scales, dtype)
     assert torch.equal(found[0], rows[0])
     assert torch.equal(found, found.to(dtype).float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from torch import nn
 from app.contract.errors import InvalidSpec, Unsupported
 from tests.worker.helpers import convnet, mlp
 from tests.worker.nets import bert
-from worker.constraints import impose_mask
+from worker.constraints import impose_mask, impose_rounding
+from worker.techniques.quantization.qat.inputs import rounding
+from worker.techniques.quantization.qat.lsq import FakeInput, FakeQuantized
 from worker.training.distilling.mapping import (
     Pair,
     features,
@@ -69,6 +73,21 @@ def test_a_mask_on_a_weight_is_no_layer() -> None:
     masked = convnet()
     impose_mask(masked, "0.weight", torch.ones(16, 1, 3, 3))
     assert survey(masked, DIGITS) == survey(convnet(), DIGITS)
+
+
+@pytest.mark.parametrize("make", [convnet, mlp])
+def test_what_rounds_the_input_of_a_layer_is_no_layer(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    example = DIGITS if "8" in layers else (torch.zeros(2, 64),)
+    exact = survey(network, example)
+    for name, layer in layers.items():
+        steps = torch.ones(len(layer.weight), 1)
+        impose_rounding(network, f"{name}.weight", FakeQuantized(steps, 0 * steps, -7, 7))
+    made = {name: FakeInput(torch.ones(1), torch.zeros(1), 0, 255) for name in layers}
+    with rounding(layers, made):
+        assert survey(network, example) == exact
+        assert features(survey(network, example)).name == list(layers)[-1]
 
 
 def test_named_layers_are_taken_and_unknown_ones_named() -> None:

@@ -24,13 +24,17 @@ ATTRIBUTE = "fake_input"  # of a layer
 HIGH = ranges_math.LEVELS - 1
 
 
-def ranges(step: Qat, context: Context, layers: Mapping[str, nn.Module]) -> dict[tuple[str, ...], Range]:
+def ranges(
+    step: Qat, context: Context, layers: Mapping[str, nn.Module], tied: Sequence[Sequence[str]] = ()
+) -> dict[tuple[str, ...], Range]:
     """Of each tensor that comes into layers the range, by the names of all layers that read it.
 
-    Layers that no sample comes through are left out. Raises InvalidSpec where what comes in is not finite.
+    Layers that are `tied` have one range, since a file knows them by the weight that they share. Layers that no sample
+    comes through are left out. Raises InvalidSpec where what comes in is not finite.
     """
     limits = _limits(step, context, layers)
-    together = _groups(list(limits), _readers(step, context, layers))
+    sharing = [[name for name in names if name in limits] for names in tied]
+    together = _groups(list(limits), [*_readers(step, context, layers), *filter(None, sharing)])
     spans = [Range(min(limits[name].low for name in own), max(limits[name].high for name in own)) for own in together]
     place = {name: index for index, own in enumerate(together) for name in own}
     counts = [np.zeros(BINS, np.int64) for _ in together]
@@ -49,10 +53,15 @@ def ranges(step: Qat, context: Context, layers: Mapping[str, nn.Module]) -> dict
 
 
 def fake_inputs(step: Qat, found: Mapping[tuple[str, ...], Range]) -> dict[str, FakeInput]:
-    """The rounding of each layer's input, by the layer's name; the same object for all that read one tensor."""
+    """The rounding of each layer's input, by the layer's name; the same object for all that read one tensor.
+
+    What was zero with all samples says nothing of the step to begin with, and is left as it is.
+    """
     made: dict[str, FakeInput] = {}
     for names, own in found.items():
-        width = (own.high - own.low) / HIGH or 1.0
+        if own.high - own.low <= LEAST_RANGE:
+            continue
+        width = (own.high - own.low) / HIGH
         zero = round(-own.low / width)
         fixed = step.steps == "fixed"
         shared = FakeInput(torch.tensor([width]), torch.tensor([float(zero)]), 0, HIGH, fixed=fixed)
@@ -136,7 +145,7 @@ def _through(step: Qat, context: Context, layers: Mapping[str, nn.Module], look:
 
 
 def _groups(names: Sequence[str], readers: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The names in groups: two are in one if some tensor has both as its readers, directly or by way of others."""
+    """The names in groups: two are in one if both are among the same `readers`, directly or by way of others."""
     group = {name: [name] for name in names}
     for one in readers:
         for name in one[1:]:

@@ -14,30 +14,37 @@ from torch import Tensor, nn
 
 
 class _Rounded(torch.autograd.Function):
-    """(clamp(round(v / s + z), low, high) - z) s. Where nothing is clipped the rounding counts for none."""
+    """(clamp(round(v / s + z), low, high) - z) s. Where nothing is clipped the rounding counts for none.
+
+    What is kept for the way back is what came in, and what is computed of it is computed again: activations are what
+    fills the memory in training, and the layer in front mostly keeps just these.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-        at = values / step + zero
-        codes = at.round().clamp(low, high)
-        ctx.save_for_backward(at, codes, zero)
-        ctx.low, ctx.high, ctx.shape = low, high, step.shape
-        rounded: Tensor = (codes - zero) * step + 0.0  # never -0.0
+        ctx.save_for_backward(values, step, zero)
+        ctx.low, ctx.high = low, high
+        codes = (values.float() / step + zero).round().clamp(low, high)
+        rounded: Tensor = ((codes - zero) * step + 0.0).to(values.dtype)  # never -0.0
         return rounded
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        at, codes, zero = ctx.saved_tensors
-        inside = (at.round() >= ctx.low) & (at.round() <= ctx.high)
+        values, step, zero = ctx.saved_tensors
+        at = values.float() / step + zero
+        nearest = at.round()
+        codes = nearest.clamp(ctx.low, ctx.high)
+        inside = nearest == codes
         of_values = torch.where(inside, gradient, 0.0) if ctx.needs_input_grad[0] else None
         of_step = None
         if ctx.needs_input_grad[1]:
-            of_step = (torch.where(inside, codes - at, codes - zero) * gradient).sum_to_size(ctx.shape)
+            of_step = (torch.where(inside, codes - at, codes - zero) * gradient).sum_to_size(step.shape)
         return of_values, of_step, None, None, None
 
 
 def rounded(values: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-    """The nearest values on a grid, of the shape of `values`; step (above zero) and zero broadcast against them.
+    """The nearest values on a grid, of the shape and dtype of `values`; step (above zero) and zero are of float32, and
+    broadcast against them.
 
     The gradient of a value is that of what it became, and nothing where it was clipped; that of a step is
     round(v / s) - v / s where nothing was clipped, else the code's distance from zero (Esser et al. 2020). What lies
@@ -68,7 +75,7 @@ class Steps(nn.Module):
     def __init__(self, step: Tensor, zero: Tensor, low: int, high: int, *, fixed: bool = False) -> None:
         super().__init__()
         self.low, self.high = low, high
-        # Of one dimension, which weight decay leaves alone: it would draw every step to 1.
+        # Weight decay leaves it alone (worker/training/groups.py): it would draw every step to 1.
         self.log_step = nn.Parameter(step.detach().float().flatten().log(), requires_grad=not fixed)
         self.register_buffer("zero", zero.detach().float().flatten())
 
@@ -113,5 +120,4 @@ class FakeInput(Steps):
     """What comes into a layer, on one grid of 8 bits, in whatever dtype it came."""
 
     def forward(self, given: Tensor) -> Tensor:
-        step = self.values(given[0].numel())
-        return rounded(given.float(), step, self.zero, self.low, self.high).to(given.dtype)
+        return rounded(given, self.values(given[0].numel()), self.zero, self.low, self.high)

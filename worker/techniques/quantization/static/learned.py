@@ -49,18 +49,21 @@ class Learned:
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def ranges_in(self, graph: GraphProto) -> dict[str, Range]:
-        """By the names of the graph's tensors: what products read, and what it was before it was pooled or reshaped."""
+        """By the names of the graph's tensors: what products read, and what it was before it was pooled or reshaped.
+
+        All that was made of one tensor so has one range, which holds those of all who read any of it.
+        """
         makers = {name: node for node in graph.node for name in node.output}
-        found: dict[str, Range] = {}
+        spans: dict[str, Range] = {}
+        sources: dict[str, str] = {}
         for node, weight in _products(graph):
-            own, name = self.ranges.get(base_name(weight)), node.input[0]
+            own = self.ranges.get(base_name(weight))
             if own is None:
                 continue
-            found[name] = own
-            while (maker := makers.get(name)) is not None and maker.op_type in PASSING:
-                name = maker.input[0]
-                found.setdefault(name, own)
-        return found
+            names = list(_unpassed(makers, node.input[0]))
+            sources |= dict.fromkeys(names, names[-1])
+            spans[names[-1]] = own.joined(spans.get(names[-1], own))
+        return {name: spans[source] for name, source in sources.items()}
 
     def steps_in(self, graph: GraphProto, chosen: Iterable[str]) -> dict[str, Rounded]:
         """The steps of those weights of the nodes that are chosen which still lie on grids."""
@@ -78,6 +81,14 @@ class Learned:
 
 
 NOTHING_LEARNED = Learned()
+
+
+def _unpassed(makers: Mapping[str, NodeProto], name: str) -> Iterator[str]:
+    """A tensor, and what it was made of by nothing but PASSING, back to where that begins."""
+    yield name
+    while (maker := makers.get(name)) is not None and maker.op_type in PASSING:
+        name = maker.input[0]
+        yield name
 
 
 def _products(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:

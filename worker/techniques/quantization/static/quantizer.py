@@ -21,6 +21,7 @@ from app.contract.spec import Quantize
 from worker.techniques.base import Details
 from worker.techniques.quantization.calibration import Samples
 from worker.techniques.quantization.graph import constants, replace_constant
+from worker.techniques.quantization.static.clipping import reaches_past
 from worker.techniques.quantization.static.equalization import equalize
 from worker.techniques.quantization.static.learned import NOTHING_LEARNED, Learned
 from worker.techniques.quantization.static.observing import Observed, noise_db
@@ -205,6 +206,7 @@ def _with_integers(
             "ActivationSymmetric": False,
             "TensorQuantOverrides": _overrides(rounded),
             "OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS) if plan.float_outputs else [],
+            "QDQKeepRemovableActivations": reaches_past(proto.graph, ranges),
         },
     )
     quantizer.quantize_model()

@@ -26,6 +26,10 @@ class Range:
     def around_zero(cls, low: float, high: float) -> Range:
         return cls(min(0.0, float(low)), max(0.0, float(high)))
 
+    def joined(self, other: Range) -> Range:
+        """The least that holds both."""
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
 
 @dataclass(frozen=True)
 class Histogram:

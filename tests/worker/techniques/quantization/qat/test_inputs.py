@@ -89,14 +89,33 @@ def test_other_ways_look_at_all_values(method: Any, tmp_path: Path) -> None:
 
 
 def test_a_grid_spans_its_range_and_has_zero() -> None:
-    made = inputs.fake_inputs(MINMAX, {("a", "b"): Range(-1.0, 3.0), ("c",): Range(0.0, 0.0)})
+    made = inputs.fake_inputs(MINMAX, {("a", "b"): Range(-1.0, 3.0)})
     found = inputs.learned(made)
     width = 4 / 255
     assert found["a"] == found["b"]
     assert abs(found["a"].low + 1) <= width / 2 + 1e-6
     assert found["a"].high - found["a"].low == pytest.approx(4.0, rel=1e-5)
     assert made["a"](torch.zeros(1, 1)).item() == 0
-    assert made["c"](torch.zeros(1, 1)).item() == 0
+
+
+def test_what_is_zero_with_all_samples_is_not_rounded() -> None:
+    """A step of any size would make zeros of all that comes later, and get no gradient to leave it."""
+    made = inputs.fake_inputs(MINMAX, {("dead",): Range(0.0, 0.0), ("alive",): Range(0.0, 1.0)})
+    assert set(made) == {"alive"}
+
+
+def test_tied_layers_share_a_range_that_holds_what_comes_into_each(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 10), nn.Linear(4, 4))
+    context, layers = context_of(nn.Sequential(*module[:4]), tmp_path)
+    layers["idle"] = module[4]
+    apart = inputs.ranges(MINMAX, context, layers)
+    found = inputs.ranges(MINMAX, context, layers, [["0", "2"], ["3"], ["idle"]])
+    assert set(found) == {("0", "2"), ("3",)}
+    both = apart["0",], apart["2",]
+    assert found["0", "2"].low == pytest.approx(min(own.low for own in both))
+    assert found["0", "2"].high == pytest.approx(max(own.high for own in both))
+    made = inputs.fake_inputs(MINMAX, found)
+    assert made["0"] is made["2"]
 
 
 def test_copies_round_by_themselves_and_nothing_is_left_behind(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from worker.evaluation.cost import saved_bytes
 from worker.techniques.quantization.qat.lsq import FakeInput, FakeQuantized, rounded
 
 LOW, HIGH = -7, 7
+SMALL = 1024  # bytes of steps and zero points
 
 
 def values(*shape: int) -> Tensor:
@@ -64,10 +66,9 @@ def test_the_gradient_of_a_step_is_scaled_and_of_its_logarithm() -> None:
     assert float(own.log_step.grad) == pytest.approx(0.2 * of_step / np.sqrt(50 * HIGH), rel=1e-4)
 
 
-def test_steps_that_are_fixed_have_no_gradient_and_none_decays() -> None:
+def test_steps_that_are_fixed_have_no_gradient() -> None:
     own = FakeQuantized(torch.ones(3, 2), torch.zeros(3, 2), LOW, HIGH, groups=2, fixed=True)
     assert not own.log_step.requires_grad
-    assert own.log_step.ndim == 1  # which is what keeps an optimizer from decaying it
 
 
 def test_zero_stays_zero_and_is_never_negative() -> None:
@@ -85,6 +86,15 @@ def test_inputs_keep_their_dtype() -> None:
     found.float().sum().backward()
     assert given.grad is not None
     assert torch.equal(given.grad == 0, (given.detach().float() / 0.25 + 2).round() < 0)
+
+
+def test_nothing_is_kept_but_what_came_in() -> None:
+    """Which the layer in front mostly keeps as well; a rounded weight is computed of its parameter again."""
+    given = values(16, 100).requires_grad_()
+    own = FakeInput(torch.tensor([0.25]), torch.tensor([2.0]), 0, 255)
+    assert saved_bytes(own, (given,)) <= given.nbytes + SMALL
+    weight = FakeQuantized(torch.ones(16, 1), torch.zeros(16, 1), LOW, HIGH)
+    assert saved_bytes(weight, (given,)) <= given.nbytes + SMALL
 
 
 def test_a_step_that_learns_comes_to_fit() -> None:
