@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.constraints import owners
 from worker.techniques.pruning.inputs import matrix
 from worker.techniques.pruning.weights import PrunableWeight, has_inputs_first, prunable
 from worker.techniques.quantization.stored import StoredWeight, packed_bits, unpacked
@@ -114,16 +115,9 @@ def with_codes(
         codes = Codes(weight, grid, dtypes.get(weight.name, torch.float32))
         path = f"{weight.name}{SUFFIX}"
         found[weight.name] = Coded(path, grid.bits, grid.group, codes.shape)
-        for owner, attribute in _holders(twin, parameter):
+        for _, owner, attribute in list(owners(twin, parameter)):
             _put(owner, attribute, codes)
     return twin, found
-
-
-def _holders(module: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
-    """Each layer that has this very parameter, and under which name."""
-    return [
-        (layer, name) for layer in module.modules() for name, own in list(layer._parameters.items()) if own is parameter
-    ]
 
 
 def _put(layer: nn.Module, attribute: str, codes: Codes) -> None:
