@@ -32,7 +32,7 @@ ROUNDED_COPIES = 2
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
-COMPILE_SECONDS = 40.0  # of a program of integers, by torch, for the report
+COMPILE_SECONDS = 40.0  # of a program of integers or codes, by torch, for the report
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
@@ -73,7 +73,7 @@ def estimate(
             passes += rounds * _teacher_passes(training, model, dataset, costs)
             copies = ROUNDED_COPIES if isinstance(step, Qat) and step.in_file else 1
             needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values()), copies))
-        if "pt2" in spec.export and "pt2" in int8_exports(step):
+        if "pt2" in spec.export and ("pt2" in int8_exports(step) or isinstance(step, FewBits | Qat)):
             seconds += COMPILE_SECONDS
         if isinstance(step, Quantize) and step.method == "static":
             passes += _static_passes(step) * _looked_at(step, dataset)

@@ -113,6 +113,8 @@ def test_a_program_of_integers_is_compiled_for_the_report() -> None:
     assert of(static, export=("pt2",)).seconds == pytest.approx(of(static, export=("onnx",)).seconds + COMPILE_SECONDS)
     prune = {"technique": "prune", "sparsity": 0.5}
     assert of(prune, export=("pt2",)).seconds == pytest.approx(of(prune, export=("onnx",)).seconds)
+    few = {"technique": "quantize", "method": "weight_only", "algorithm": "rtn"}
+    assert of(few, export=("pt2",)).seconds == pytest.approx(of(few, export=("onnx",)).seconds + COMPILE_SECONDS)
 
 
 def test_other_models_cost_what_they_cost() -> None:
