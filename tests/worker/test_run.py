@@ -164,6 +164,7 @@ def test_sparse_gives_float_files_of_the_same_weights(trained_lenet: Model, few_
     assert artifact(report, "onnx").measurement.parameters == 61_706
 
 
+@pytest.mark.slow
 def test_worked_example_of_the_literature(tmp_path: Path) -> None:
     """Digits of 8x8 on three channels; the recipe's ten epochs cut short."""
     digits = digits_data((1, 8, 8))
@@ -226,6 +227,7 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(trained_lenet: 
     assert caught.value.pointer == "/steps/1"
 
 
+@pytest.mark.slow
 def test_dynamic_without_any_data_says_what_stays_float(trained_lenet: Model, tmp_path: Path) -> None:
     request = job(
         tmp_path / "job",
@@ -241,6 +243,7 @@ def test_dynamic_without_any_data_says_what_stays_float(trained_lenet: Model, tm
     assert report.artifacts[0].measurement.macs == LENET_MACS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_upload_trains(
     dtype: torch.dtype, trained_lenet: Model, few_digits: Data, tmp_path: Path

@@ -159,6 +159,7 @@ def test_bits_a_layer_are_kinds_of_their_own(tmp_path: Path) -> None:
         assert torch.equal(own.weight, module.get_submodule(name).weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_halves_stay_halves(tmp_path: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForSequenceClassification
@@ -178,6 +179,7 @@ def test_halves_stay_halves(tmp_path: Path, dtype: torch.dtype) -> None:
             assert torch.equal(small.get_submodule(name).weight, layer.weight)
 
 
+@pytest.mark.slow
 def test_weights_with_a_config_become_a_folder(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -129,6 +129,7 @@ def test_a_described_network_learns_from_the_upload_without_labels(
     assert again.facts.parameters == 7850
 
 
+@pytest.mark.slow
 def test_another_uploaded_model_is_the_student_and_a_third_teaches(
     trained_lenet: Model, digits: Data, tmp_path: Path
 ) -> None:
@@ -155,7 +156,10 @@ def test_layers_that_a_student_lacks_are_named(trained_lenet: Model, digits: Dat
     assert caught.value.pointer == "/steps/1/exclude/0"
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", ["2.weight", "2.bias"]), ("float8_e4m3", ["2.weight"])])
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [pytest.param("bfloat16", ["2.weight", "2.bias"], marks=pytest.mark.slow), ("float8_e4m3", ["2.weight"])],
+)
 def test_what_follows_is_about_the_layers_of_the_student(
     dtype: Any, kept: list[str], trained_lenet: Model, digits: Data, tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_what_follows_is_about_the_layers_of_the_student(
     assert [row["name"] for row in left] == kept
 
 
+@pytest.mark.slow
 def test_an_ensemble_teaches_the_model_itself(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:
     step = Finetune(training=Training.model_validate({"steps": 5, "distill": {"teacher": ["uploaded", OTHER]}}))
     request = job(tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, digits, (step,), export=("native",))
@@ -261,8 +266,8 @@ def test_a_config_of_nonsense_is_refused_as_an_upload_is(config: dict[str, Any],
     "student",
     [
         {"kind": "auto", "parameters": 0.6},
-        {"kind": "auto", "shrink": "depth", "parameters": 0.9},
-        {"kind": "architecture", "config": {"num_hidden_layers": 1}},
+        pytest.param({"kind": "auto", "shrink": "depth", "parameters": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"kind": "architecture", "config": {"num_hidden_layers": 1}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_folder_comes_back_as_a_folder_of_the_student(student: dict[str, Any], zipped: bytes, tmp_path: Path) -> None:

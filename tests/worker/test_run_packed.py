@@ -55,6 +55,7 @@ def test_a_pruned_network_has_a_smaller_file_with_the_same_weights(
     assert all(0 < own < 33 for own in bits.values())
 
 
+@pytest.mark.slow
 def test_a_dense_network_is_packed_without_loss(trained_lenet: Model, tmp_path: Path) -> None:
     request = job(
         tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, None, (Prune(sparsity=0.01),), export=("packed",)

@@ -121,6 +121,7 @@ class Words(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_two_inputs_of_text(tmp_path: Path) -> None:
     """Which of two ids a sequence begins with: two arrays by name, and attention pruned while it is trained."""
     rng = np.random.default_rng(0)

@@ -73,6 +73,7 @@ def test_eight_bits_are_in_the_onnx_file_and_as_accurate(trained_lenet: Model, f
     assert all(25 < row["sqnr_db"] < 60 for row in details["layers"])  # type: ignore[index, operator, union-attr]
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_has_the_same_codes(trained_lenet: Model, few: Data, tmp_path: Path) -> None:
     asked = lenet_job(tmp_path, trained_lenet, few, qat(), export=("onnx", "pt2"))
     found = by_format(run_job(asked, Recorder()).report)
@@ -120,6 +121,7 @@ def bert_request(folder: Path, step: Step, export: tuple[ExportFormat, ...]) -> 
     return ids_of(request_for(folder / "job", "bert.zip", path.read_bytes(), {}, None, (step,), export=export))
 
 
+@pytest.mark.slow
 def test_a_transformer_trains_and_its_projections_share_a_range(tmp_path: Path) -> None:
     asked = bert_request(tmp_path, qat(training={"steps": 4, "batch_size": 4, "distill": {}}), ("native", "onnx"))
     report = run_job(asked, Recorder()).report
