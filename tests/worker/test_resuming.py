@@ -23,7 +23,7 @@ from app.contract.optimizing import Ema
 from app.contract.recipes import resolve
 from app.contract.records import JobRecord
 from app.contract.report import StepReport
-from app.contract.spec import Finetune, JobSpec, Prune, Step
+from app.contract.spec import ExportFormat, Finetune, JobSpec, Prune, Step
 from app.contract.states import JobState
 from app.contract.training import EarlyStopping, Training
 from tests.worker import bench as benches
@@ -201,7 +201,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.store.close()
 
 
-def submit(bench: Bench, steps: tuple[Step, ...] = KILLED_STEPS) -> JobRecord:
+def submit(
+    bench: Bench, steps: tuple[Step, ...] = KILLED_STEPS, export: tuple[ExportFormat, ...] = ("native",)
+) -> JobRecord:
     spec = {"task": "image-classification", "architecture": {"layers": LAYERS}}
     spec["input"] = {"shape": [64], "dtype": "float32"}
     model = bench.upload(save(mlp(norm=True, dropout=0.2).state_dict()), filename="m.safetensors", spec=spec)
@@ -215,7 +217,7 @@ def submit(bench: Bench, steps: tuple[Step, ...] = KILLED_STEPS) -> JobRecord:
     data = bench.upload(arrays.read_bytes(), "dataset", "arrays.npz")
     facts = DatasetFacts(kind="arrays", splits={"train": SplitFacts(samples=300, inputs=(), targets="classes")})
     bench.store.finish_inspection(bench.claim(data.id), facts)
-    asked = JobSpec(model=model.id, dataset=data.id, steps=steps, export=("native",))
+    asked = JobSpec(model=model.id, dataset=data.id, steps=steps, export=export)
     return bench.store.add_job(ACCOUNT, asked, resolve(asked), None, None)[0]
 
 

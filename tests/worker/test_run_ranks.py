@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from app.contract.optimizing import Ema
+from app.contract.qat import Qat
 from app.contract.records import JobRecord
 from app.contract.spec import Finetune, Prune, Step
 from app.contract.states import JobState
@@ -152,3 +153,15 @@ def test_what_a_process_refuses_is_what_the_job_refuses(bench: Bench) -> None:
     job = run(bench, (Finetune(training=TWO.model_copy(update={"precision": "fp16"})),))
     assert job.error is not None
     assert (job.error.code, job.error.pointer) == ("unsupported", "/steps/0")
+
+
+@pytest.mark.parametrize(("bits", "export"), [(8, "onnx"), (4, "native")])
+def test_processes_round_alike(bits: int, export: Any, bench: Bench) -> None:
+    """Each finds the grids by itself; the training begins with those of the first, and checks after every epoch."""
+    step = Qat.model_validate({"bits": bits, "training": {"epochs": 2, "processes": 2, "lr": 0.001}})
+    job = submit(bench, (step,), (export,))
+    supervisor(bench).run(bench.claim(job.id))
+    _, _, told = delivered(bench, job.id)
+    rows = told[0]["details"]["layers"]
+    assert rows
+    assert {row["bits"] for row in rows} == {bits}
