@@ -84,7 +84,10 @@ def write_onnx(module: nn.Module, context: Context, folder: Path) -> Exported:
         _narrow(module, context, path)
         return Exported(path, "onnx", BINARY, path)
     reference = export_onnx(module, context.model, context.scratch / "float.onnx")
-    store_bits(reference, path, _of_all_names(module, context.grids))
+    exact = {
+        name: tensor.cpu().numpy() for name, tensor in module.state_dict().items() if tensor.dtype == torch.float32
+    }
+    store_bits(reference, path, _of_all_names(module, context.grids), exact)
     return Exported(path, "onnx", BINARY, reference)
 
 

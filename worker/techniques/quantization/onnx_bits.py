@@ -12,7 +12,7 @@ inputs of a group, and so of their sums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ BLOCKS = (256, 128, 64, 32, 16)  # that the operator knows
 ACCURACY_LEVEL = 4
 # Half of the last bit of bfloat16, the coarsest dtype that weights are stored in, relative to the weight.
 TOLERANCE = 2.0**-8
+ON_GRID = 1e-4  # of the largest weight: as near to a multiple of what it was, it is one
 ROUNDING = 2.0**-20  # of the largest weight: what float32 makes of a code and a rest near zero
 SLICED = (("few_bits_first", 0), ("few_bits_last", -1))  # all dimensions but the last, which is also summed over
 REST_OPSET = 13  # the first in which what a rest takes is written as here
@@ -71,15 +72,20 @@ class _Codes:
     block: int
 
 
-def store_bits(source: Path, target: Path, grids: Mapping[str, WeightGrid]) -> None:
+def store_bits(
+    source: Path, target: Path, grids: Mapping[str, WeightGrid], exact: Mapping[str, np.ndarray] | None = None
+) -> None:
     """Writes `source` to `target` with every product by a weight in `grids`, and every lookup in it, as one of codes.
 
-    A weight that anything else uses too stays as it is. Raises ExportFailed where what is stored is not the weight.
+    `exact` has the weights as they lie on the grids: an exporter that folds a batch norm into a layer multiplies each
+    output's, and so its steps. A weight that anything else uses too stays as it is. Raises ExportFailed where what is
+    stored is not the weight.
     """
     proto = onnx.load(source)
     grids = {name: grid for name, grid in grids.items() if grid.rest() is None or _opset(proto) >= REST_OPSET}
     floats = (one for one in proto.graph.initializer if one.data_type == TensorProto.FLOAT)
     weights = {one.name: numpy_helper.to_array(one) for one in floats if one.name in grids}
+    grids = {name: _rescaled(grids[name], weights[name], (exact or {}).get(name)) for name in weights}
     uses = {name: found for name in weights if (found := _uses(proto.graph, name, weights[name], grids[name]))}
     stored = {name: _codes(name, weights[name], grids[name], own) for name, own in uses.items()}
     new: dict[str, list[NodeProto]] = {}
@@ -103,6 +109,24 @@ def store_bits(source: Path, target: Path, grids: Mapping[str, WeightGrid]) -> N
         proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     _check(proto, {name: weights[name] for name in stored})
     onnx.save_model(proto, str(target))
+
+
+def _rescaled(grid: WeightGrid, weight: np.ndarray, exact: np.ndarray | None) -> WeightGrid:
+    """The grid of a weight whose outputs were each multiplied by a factor, of either sign, since it was `exact`."""
+    if exact is None or exact.size != weight.size or weight.ndim != 2 or np.array_equal(exact, weight):
+        return grid
+    outputs = len(grid.step)
+    for rows in (weight, weight.T):
+        for own in (exact, exact.T):
+            if rows.shape != own.shape or len(rows) != outputs:
+                continue
+            power = np.square(own).sum(1)
+            factors = np.divide((rows * own).sum(1), power, out=np.ones(outputs, rows.dtype), where=power > 0)
+            if np.abs(rows - factors[:, None] * own).max(initial=0.0) <= ON_GRID * np.abs(rows).max(initial=0.0):
+                nothing = torch.from_numpy(factors == 0)[:, None]
+                steps = torch.where(nothing, 1.0, grid.step * torch.from_numpy(factors)[:, None])
+                return replace(grid, step=steps, zero=torch.where(nothing, 0.0, grid.zero))
+    return grid
 
 
 def _opset(proto: ModelProto) -> int:

@@ -282,3 +282,24 @@ def test_a_lookup_and_products_of_a_turned_weight_share_codes(tmp_path: Path, ki
     ids = np.arange(10)
     expected, got = run(proto, ids), run(found, ids)
     assert np.linalg.norm(got - expected) < 0.012 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "hqq"])
+def test_a_batch_norm_that_is_folded_multiplies_steps(tmp_path: Path, algorithm: str) -> None:
+    """Of either sign, and nothing where it has made an output nothing."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    with torch.no_grad():
+        module[1].weight.copy_(torch.randn(32))  # type: ignore[operator,union-attr]
+        module[1].weight[3] = 0.0  # type: ignore[index]
+        module[1].running_var.uniform_(0.5, 2.0)  # type: ignore[operator,union-attr]
+    context = context_for(tiny_model(module), digits_data(), tmp_path)
+    QuantizeTechnique().apply(WeightOnly.model_validate({"algorithm": algorithm, "group_size": 32}), context)
+    exported = write_onnx(context.model.module.eval(), context, tmp_path)
+    proto = onnx.load(exported.path)
+    assert {weight.name: weight.bits for weight in stored_weights(proto)} == {"0.weight": 4, "3.weight": 4}
+    assert context.feed is not None
+    inputs = next(iter(context.feed.batches("test", 100))).inputs[0]
+    with torch.no_grad():
+        expected = context.model.module(inputs).numpy()
+    assert np.linalg.norm(run(proto, inputs.numpy()) - expected) < 0.02 * np.linalg.norm(expected)
