@@ -81,7 +81,7 @@ class Optimizing(Strict):
     @model_validator(mode="before")
     @classmethod
     def _usual_lr(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "lr" not in data and data.get("optimizer") in USUAL_LR:
+        if isinstance(data, dict) and "lr" not in data and str(data.get("optimizer")) in USUAL_LR:
             return {**data, "lr": USUAL_LR[data["optimizer"]]}
         return data
 

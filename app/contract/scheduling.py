@@ -76,7 +76,7 @@ class Scheduling(Strict):
     @model_validator(mode="before")
     @classmethod
     def _usual_gamma(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "gamma" not in data and data.get("schedule") in USUAL_GAMMA:
+        if isinstance(data, dict) and "gamma" not in data and str(data.get("schedule")) in USUAL_GAMMA:
             return {**data, "gamma": USUAL_GAMMA[data["schedule"]]}
         return data
 

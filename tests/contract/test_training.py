@@ -35,6 +35,8 @@ def test_defaults_follow_the_choice(given: dict[str, Any], field: str, value: fl
     ("given", "words"),
     [
         ({"epochs": 1, "steps": 1}, "epochs or steps"),
+        ({"optimizer": ["adam"]}, "Input should be 'sgd'"),
+        ({"schedule": {"kind": "step"}}, "Input should be 'constant'"),
         ({"momentum": 0.5}, "momentum is for sgd and rmsprop; the optimizer is adam"),
         ({"optimizer": "rmsprop", "nesterov": True}, "nesterov is for sgd"),
         ({"optimizer": "sgd", "nesterov": True, "momentum": 0}, "momentum above 0"),
