@@ -16,7 +16,6 @@ from typing import Any
 
 FORBIDDEN = {
     "onnxruntime": ("torch", "onnx", "transformers", "safetensors", "compressed_tensors", "app", "worker"),
-    "program": ("onnx", "onnxruntime", "transformers", "compressed_tensors", "torchao", "app", "worker"),
     "torch": ("onnx", "onnxruntime", "transformers", "compressed_tensors", "app", "worker"),
 }
 
@@ -59,13 +58,6 @@ def main(runtime: str, file: str, inputs: str, outputs: str, batch: str) -> None
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         found = [session.run(None, {session.get_inputs()[0].name: part})[0] for part in parts]
-    elif runtime == "program":
-        import torch
-        import torch.ao.quantization.fx._decomposed
-
-        program = torch.export.load(file).module()
-        with torch.no_grad():
-            found = [program(torch.from_numpy(part)).numpy() for part in parts]
     else:
         from safetensors.torch import load_file
 
