@@ -164,6 +164,8 @@ def float_twins(program: ExportedProgram, weights: Iterable[StoredWeight]) -> li
     for weight in weights:
         floats = weight.dequantized()
         exact |= {_key(floats), _key(floats.T)}
+    if not exact:
+        return []
     return [
         name
         for name, tensor in program.state_dict.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,8 +28,14 @@ def matrix(weight: PrunableWeight, tensor: Tensor) -> Tensor:
 
 def unmatrix(weight: PrunableWeight, rows: Tensor) -> Tensor:
     """What `matrix` has laid out, of the weight's shape."""
-    outputs, inputs, *places = weight.by_output(torch.empty(weight.value().shape, device="meta")).shape
-    return weight.by_output(rows.reshape(outputs, *places, inputs).movedim(-1, 1))
+    shape = weight.by_output(torch.empty(weight.value().shape, device="meta")).shape
+    return weight.by_output(rows_by_output(rows, shape))
+
+
+def rows_by_output(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """A matrix [outputs, columns] in the `shape` [outputs, inputs, …] of what it was laid out from."""
+    outputs, inputs, *places = shape
+    return rows.reshape(outputs, *places, inputs).movedim(-1, 1)
 
 
 def columns(layer: nn.Module, given: Tensor) -> Tensor:

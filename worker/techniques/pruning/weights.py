@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -143,7 +143,12 @@ def matches(weight: PrunableWeight, pattern: str) -> bool:
     return fnmatchcase(weight.layer, pattern) or fnmatchcase(weight.name, pattern)
 
 
-def _names(weights: list[PrunableWeight]) -> str:
-    names = list(dict.fromkeys(weight.layer or weight.name for weight in weights))
+def listed(layers: Iterable[str]) -> str:
+    """The first of these names, each once, and how many more there are."""
+    names = list(dict.fromkeys(layers))
     more = f" and {len(names) - LAYERS_NAMED} more" if len(names) > LAYERS_NAMED else ""
     return ", ".join(names[:LAYERS_NAMED]) + more
+
+
+def _names(weights: list[PrunableWeight]) -> str:
+    return listed(weight.layer or weight.name for weight in weights)

@@ -21,7 +21,7 @@ from worker.context import Context
 from worker.loading.program_module import Holder
 from worker.model import Model, WeightHolder
 from worker.techniques.base import Details
-from worker.techniques.pruning.weights import PrunableWeight, is_transformers_conv1d, prunable, select
+from worker.techniques.pruning.weights import PrunableWeight, is_transformers_conv1d, listed, prunable, select
 from worker.techniques.quantization.float8_math import nearest, row_scales
 from worker.techniques.quantization.weight_only import Row, sqnr
 
@@ -29,7 +29,6 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_AS_STORED = ("onnx", "pt2")  # uploads that compute in the types of their weights, if not told otherwise
 NOT_FINITE, TOO_LARGE, CODEBOOK = "not finite", "beyond the range of the type", "has a codebook"
 SHARED, NO_PRODUCT = "shared with an embedding", "no weight of a product"
-NAMED = 8  # so many layers in an error are enough to see the pattern of names
 
 
 def applies(step: Cast, model: Model) -> str | None:
@@ -137,11 +136,10 @@ def _check_patterns(step: Cast, names: Sequence[str]) -> None:
     """Raises InvalidSpec for a pattern that excludes nothing, as the name of what only holds layers does."""
     for pattern in step.exclude:
         if not any(_matches(name, pattern) for name in names):
-            layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-            more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+            layers = listed(name.rpartition(".")[0] or name for name in names)
             raise InvalidSpec(
                 f"exclude: {pattern!r} matches no layer that has weights, and no weight. The layers are "
-                f"{', '.join(layers[:NAMED])}{more}; '{pattern}.*' is for all within one."
+                f"{layers}; '{pattern}.*' is for all within one."
             )
 
 

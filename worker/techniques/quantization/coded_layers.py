@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.constraints import owners
-from worker.techniques.pruning.inputs import matrix
+from worker.techniques.pruning.inputs import matrix, rows_by_output
 from worker.techniques.pruning.weights import PrunableWeight, has_inputs_first, prunable
 from worker.techniques.quantization.stored import StoredWeight, packed_bits, unpacked
 from worker.techniques.quantization.weight_grid import WeightGrid
@@ -72,11 +72,11 @@ class Codes(nn.Module):
         self.bits, self.columns = grid.bits, rows.shape[1]
         self.shape = tuple(weight.value().shape)
         self._inputs_first = has_inputs_first(weight.owner)
+        self._by_output = tuple(weight.by_output(torch.empty(self.shape, device="meta")).shape)
 
     def forward(self) -> Tensor:
         rows = self._floats(self.codes, self.step, self.zero)
-        outputs, inputs, *places = self._by_output(self.shape)
-        by_output = rows.reshape(outputs, *places, inputs).movedim(-1, 1)
+        by_output = rows_by_output(rows, self._by_output)
         return by_output.transpose(0, 1) if self._inputs_first else by_output
 
     def look_up(self, ids: Tensor) -> Tensor:
@@ -95,9 +95,6 @@ class Codes(nn.Module):
         grouped = values.unflatten(-1, (step.shape[-1], -1)).to(torch.float32)
         found = (grouped - zero.to(torch.float32).unsqueeze(-1)) * step.to(torch.float32).unsqueeze(-1)
         return found.to(step.dtype).to(torch.float32).flatten(-2)
-
-    def _by_output(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (shape[1], shape[0], *shape[2:]) if self._inputs_first else shape
 
 
 def with_codes(

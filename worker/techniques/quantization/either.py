@@ -88,8 +88,6 @@ def quantize_either(
 def better(tried: Mapping[str, Tried]) -> tuple[str, str]:
     """The method to take, and a sentence: the nearer one, by NEARER_DB or more, unless it takes more than SLOWER times
     as long; else the faster one. Where there is a limit, one that holds it, and of two the smaller or the faster."""
-    if len(tried) == 1:
-        return next(iter(tried)), "It is the only one."
     for sound, why in (
         ([name for name, one in tried.items() if np.isfinite(one.sqnr_db)], "gives finite numbers"),
         ([name for name, one in tried.items() if one.held], "holds the max_accuracy_drop"),
@@ -124,14 +122,9 @@ def _tried(source: Path, made: Mapping[str, Int8Graph], samples: Samples) -> dic
     noise = {method: noise_db(observed, onnx.load(graph.path)) for method, graph in made.items()}
     rivals = {method: _run(graph.path, samples) for method, graph in made.items()}
     taken = measure_in_turns(rivals, batch_size=1, threads=torch.get_num_threads(), budget_s=BUDGET_S)
-    held = {method: graph.details.get("held") for method, graph in made.items()}
+    held = {method: bool(graph.details["held"]) for method, graph in made.items() if "held" in graph.details}
     return {
-        method: Tried(
-            noise[method],
-            taken[method].median_s,
-            graph.path.stat().st_size,
-            None if held[method] is None else bool(held[method]),
-        )
+        method: Tried(noise[method], taken[method].median_s, graph.path.stat().st_size, held.get(method))
         for method, graph in made.items()
     }
 
