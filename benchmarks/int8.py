@@ -3,11 +3,14 @@
 All three get the same float file and the same calibration samples, each with its defaults (uint8 activations, int8
 weights a channel; NNCF is told where a model is a transformer). Models: a ResNet-20 trained here on Fashion-MNIST
 (accuracy), all-MiniLM-L6-v2 on mails (share of mails whose nearest other one is of the same kind), magika's classifier
-on files of this machine and a text detector of RapidOCR on printed words (how far outputs agree: no labels). SQNR is of
-the outputs for test samples against the float file's. Latencies of one sample, measured in turns. Then what int8 gains
-in speed: networks of the size of a ResNet-18 and of a BERT-mini, random weights, in torch and in ONNX Runtime.
+on files of this machine, a text detector of RapidOCR on printed words and Silero VAD on windows of speech (how far
+outputs agree: no labels), Whisper tiny.en on utterances and SmolLM2-135M on passages (the word that follows, given
+those before). SQNR is of the outputs for test samples against the float file's. Latencies of one sample, measured in
+turns. Then what int8 gains in speed: networks of the size of a ResNet-18 and of a BERT-mini, random weights, in torch
+and in ONNX Runtime.
 
-TERSOR_BENCH_NNCF names a Python that has nncf and onnx; without it NNCF is left out. TERSOR_BENCH_PART=quality or speed
+TERSOR_BENCH_NNCF names a Python that has nncf and onnx; without it NNCF is left out. TERSOR_BENCH_MODELS takes models
+alone (resnet,minilm,magika,detector,silero,whisper,smollm2). TERSOR_BENCH_PART=quality or speed
 takes one part, OMP_NUM_THREADS is how many threads all of them have. Other people's models: `make models`,
 TERSOR_TEST_DATA, PYTHONPATH=.models/python.
 """
@@ -35,10 +38,12 @@ from torch import nn
 from app.contract.spec import Quantize
 from benchmarks.distillation import fashion
 from benchmarks.harness import table, where
+from benchmarks.language import passages
 from benchmarks.mails import PACKAGE
 from benchmarks.resnet import resnet, trained
 from tests.models import samples as other_peoples
 from tests.models.packages import module_folder
+from worker.data.base import Data, RawBatch
 from worker.data.batch import Batch
 from worker.evaluation.latency import measure_in_turns
 from worker.evaluation.layers import sqnr_db
@@ -50,6 +55,7 @@ from worker.techniques.quantization.onnx_int8 import quantize_file
 THREADS = torch.get_num_threads()
 EPOCHS, LEARNED = 4, 20_000  # of the ResNet
 WORDS = 64  # tokens of a mail
+PASSAGE = 96  # of a passage
 
 Arrays = dict[str, np.ndarray]
 Judge = Callable[[np.ndarray], str]
@@ -84,7 +90,8 @@ def main() -> None:
 def quality(folder: Path) -> None:
     """Each model by each quantizer."""
     rows = []
-    for subject in (_resnet(folder), _minilm(folder), _magika(folder), _detector(folder)):
+    chosen = os.environ.get("TERSOR_BENCH_MODELS") or ",".join(MODELS)
+    for subject in (MODELS[own](folder) for own in chosen.split(",")):
         files = {"float": (subject.path, 0.0)} | _quantized(subject, folder)
         exact = _outputs(subject.path, subject.test)
         taken = _latencies({name: path for name, (path, _) in files.items()}, subject.test)
@@ -295,10 +302,96 @@ def _detector(folder: Path) -> Subject:
     return Subject("RapidOCR detector (ONNX in)", path, {"x": pictures[:32]}, {"x": pictures[32:]}, judge)
 
 
+def _silero(folder: Path) -> Subject:
+    path, arrays = _uploaded("Silero VAD, 16 kHz", folder)
+    held = 96
+    own = _outputs(path, {name: value[held:] for name, value in arrays.items()}) > 0  # logits of whether it is speech
+
+    def judge(found: np.ndarray) -> str:
+        return f"same answer {100 * float(((found > 0) == own).mean()):.1f} %"
+
+    return _parted("Silero VAD, speech", path, arrays, held, judge)
+
+
+def _whisper(folder: Path) -> Subject:
+    path, arrays = _uploaded("Whisper tiny.en", folder)
+    held = 3
+    tokens = arrays["decoder_input_ids"][held:]
+    return _parted("Whisper tiny.en, utterances", path, arrays, held, _follows(tokens, tokens != tokens[0, -1]), True)
+
+
+def _smollm2(folder: Path) -> Subject:
+    held = 16
+    path, arrays = _uploaded("SmolLM2-135M-Instruct", folder, passages()[: held + 12])
+    arrays = {name: value[:, :PASSAGE] for name, value in arrays.items()}
+    judge = _follows(arrays["input_ids"][held:], arrays["attention_mask"][held:] > 0)
+    return _parted("SmolLM2-135M, passages", path, arrays, held, judge, True)
+
+
+def _uploaded(name: str, folder: Path, texts: list[str] | None = None) -> tuple[Path, Arrays]:
+    """One of the models that `make models` asks: its float file, and its samples (or these texts) as the file takes
+    them."""
+    from tests.models.subjects import SUBJECTS
+    from worker.export.onnx import export_onnx
+    from worker.loading import load_model
+
+    subject = next(own for own in SUBJECTS if own.name == name)
+    data = subject.data()
+    scratch = folder / name
+    scratch.mkdir()
+    prepared = subject.prepare(scratch, data)
+    model = load_model(prepared.path, prepared.path.name, prepared.spec, scratch)
+    path = export_onnx(model.module, model, folder / f"{name}.onnx")
+    raw = RawBatch(texts, None) if texts is not None else _all(data)
+    names = [tensor.name for tensor in model.facts.inputs]
+    return path, {own: value.numpy() for own, value in zip(names, model.encode(raw), strict=True)}
+
+
+def _all(data: Data) -> RawBatch:
+    """Those to train on and those to test on, which may be the same."""
+    train, test = data.splits["train"], data.splits["test"]
+    parts = [split.read(range(len(split))) for split in ((train,) if train is test else (train, test))]
+    if isinstance(parts[0].inputs, dict):
+        return RawBatch({name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}, None)
+    return parts[0]
+
+
+def _parted(name: str, path: Path, arrays: Arrays, held: int, judge: Judge, transformer: bool = False) -> Subject:
+    """Calibrated with the first `held` samples, tested on the others."""
+    parts = [{own: value[rows] for own, value in arrays.items()} for rows in (slice(held), slice(held, None))]
+    return Subject(name, path, parts[0], parts[1], judge, transformer)
+
+
+def _follows(tokens: np.ndarray, there: np.ndarray) -> Judge:
+    """How often the most probable word is the one that follows, and the perplexity. `there`: which of the tokens
+    [samples, length] are no padding."""
+
+    def judge(found: np.ndarray) -> str:
+        logits = torch.from_numpy(found).float().view(*tokens.shape, -1)[:, :-1]
+        following = torch.from_numpy(np.where(there, tokens, -100)[:, 1:].astype(np.int64))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
+        counted = following >= 0
+        right = (logits.argmax(-1) == following)[counted].float().mean()
+        return f"next token right {100 * float(right):.1f} %, perplexity {float(loss.exp()):.2f}"
+
+    return judge
+
+
 def _flat(source: Path, target: Path) -> Path:
     """With its weights in plain view, as every upload is read."""
     onnx.save_model(flattened(onnx.load(source)), str(target))
     return target
+
+
+MODELS: dict[str, Callable[[Path], Subject]] = {
+    "resnet": _resnet,
+    "minilm": _minilm,
+    "magika": _magika,
+    "detector": _detector,
+    "silero": _silero,
+    "whisper": _whisper,
+    "smollm2": _smollm2,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,12 @@ class Compress(Strict):
     factor: Annotated[
         float, Field(ge=0.3, le=0.95, description="Share of those that each next round keeps, on the way down.")
     ] = 0.5
+    longer: Annotated[
+        int,
+        Field(
+            ge=1, le=20, description="How many times as long the rounds of smaller steps, behind the way down, train."
+        ),
+    ] = 3
     rounds: Annotated[int, Field(ge=1, le=100, description="At most.")] = 24
     patience: Annotated[
         int,
@@ -70,7 +76,9 @@ class Compress(Strict):
         ),
     ] = 1
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-    training: Training = Field(ROUND, description="Of every round; that of the values takes half as long.")
+    training: Training = Field(
+        ROUND, description="Of every round on the way down; that of the values takes half as long."
+    )
 
     @model_validator(mode="after")
     def _alone(self) -> Compress:

@@ -36,7 +36,8 @@ COMPILE_SECONDS = 40.0  # of a program of integers or codes, by torch, for the r
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
-COMPRESS_ROUNDS = 18.0  # of a search that ended, half as much again for the training of its values
+ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
+CODED = 1.5  # half as much again for the training of a round's values
 LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
 
@@ -67,7 +68,7 @@ def estimate(
             share = _share(step.student, cost, costs)
         training = training_of(step)
         if training is not None:
-            rounds = COMPRESS_ROUNDS if isinstance(step, Compress) else 1.0
+            rounds = CODED * (ROUNDS_DOWN + ROUNDS_BEHIND * step.longer) if isinstance(step, Compress) else 1.0
             rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
             passes += rounds * share * _training_passes(training, dataset)
             passes += rounds * _teacher_passes(training, model, dataset, costs)

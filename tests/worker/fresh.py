@@ -1,6 +1,6 @@
 """Runs in a process of its own, with a runtime and nothing else: `python fresh.py RUNTIME FILE INPUTS OUTPUTS BATCH`.
 
-What is imported beyond the runtime and what it needs itself is refused, as if it were not installed.
+What lies beyond the runtime and what it needs itself is not found, as if it were not installed.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,20 +17,25 @@ from typing import Any
 FORBIDDEN = {
     "onnxruntime": ("torch", "onnx", "transformers", "safetensors", "compressed_tensors", "app", "worker"),
     "torch": ("onnx", "onnxruntime", "transformers", "compressed_tensors", "app", "worker"),
+    "program": ("onnx", "onnxruntime", "transformers", "safetensors", "compressed_tensors", "app", "worker"),
 }
 
 
-class Refuses(MetaPathFinder):
-    """Finds none of the modules that are not there."""
+class Without:
+    """A finder that finds some modules no more, whether they are to be imported or only asked for."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
+    def __init__(self, finder: Any, names: tuple[str, ...]) -> None:
+        self._finder, self._names = finder, names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Raises ModuleNotFoundError for those."""
+        """None for those."""
         if fullname.partition(".")[0] in self._names:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-        return None
+            return None
+        found: ModuleSpec | None = self._finder.find_spec(fullname, path, target)
+        return found
 
 
 def answers(runtime: str, file: Path, inputs: Any, folder: Path, batch: int) -> Any:
@@ -48,7 +53,9 @@ def answers(runtime: str, file: Path, inputs: Any, folder: Path, batch: int) -> 
 
 def main(runtime: str, file: str, inputs: str, outputs: str, batch: str) -> None:
     """Writes what the file gives for the inputs, in batches: the ranges of dynamic int8 are those of a batch."""
-    sys.meta_path.insert(0, Refuses(FORBIDDEN[runtime]))
+    hidden = FORBIDDEN[runtime]
+    sys.meta_path[:] = [Without(finder, hidden) for finder in sys.meta_path]  # type: ignore[misc]
+    assert not any(map(find_spec, hidden))
     import numpy as np
 
     given = np.load(inputs)["input"]
@@ -58,12 +65,24 @@ def main(runtime: str, file: str, inputs: str, outputs: str, batch: str) -> None
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         found = [session.run(None, {session.get_inputs()[0].name: part})[0] for part in parts]
+    elif runtime == "program":
+        found = _program(file, parts)
     else:
         from safetensors.torch import load_file
 
         state = load_file(file)
         found = [_lenet(state, part) for part in parts]
     np.save(outputs, np.concatenate(found))
+
+
+def _program(file: str, parts: list[Any]) -> list[Any]:
+    """What docs/http.md tells whoever has downloaded one."""
+    import torch
+    import torch.ao.quantization.fx._decomposed
+
+    program = torch.export.load(file).module()
+    with torch.no_grad():
+        return [program(torch.from_numpy(part)).numpy() for part in parts]
 
 
 def _lenet(state: Any, inputs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from worker.data.base import Data
 from worker.packed import packed
 from worker.techniques.base import Details
 from worker.techniques.compression.compress import CompressTechnique, _Place, moved
+from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.training.loop import train
 
 BRIEF = Training(steps=150, batch_size=64, lr=3e-3, schedule="cosine")
@@ -82,6 +85,30 @@ def test_a_drop_that_is_allowed_makes_it_smaller(context: Context, trained: nn.M
     loose = compress(loose_context, max_accuracy_drop=0.1)
     assert loose["packed_bytes"] < strict["packed_bytes"]  # type: ignore[operator]
     assert accuracy(loose_context, baked(loose_context.model.module)) >= accuracy(context, context.teacher) - 0.1
+
+
+def test_rounds_behind_the_way_down_train_longer(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, int | None]] = []
+    for technique in (PruneTechnique, QuantizeTechnique):
+        monkeypatch.setattr(technique, "apply", _noted(technique, steps))
+    details = compress(context, keep=0.02, factor=0.5, patience=1, rounds=4, longer=2)
+    times = [row["times_as_long"] for row in details["rounds"]]  # type: ignore[union-attr, index]
+    assert times == [1, *[2] * (len(times) - 1)]  # so few weights do not hold
+    assert len(times) > 1
+    assert steps == [
+        (name, count * own) for own in times for name, count in (("PruneTechnique", 150), ("QuantizeTechnique", 75))
+    ]
+
+
+def _noted(technique: type[Any], steps: list[tuple[str, int | None]]) -> Callable[..., Details]:
+    apply = technique.apply
+
+    def noted(self: Any, step: Any, context: Context) -> Details:
+        if step.training is not None:
+            steps.append((technique.__name__, step.training.steps))
+        return apply(self, step, context)  # type: ignore[no-any-return]
+
+    return noted
 
 
 def test_where_nothing_holds_the_upload_is_left_as_it_was(context: Context) -> None:

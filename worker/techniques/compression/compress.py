@@ -121,6 +121,7 @@ class _Search:
             {
                 "round": place.number + 1,
                 "kept": place.keep,
+                "times_as_long": self._times(),
                 "validation_metric_pruned": self._judge.shown(pruned),
                 "validation_metric": self._judge.shown(attempt.metric),
                 "packed_bytes": attempt.size,
@@ -163,7 +164,7 @@ class _Search:
         return math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
 
     def _prune(self, sparsity: float) -> None:
-        step = Prune(sparsity=sparsity, schedule="cubic", exclude=self._step.exclude, training=self._training)
+        step = Prune(sparsity=sparsity, schedule="cubic", exclude=self._step.exclude, training=self._of_round())
         PruneTechnique().apply(step, self._part(0.0, 2 / 3))
         weights = WeightSet(self._module, select(self._module, self._step.exclude))
         drop_dead(self._context, weights, DEAD_SAMPLES)
@@ -178,7 +179,7 @@ class _Search:
             precision="float16",
             biases=True,
             exclude=self._step.exclude,
-            training=_gentler(self._training),
+            training=_gentler(self._of_round()),
         )
         QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
         module = self._context.model.round_as_stored(baked(self._module).cpu())
@@ -189,6 +190,14 @@ class _Search:
         )
         restore(self._module, before, self._context.device)
         return attempt
+
+    def _times(self) -> int:
+        """On the way down it only matters that a network holds, behind it how far it can go: few weights learn
+        slowly."""
+        return self._step.longer if self._place.fine else 1
+
+    def _of_round(self) -> Settled:
+        return stretched(self._training, self._times())
 
     def _part(self, start: float, width: float) -> Context:
         """The context of a training that is a part of a round; its checkpoints are none of the job's."""
@@ -244,12 +253,16 @@ def moved(step: Compress, model: Model) -> Training:
     return step.training.model_copy(update={"augmentation": Augmentation(crop=Crop(padding=step.shift))})
 
 
+def stretched(training: Settled, times: float) -> Settled:
+    """As many times as long; once at least."""
+    if training.steps is not None:
+        return training.model_copy(update={"steps": max(1, int(times * training.steps))})
+    return training.model_copy(update={"epochs": max(1, int(times * (training.epochs or 1)))})
+
+
 def _gentler(training: Settled) -> Settled:
     """Half as long, at a lower rate."""
-    lower = training.model_copy(update={"lr": CODED_RATE * training.lr})
-    if training.steps is not None:
-        return lower.model_copy(update={"steps": max(1, training.steps // 2)})
-    return lower.model_copy(update={"epochs": max(1, (training.epochs or 1) // 2)})
+    return stretched(training.model_copy(update={"lr": CODED_RATE * training.lr}), 0.5)
 
 
 def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:
