@@ -45,6 +45,13 @@ def test_zero_is_on_every_grid_and_is_no_negative_zero(symmetric: bool) -> None:
         assert torch.isfinite(grid.rounded(weights)).all()
 
 
+def test_whole_numbers_are_those_of_numpy() -> None:
+    halves = np.arange(-4095.5, 4096, 0.5, dtype=np.float32)
+    drawn = np.random.default_rng(0).uniform(-(2**22), 2**22, 100_000).astype(np.float32)
+    for given in (halves, drawn, np.nextafter(halves, np.float32(np.inf)), np.nextafter(halves, np.float32(-np.inf))):
+        np.testing.assert_array_equal(grid_math.whole(torch.from_numpy(given)).numpy(), np.rint(given))
+
+
 def test_a_grid_by_hand() -> None:
     """-1 to 2 in four codes: a step of 1, and zero is the code 1."""
     grid = grid_math.whole_range(torch.tensor([[-1.0, 0.4, 2.0]]), 2, symmetric=False)
