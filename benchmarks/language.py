@@ -79,7 +79,6 @@ def perplexity(model: Model, module: torch.nn.Module, feed: Feed) -> float:
 
 def main() -> None:
     """The table."""
-    torch.set_num_threads(os.cpu_count() or 1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

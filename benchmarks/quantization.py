@@ -49,7 +49,6 @@ def main() -> None:
 
 def steps(folder: Path, upload: Path, texts: Path) -> None:
     """Every algorithm on a copy of the model, in one process."""
-    torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(upload, "model.zip", {}, folder)
     data = open_data(texts, "data.zip", {}, folder)
     start = perplexity(model, model.module, Feed(model, data))
