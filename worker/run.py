@@ -63,7 +63,8 @@ def run_job(
     context, steps = optimize(request, progress, announce, clock, ranks)
     asked, data = request.spec, None if context.feed is None else context.feed.data.facts
     request = replace(request, spec=settled(asked, context.uploaded.facts, data))
-    progress(EXPORT_FROM, "export")
+    context.progress = functools.partial(_step_progress, progress, "export", EXPORT_FROM, VERIFY_FROM - EXPORT_FROM)
+    context.progress(0.0)
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
         module = context.model.round_as_stored(baked(context.model.module).cpu().eval())

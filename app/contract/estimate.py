@@ -77,11 +77,11 @@ def estimate(
         if "pt2" in spec.export and ("pt2" in int8_exports(step) or isinstance(step, FewBits | Qat)):
             seconds += COMPILE_SECONDS
         if isinstance(step, Quantize) and step.method == "static":
-            passes += _static_passes(step) * _looked_at(step, dataset)
+            passes += static_passes(step) * _looked_at(step, dataset)
             seconds += _rounding_seconds(step, model)
         if isinstance(step, Qat) and step.in_file:  # behind a look at the ranges that the training begins with
             static = as_static(step)
-            passes += (_range_passes(static) + _static_passes(static)) * _looked_at(static, dataset)
+            passes += (_range_passes(static) + static_passes(static)) * _looked_at(static, dataset)
             seconds += _rounding_seconds(static, model, STEPS_LEARNED)
         if isinstance(step, Quantize) and step.max_accuracy_drop is not None:
             passes += len(model.layers) * min(RANKED_ON, _samples(dataset, calibration_split(dataset)))
@@ -120,7 +120,7 @@ def _range_passes(step: Quantize) -> int:
     return 1 if step.calibration.method == "minmax" else 2
 
 
-def _static_passes(step: Quantize) -> int:
+def static_passes(step: Quantize) -> int:
     """How often the calibration samples go through a graph, if everything that may be tried is."""
     passes = JUDGING_PASSES * (FILES_TRIED if step.calibration.method == "auto" else 1)
     passes += _range_passes(step)

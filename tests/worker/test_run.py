@@ -29,7 +29,7 @@ from worker.data.base import Data
 from worker.export.registry import _samples
 from worker.model import Model
 from worker.request import RunRequest, RunResult
-from worker.run import run_job
+from worker.run import EXPORT_FROM, VERIFY_FROM, run_job
 
 SHAPE = (1, 28, 28)
 SMALL = {"train": 512, "validation": 100, "test": 500, "calibration": 64}
@@ -132,6 +132,9 @@ def test_report_says_how_it_came_about(small: tuple[RunRequest, RunResult, Recor
     stages = list(dict.fromkeys(name for _, name in recorder.said))
     assert stages == ["load", "prune", "finetune", "quantize", "export", "verify", "measure"]
     assert Report.model_validate_json(report.model_dump_json()) == report
+    exporting = {share for share, name in recorder.said if name == "export"}
+    assert len(exporting) > 10  # calibration goes through its samples several times
+    assert EXPORT_FROM <= min(exporting) < max(exporting) <= VERIFY_FROM
 
 
 def test_int8_needs_only_calibration_data(trained_lenet: Model, few_digits: Data, tmp_path: Path) -> None:

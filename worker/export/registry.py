@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from app.contract.estimate import static_passes
 from app.contract.facts import calibration_split
 from app.contract.packed import Sizes
 from app.contract.spec import RANKED_ON, ExportFormat, Quantize
@@ -181,14 +183,18 @@ def _samples(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -
     split = calibration_split(feed.data.facts)
     assert split is not None
     samples = min(step.calibration.samples, feed.size(split))
+    count = -(-samples // batch)
+    seen, expected = itertools.count(), count * static_passes(step)
 
     def batches() -> Iterator[Batch]:
         # Data lies sorted by class more often than not: the first samples would all be of one.
         order = torch.Generator().manual_seed(context.seed)
-        return feed.batches(split, batch, shuffle=order, limit=samples)
+        for own in feed.batches(split, batch, shuffle=order, limit=samples):
+            context.progress(min(1.0, next(seen) / expected))
+            yield own
 
     names = [tensor.name for tensor in context.model.facts.inputs]
-    return Samples(batches, names, -(-samples // batch))
+    return Samples(batches, names, count)
 
 
 def _limit(context: Context, step: Quantize, reference: Path, batch: int) -> Limit | None:
