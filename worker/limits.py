@@ -119,6 +119,23 @@ def memory_of(pid: int) -> Memory:
     return Memory((kib["Pss_Anon"] + kib.get("SwapPss", 0)) << 10, kib["Pss_Shmem"] << 10)
 
 
+def most_memory_of(pid: int) -> Memory:
+    """At most what a process holds, as if it shared nothing: counters that cost nothing to read.
+
+    For `memory_of` the kernel goes through all of its pages, tenths of a second for some gigabytes, in which the
+    process gets no new ones.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return memory_of(pid)
+    sizes = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    if "RssAnon" not in sizes:  # it has ended, or the kernel does not say
+        return memory_of(pid)
+    anon, swap, shared = (int(sizes[name][0]) << 10 for name in ("RssAnon", "VmSwap", "RssShmem"))
+    return Memory(anon + swap, shared)
+
+
 def _resident(pid: int) -> int:
     try:
         return int(psutil.Process(pid).memory_info().rss)

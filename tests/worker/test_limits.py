@@ -3,17 +3,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from app.contract.errors import OutOfMemory
 from app.contract.records import Claim
 from tests.worker.test_supervise import eventually
-from worker import limits, messages
+from worker import limits, messages, watch
 from worker.child import _without_paths
 from worker.forkserver import scrub_environment
-from worker.scratch import printed, remove_stale, scratch_folder
+from worker.scratch import WORK, printed, remove_stale, scratch_folder
 
 MIB = 1 << 20
 
@@ -36,9 +38,13 @@ def test_the_memory_of_a_group_is_what_its_processes_hold_for_themselves() -> No
             memory = [limits.memory_of(pid) for pid in members]
             assert 128 * MIB < sum(one.own for one in memory) < 160 * MIB
             assert sum(one.shared for one in memory) == 0
+            most = [limits.most_memory_of(pid) for pid in members]
+            assert 192 * MIB < sum(one.own for one in most) < 230 * MIB  # what is shared, twice
+            for at_most, exactly in zip(most, memory, strict=True):
+                assert at_most.own >= exactly.own
         finally:
             os.killpg(process.pid, 9)
-    eventually(lambda: all(limits.memory_of(pid).own == 0 for pid in members))
+    eventually(lambda: all(limits.memory_of(pid).own == limits.most_memory_of(pid).own == 0 for pid in members))
 
 
 def test_shared_memory_is_counted_in_shares() -> None:
@@ -58,6 +64,7 @@ def test_shared_memory_is_counted_in_shares() -> None:
             members = limits.members(process.pid)
             assert limits.threads_of(members) == 4
             assert 62 * MIB < sum(limits.memory_of(pid).shared for pid in members) < 66 * MIB
+            assert 124 * MIB < sum(limits.most_memory_of(pid).shared for pid in members) < 132 * MIB
         finally:
             os.killpg(process.pid, 9)
 
@@ -147,3 +154,34 @@ def test_a_process_that_hides_its_details_is_counted_all_the_same(monkeypatch: p
 
     monkeypatch.setattr(Path, "read_text", refuse)
     assert limits.memory_of(os.getpid()).own > MIB
+
+
+def test_pages_are_gone_through_only_where_counters_say_too_much(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    memory_of = limits.memory_of
+
+    def noted(pid: int) -> limits.Memory:
+        asked.append(pid)
+        return memory_of(pid)
+
+    monkeypatch.setattr(watch, "memory_of", noted)
+    (tmp_path / WORK).mkdir()
+    code = "print('up', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            most = limits.most_memory_of(process.pid).own
+            assert most > MIB
+            for memory, expected in ((most + 64 * MIB, []), (MIB, [process.pid])):
+                own = watch.Watch(tmp_path, limits.Limits(memory, 1 << 40, 60.0, 1, 64), "job")
+                with pytest.raises(OutOfMemory) if expected else nullcontext():
+                    own.check(process.pid)
+                own.close()
+                assert asked == expected
+        finally:
+            process.kill()
