@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from app.contract.errors import RankLost
 from worker.ranks.ranks import Ranks
+from worker.threads import with_threads
 from worker.training.states import load_masks, mask_state, trained
 
 
@@ -48,12 +49,6 @@ def check_same(module: nn.Module, ranks: Ranks) -> None:
         raise RuntimeError("the processes of the training have come to hold different weights")
 
 
-@contextmanager
-def threads_shared(ranks: Ranks) -> Iterator[None]:
+def threads_shared(ranks: Ranks) -> AbstractContextManager[None]:
     """Within it, each rank computes with its share of the threads that the job has on its host."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // ranks.beside))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return with_threads(max(1, torch.get_num_threads() // ranks.beside))

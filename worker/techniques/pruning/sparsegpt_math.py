@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from worker.techniques.pruning.selection_math import lowest_each, lowest_of_groups, removals
+from worker.threads import with_threads
 
 BLOCK = 128  # columns whose weights are chosen together, and applied to the columns behind them at once
 DAMPING = 0.01  # of the mean of the diagonal, added to it: H has the rank of the samples at most
@@ -41,17 +42,27 @@ def pruned(
             count = removals(end * len(weight), sparsity) - removals(start * len(weight), sparsity)
             scores = _scores(weight[:, start:end], factor, start)
             dropped[:, start:end] = lowest_each([scores], [kept[:, start:end]], [count])[0]
-        errors = torch.zeros_like(weight[:, start:end])
-        for column in range(start, end):
-            if groups is not None and (column - start) % groups[1] == 0:
-                own = slice(column, column + groups[1])
-                scores = _scores(weight[:, own], factor, column).masked_fill(~kept[:, own], -1)
-                dropped[:, own] = lowest_of_groups(scores, groups[0])
-            gone = torch.where(dropped[:, column], weight[:, column], 0.0) / factor[column, column]
-            weight[:, column:end] -= gone.outer(factor[column, column:end])
-            errors[:, column - start] = gone
+        with with_threads(1):
+            errors = _remove(weight, kept, dropped, factor, slice(start, end), groups)
         weight[:, end:] -= errors @ factor[start:end, end:]
     return refined(before, weight.masked_fill(dropped, 0.0), hessian, ~dropped), dropped
+
+
+def _remove(
+    weight: Tensor, kept: Tensor, dropped: Tensor, factor: Tensor, block: slice, groups: tuple[int, int] | None
+) -> Tensor:
+    """Removes what goes of a block of columns, which make up for it; what those behind the block owe to each."""
+    start, end = block.start, block.stop
+    errors = torch.zeros_like(weight[:, block])
+    for column in range(start, end):
+        if groups is not None and (column - start) % groups[1] == 0:
+            own = slice(column, column + groups[1])
+            scores = _scores(weight[:, own], factor, column).masked_fill(~kept[:, own], -1)
+            dropped[:, own] = lowest_of_groups(scores, groups[0])
+        gone = torch.where(dropped[:, column], weight[:, column], 0.0) / factor[column, column]
+        weight[:, column:end] -= gone.outer(factor[column, column:end])
+        errors[:, column - start] = gone
+    return errors
 
 
 def damped(moments: Tensor) -> Tensor:

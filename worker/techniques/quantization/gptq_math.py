@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worker.techniques.pruning.sparsegpt_math import damped, inverse_factor
 from worker.techniques.quantization.grid_math import Grid, least_squares
+from worker.threads import with_threads
 
 BLOCK = 128  # columns whose errors are applied to the columns behind them at once
 SWEEPS = 4  # of coordinate descent; a fifth gains next to nothing
@@ -44,7 +45,8 @@ def quantized(
     for start in range(0, len(target), group):
         end = min(start + group, len(target))
         own = left[start:end].T.contiguous()
-        grid = least_squares(own, bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
+        with with_threads(1):
+            grid = least_squares(own, bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
         grids.append(grid)
         _round(left, codes, kept, factor, _turned(grid), start, end)
     turned = [_turned(grid) for grid in grids]
@@ -68,12 +70,13 @@ def _round(left: Tensor, codes: Tensor, kept: Tensor, factor: Tensor, grid: Grid
     for first in range(start, end, BLOCK):
         last = min(first + BLOCK, end)
         errors = left.new_zeros(last - first, left.shape[1])
-        for column in range(first, last):
-            own = left[column : column + 1]
-            codes[column] = _codes(grid, own, kept[column])
-            error = (own - grid.values(codes[column])) / factor[column, column]
-            left[column:last] -= factor[column, column:last, None] * error
-            errors[column - first] = error
+        with with_threads(1):
+            for column in range(first, last):
+                own = left[column : column + 1]
+                codes[column] = _codes(grid, own, kept[column])
+                error = (own - grid.values(codes[column])) / factor[column, column]
+                left[column:last] -= factor[column, column:last, None] * error
+                errors[column - first] = error
         left[last:] -= factor[first:last, last:].T @ errors
 
 
@@ -85,13 +88,14 @@ def _sweep(target: Tensor, codes: Tensor, kept: Tensor, hessian: Tensor, grids: 
     for first in range(0, len(target), BLOCK):
         last = min(first + BLOCK, len(target))
         before = found[first:last].clone()
-        for column in range(first, last):
-            grid = grids[column // group]
-            best = found[column] + gradient[column] / hessian[column, column]
-            codes[column] = _codes(grid, best, kept[column])
-            moved = grid.values(codes[column]) - found[column]
-            found[column] += moved.squeeze(0)
-            gradient[first:last] -= hessian[first:last, column, None] * moved
+        with with_threads(1):
+            for column in range(first, last):
+                grid = grids[column // group]
+                best = found[column] + gradient[column] / hessian[column, column]
+                codes[column] = _codes(grid, best, kept[column])
+                moved = grid.values(codes[column]) - found[column]
+                found[column] += moved.squeeze(0)
+                gradient[first:last] -= hessian[first:last, column, None] * moved
         moves = found[first:last] - before
         gradient[:first] -= hessian[:first, first:last] @ moves
         gradient[last:] -= hessian[last:, first:last] @ moves
