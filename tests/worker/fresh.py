@@ -38,6 +38,13 @@ class Without:
         return found
 
 
+def leave(runtime: str) -> None:
+    """From here on a process finds what the runtime needs, and nothing else."""
+    hidden = FORBIDDEN[runtime]
+    sys.meta_path[:] = [Without(finder, hidden) for finder in sys.meta_path]  # type: ignore[misc]
+    assert not any(map(find_spec, hidden))
+
+
 def answers(runtime: str, file: Path, inputs: Any, folder: Path, batch: int) -> Any:
     """What a fresh process gives for the inputs, in batches; the arrays lie in the folder."""
     import numpy as np
@@ -53,9 +60,7 @@ def answers(runtime: str, file: Path, inputs: Any, folder: Path, batch: int) -> 
 
 def main(runtime: str, file: str, inputs: str, outputs: str, batch: str) -> None:
     """Writes what the file gives for the inputs, in batches: the ranges of dynamic int8 are those of a batch."""
-    hidden = FORBIDDEN[runtime]
-    sys.meta_path[:] = [Without(finder, hidden) for finder in sys.meta_path]  # type: ignore[misc]
-    assert not any(map(find_spec, hidden))
+    leave(runtime)
     import numpy as np
 
     given = np.load(inputs)["input"]
