@@ -29,22 +29,31 @@ class Observed:
     """A float graph whose inner tensors can be asked for."""
 
     def __init__(self, source: ModelProto, samples: Samples) -> None:
-        proto = ModelProto.FromString(source.SerializeToString())
-        self.outputs = [value.name for value in proto.graph.output]
+        self._proto = ModelProto.FromString(source.SerializeToString())
+        self.outputs = [value.name for value in source.graph.output]
         self.samples = samples
-        self.tensors = floating(proto)
-        given = {value.name for value in proto.graph.output}
-        known = {value.name: value for value in proto.graph.value_info}
-        proto.graph.output.extend(known[name] for name in sorted(self.tensors) if name in known and name not in given)
-        self._session = _session(proto)
-        self._inputs = {value.name for value in self._session.get_inputs()}
+        self.tensors = floating(source)
+        self._known = {value.name: value for value in (*source.graph.value_info, *source.graph.output)}
+        constants = {tensor.name for tensor in source.graph.initializer}
+        self._inputs = {value.name for value in source.graph.input} - constants
+        self._open: tuple[list[str], ort.InferenceSession] | None = None
 
     def watch(self, names: Sequence[str]) -> Iterator[Feed]:
         """The named tensors of every batch."""
         asked = [name for name in names if name not in self._inputs]
         for feed in self.samples:
-            found = dict(zip(asked, self._session.run(asked, feed), strict=True)) if asked else {}
-            yield found | {name: feed[name] for name in names if name in self._inputs}
+            yield self._run(asked, feed) | {name: feed[name] for name in names if name in self._inputs}
+
+    def _run(self, names: list[str], feed: Feed) -> Feed:
+        """These alone are outputs of the session: the runtime holds every output until the end, asked for or not."""
+        if not names:
+            return {}
+        if self._open is None or self._open[0] != names:
+            self._open = None  # never two
+            del self._proto.graph.output[:]
+            self._proto.graph.output.extend(self._known[name] for name in names)
+            self._open = names, _session(self._proto)
+        return dict(zip(names, self._open[1].run(names, feed), strict=True))
 
     def ranges(self, names: Iterable[str], ways: Sequence[Calibration]) -> list[dict[str, Range]]:
         """What 8 bits are to be spread over in each tensor, found in each of the ways.
@@ -68,11 +77,11 @@ class Observed:
         asked = [name for name in names if name not in self._inputs]
         try:
             taken = {name: value[:1] if value.ndim else value for name, value in first.items()}
-            found = dict(zip(asked, self._session.run(asked, taken), strict=True)) if asked else {}
+            found = self._run(asked, taken)
             times = max(len(value) for value in first.values() if value.ndim)
         except Exception:  # of the runtime, whose errors share no class
             taken, times = first, 1
-            found = dict(zip(asked, self._session.run(asked, taken), strict=True))
+            found = self._run(asked, taken)
         return {name: times * (found | taken)[name].nbytes for name in names}
 
     def _limits(self, names: list[str]) -> dict[str, tuple[float, float]]:
