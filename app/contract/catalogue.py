@@ -167,6 +167,10 @@ def _check_delivered(step: Step, export: Sequence[str]) -> None:
             f"{' or '.join(map(repr, formats))} to export.",
             pointer="/export",
         )
+    if isinstance(step, Mixed) and step.max_latency is not None and "onnx" not in export:
+        raise OrderRefused(
+            "max_latency is about products in ONNX Runtime: add 'onnx' to export, or limit max_size.", pointer="/export"
+        )
     if isinstance(step, Quantize) and step.or_dynamic and "pt2" in export:
         raise OrderRefused(
             "or_dynamic may deliver dynamic int8, which pt2 has no form of: leave one of them out.", pointer="/export"

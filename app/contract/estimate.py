@@ -38,6 +38,7 @@ EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
+PRODUCT_SECONDS = 2.0  # to find out how long products of one shape take, in all bits
 LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
 
@@ -86,6 +87,9 @@ def estimate(
         if isinstance(step, Quantize) and step.max_accuracy_drop is not None:
             passes += len(model.layers) * min(RANKED_ON, _samples(dataset, calibration_split(dataset)))
             passes += (3 + len(model.layers).bit_length()) * _samples(dataset, "validation")
+        if isinstance(step, Mixed) and step.max_latency is not None:
+            shapes = {layer.parameters for layer in model.layers if layer.type in ("Linear", "Conv1D")}
+            seconds += PRODUCT_SECONDS * len(shapes)
         if isinstance(step, FewBits):
             passes += _few_bits_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))

@@ -15,8 +15,8 @@ MOST_TRIED = 12  # roundings of the whole that a search for the fewest bytes tri
 
 
 class Mixed(FewBits):
-    """As weight_only, with bits a layer: those with which the outputs change least within a limit of bytes, or the
-    fewest bytes that hold the metric on the validation split.
+    """As weight_only, with bits a layer: those with which the outputs change least within a limit of bytes or of time,
+    or the fewest bytes that hold the metric on the validation split.
 
     How much a layer minds is measured: how far the outputs for calibration samples move where it alone is rounded.
     """
@@ -36,6 +36,15 @@ class Mixed(FewBits):
             "code, with hqq of 32).",
         ),
     ] = None
+    max_latency: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="Time that products with the step's weights take for one sample, as a share of what they take "
+            "with floats: measured in ONNX Runtime on the worker, product by product. For `onnx`, whose runtime it is.",
+        ),
+    ] = None
     max_accuracy_drop: Annotated[
         float | None,
         Field(
@@ -53,8 +62,9 @@ class Mixed(FewBits):
 
     @model_validator(mode="after")
     def _limited(self) -> Mixed:
-        if (self.max_size is None) == (self.max_accuracy_drop is None):
-            raise ValueError("give exactly one of max_size and max_accuracy_drop")
+        limits = (self.max_size, self.max_latency, self.max_accuracy_drop)
+        if sum(limit is not None for limit in limits) != 1:
+            raise ValueError("give exactly one of max_size, max_latency and max_accuracy_drop")
         if len(set(self.bits)) != len(self.bits):
             raise ValueError("bits names a number twice")
         return self

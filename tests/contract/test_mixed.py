@@ -38,7 +38,10 @@ def test_a_step_is_the_method_it_names_and_has_what_weight_only_has() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "exactly one of max_size and max_accuracy_drop"),
+        ({}, "exactly one of max_size, max_latency and max_accuracy_drop"),
+        ({"max_size": 0.1, "max_latency": 0.5}, "exactly one of"),
+        ({"max_latency": 1.1}, "less than or equal to 1"),
+        ({"max_latency": 0}, "greater than 0"),
         ({"max_size": 0.1, "max_accuracy_drop": 0.0}, "exactly one of"),
         ({"max_size": 0.1, "bits": [4, 4]}, "names a number twice"),
         ({"max_size": 0.1, "bits": []}, "at least 1"),
@@ -140,3 +143,11 @@ def test_int8_takes_no_limit_below_nothing() -> None:
     assert Quantize().max_accuracy_drop is None
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         Quantize(max_accuracy_drop=-1)
+
+
+def test_a_limit_of_time_wants_the_runtime_that_it_is_measured_in() -> None:
+    timed = MIXED | {"max_latency": 0.8}
+    with pytest.raises(OrderRefused, match="add 'onnx' to export") as refused:
+        check(spec(timed, export=["native"]), model_facts(), LABELLED)
+    assert refused.value.pointer == "/export"
+    check(spec(timed, export=["native", "onnx"]), model_facts(), LABELLED)

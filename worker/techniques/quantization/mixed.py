@@ -4,13 +4,14 @@ Layers are measured one by one and one width at a time, as ZeroQ (Cai et al. 202
 step's algorithm: the Kullback-Leibler divergence of what is predicted, or the squared error of values (HAWQ, Dong et
 al. 2019, takes the curvature for it). Of all choices those that no other is both smaller and better than are found
 (`mixed_math`); `max_size` names one of them, which is held against equal bits everywhere, and for `max_accuracy_drop`
-they are searched, the network rounded for each that is tried and judged on the validation split.
+they are searched, the network rounded for each that is tried and judged on the validation split. For `max_latency` a
+choice costs not its bytes but the time that its products take (`product_times`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,13 @@ from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import restore, snapshot
 from worker.techniques.pruning.inputs import matrix, takes_columns
+from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.sensitivity import drift, looked_at, measuring
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
 from worker.techniques.quantization.mixed_math import Frontier, frontier, stored_bytes
+from worker.techniques.quantization.product_times import NANO, Costs, is_product, times_of
 from worker.techniques.quantization.weight_only import Row
 
 WHY = "Method mixed measures the layers on data"
@@ -55,9 +58,11 @@ def applies(step: Mixed, model: Model) -> str | None:
     """None, or why no weight of the model is for it, or why they cannot be as small. Raises InvalidSpec as weight_only
     does."""
     reason = weight_only.applies(step, model)
+    layers = [] if reason is not None else layers_of(step, model)
+    if layers and step.max_latency is not None and not any(is_product(layer.weight) for layer in layers):
+        return "max_latency is for Linear layers: for others ONNX Runtime has no operator of few bits. There are none."
     if reason is not None or step.max_size is None:
         return reason
-    layers = layers_of(step, model)
     floats = sum(layer.floats for layer in layers)
     least = sum(min((*layer.sizes, layer.floats) if step.floats else layer.sizes) for layer in layers)
     if least <= step.max_size * floats:
@@ -114,16 +119,17 @@ class _Search:
         wanted = step.measured_on(context.model.facts.parameters, len(self._layers))
         self._samples = looked_at(context, wanted, WHY)
         self._losses = self._measured()
+        self._costs = self._bytes() if step.max_latency is None else self._times()
         self._frontier = self._all_choices()
 
     def run(self) -> Details:
         details: Details = {"method": self._step.method, "algorithm": self._step.algorithm}
         details["symmetric"] = self._step.symmetric
-        if self._drop is None:
-            assert self._step.max_size is not None
-            bits, told = self._within(math.floor(self._step.max_size * self._floats))
+        if (share := self._step.max_size or self._step.max_latency) is not None:
+            bits, told = self._within(math.floor(share * sum(cost.floats for cost in self._costs)))
             details |= told
         else:
+            assert self._drop is not None
             details |= self._held(self._drop)
             bits = {name: int(row["bits"] or 0) for name, row in self._rows.items()}
         self._context.progress(1.0)
@@ -154,13 +160,24 @@ class _Search:
             )
         return losses
 
+    def _bytes(self) -> list[Costs]:
+        return [Costs(layer.sizes, layer.floats) for layer in self._layers]
+
+    def _times(self) -> list[Costs]:
+        """Nanoseconds, in the step's bits."""
+        context, weights = self._context, [layer.weight for layer in self._layers]
+        sample = next(iter(calibration(context, 1, 1, WHY))).inputs
+        return context.ranks.told(
+            lambda: times_of(self._step, self._step.bits, context.model.module, weights, sample, context.scratch)
+        )
+
     def _all_choices(self) -> Frontier:
         options = []
-        for layer, losses in zip(self._layers, self._losses, strict=True):
-            # What is no number has broken the network, and is worth no bytes that are saved.
+        for cost, losses in zip(self._costs, self._losses, strict=True):
+            # What is no number has broken the network, and is worth nothing that is saved.
             worth = (loss if math.isfinite(loss) else math.inf for loss in losses)
-            own = list(zip(layer.sizes, worth, strict=True))
-            options.append([*own, (layer.floats, 0.0)] if self._step.floats else own)
+            own = list(zip(cost.bits, worth, strict=True))
+            options.append([*own, (cost.floats, 0.0)] if self._step.floats else own)
         return frontier(options)
 
     @property
@@ -182,13 +199,14 @@ class _Search:
         self._rows = {}
         self._how = weight_only.round_weights(self._step, bits, self._context, self._rows)
 
-    # ------------------------------------------------------------------------------------------- what bytes allow
+    # --------------------------------------------------------------------------------- what bytes, or time, allow
 
     def _within(self, limit: int) -> tuple[dict[str, int], Details]:
-        """Rounds to the best choice within so many bytes: that losses add up is not sure, so that it is held against
-        the most bits that all layers can have alike."""
+        """Rounds to the best choice within so many bytes or nanoseconds: that losses add up is not sure, so that it is
+        held against the most bits that all layers can have alike."""
         point = self._frontier.within(limit)
-        assert point is not None  # `applies` has seen that there is one
+        if point is None:  # of bytes `applies` has seen that there is one
+            raise self._too_fast(limit)
         choices = [self._bits(point)]
         alike = [bits for place, bits in enumerate(self._step.bits) if self._alike(place) <= limit]
         if alike:
@@ -202,14 +220,26 @@ class _Search:
         if best != len(choices) - 1:
             self._round(choices[best])
         told: list[Row] = [
-            {"bytes": self._total(bits), "divergence": own if math.isfinite(own) else None, "alike": int(place > 0)}
+            {
+                "bytes": self._total(bits, self._bytes()),
+                "divergence": own if math.isfinite(own) else None,
+                "alike": int(place > 0),
+            }
             for place, (bits, own) in enumerate(zip(choices, found, strict=True))
         ]
         return choices[best], {"searched": told}
 
     def _alike(self, place: int) -> int:
-        """The bytes of one of the step's bits everywhere."""
-        return sum(layer.sizes[place] for layer in self._layers)
+        """The bytes, or the time, of one of the step's bits everywhere."""
+        return sum(cost.bits[place] for cost in self._costs)
+
+    def _too_fast(self, limit: int) -> InvalidSpec:
+        floats, least = sum(cost.floats for cost in self._costs), int(self._frontier.sizes[0])
+        return InvalidSpec(
+            f"The fastest choice of bits takes {least / floats:.3f} of the time of floats ({least / NANO:.6f} s of "
+            f"{floats / NANO:.6f} s for one sample on this worker), which is more than the max_latency of "
+            f"{self._step.max_latency}. Allow more bits to choose from, other groups, or a larger max_latency."
+        )
 
     # ---------------------------------------------------------------------------------------- what the metric allows
 
@@ -265,16 +295,20 @@ class _Search:
 
     # ------------------------------------------------------------------------------------------------- what is told
 
-    def _total(self, bits: dict[str, int]) -> int:
+    def _total(self, bits: dict[str, int], costs: Sequence[Costs]) -> int:
         total = 0
-        for layer in self._layers:
-            sizes: dict[int | None, int] = dict(zip(self._step.bits, layer.sizes, strict=True))
-            total += sizes.get(bits.get(layer.weight.name), layer.floats)
+        for layer, cost in zip(self._layers, costs, strict=True):
+            own: dict[int | None, int] = dict(zip(self._step.bits, cost.bits, strict=True))
+            total += own.get(bits.get(layer.weight.name), cost.floats)
         return total
 
     def _sizes(self, bits: dict[str, int]) -> Details:
-        total = self._total(bits)
-        return {"bytes": total, "bytes_as_floats": self._floats, "size": total / self._floats}
+        total = self._total(bits, self._bytes())
+        found: Details = {"bytes": total, "bytes_as_floats": self._floats, "size": total / self._floats}
+        if self._step.max_latency is None:
+            return found
+        taken, floats = self._total(bits, self._costs), sum(cost.floats for cost in self._costs)
+        return found | {"seconds": taken / NANO, "seconds_as_floats": floats / NANO, "latency": taken / floats}
 
     def _told(self, bits: dict[str, int]) -> Details:
         minded: dict[str, Row] = {
@@ -304,4 +338,6 @@ class _Search:
             return "no Linear, Conv1d or Conv2d layer of one group"
         if self._drop is not None and not self._rows:
             return "no bits held the metric"
-        return "its bytes are better spent here than in other layers"
+        if self._step.max_latency is None:
+            return "its bytes are better spent here than in other layers"
+        return "the limit leaves time for floats here" if is_product(weight) else "no product: bits save no time"

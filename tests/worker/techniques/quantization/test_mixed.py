@@ -22,7 +22,9 @@ from worker.objectives.values import Regression
 from worker.packed import packed
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.quantization import mixed
 from worker.techniques.quantization.mixed import applies, layers_of
+from worker.techniques.quantization.product_times import Costs
 from worker.techniques.quantization.quantize import QuantizeTechnique
 
 Rows = list[dict[str, Any]]
@@ -229,6 +231,54 @@ def test_a_limit_that_no_bits_can_hold_is_refused(context: Context) -> None:
     assert QuantizeTechnique().applies(Mixed(max_size=0.15, bits=(4, 8)), context.model) is None
     with pytest.raises(InvalidSpec, match="matches no layer"):
         QuantizeTechnique().applies(Mixed(max_size=0.15, exclude=("nothing",)), context.model)
+
+
+def in_nanoseconds(monkeypatch: pytest.MonkeyPatch, bits: list[tuple[int, ...]], floats: list[int]) -> None:
+    """Stands for a machine on which products take so long."""
+    found = [Costs(own, whole) for own, whole in zip(bits, floats, strict=True)]
+    monkeypatch.setattr(mixed, "times_of", lambda *given: found)
+
+
+def test_time_is_spent_where_it_matters_most(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine where 8 bits take as long as floats and 2 bits a tenth."""
+    layers = layers_of(Mixed(max_latency=0.5), context.model)
+    in_nanoseconds(monkeypatch, [(1000, 500, 500, 100)] * len(layers), [1000] * len(layers))
+    loose = quantize(_copied(context), max_latency=1.0)
+    assert loose["layers"] == []  # floats are as fast as the limit
+    assert {row["why"] for row in rows_of(loose, "layers_left_in_float")} <= {
+        "the limit leaves time for floats here",
+        "no product: bits save no time",
+    }
+    for limit in (0.1, 0.3, 0.6):
+        details = quantize(_copied(context), max_latency=limit)
+        taken = sum({8: 1000, 4: 500, 3: 500, 2: 100}[bits] for bits in bits_of(details).values())
+        taken += 1000 * (len(layers) - len(bits_of(details)))
+        assert details["seconds"] == pytest.approx(taken * 1e-9)
+        assert details["latency"] == pytest.approx(taken / (1000 * len(layers)))
+        assert details["latency"] <= limit  # type: ignore[operator]
+        assert 3 not in bits_of(details).values()  # which take as long as 4, and lose more
+
+
+def test_a_time_that_no_bits_can_hold_is_refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = layers_of(Mixed(max_latency=0.5), context.model)
+    in_nanoseconds(monkeypatch, [(1000, 900, 900, 800)] * len(layers), [1000] * len(layers))
+    with pytest.raises(InvalidSpec, match=r"takes 0.800 of the time of floats .* more than the max_latency of 0.7"):
+        quantize(context, max_latency=0.7)
+
+
+def test_where_there_is_no_product_time_is_refused(context: Context) -> None:
+    model = tiny_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), shape=(1, 8, 8))
+    assert "for Linear layers" in (applies(Mixed(max_latency=0.5), model) or "")
+    assert applies(Mixed(max_latency=0.5), context.model) is None
+
+
+def test_time_is_that_of_this_machine(tmp_path: Path) -> None:
+    """One row through large products: fewer bytes come out of memory."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 10)).eval()
+    context = context_for(tiny_model(module, shape=(64,)), digits_data(), tmp_path)
+    details = quantize(context, max_latency=1.0, algorithm="rtn", floats=True)
+    assert 0 < details["seconds"] <= details["seconds_as_floats"]  # type: ignore[operator]
 
 
 def test_without_data_is_refused(context: Context) -> None:
