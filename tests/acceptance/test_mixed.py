@@ -59,9 +59,26 @@ def test_limits_without_data_and_beyond_reach_are_problems(tersor: Service, lene
         assert caught.value.problem["pointer"] == "/dataset"
         with pytest.raises(ClientError) as caught:
             client.submit({"model": model, "dataset": dataset, "steps": [MIXED]})
-        assert "exactly one of max_size and max_accuracy_drop" in str(caught.value.problem)
+        assert "exactly one of max_size, max_latency and max_accuracy_drop" in str(caught.value.problem)
         spec = {"model": model, "dataset": dataset, "steps": [MIXED | {"max_size": 0.05}]}
         failed = client.wait(client.submit(spec)["id"])
         assert failed["state"] == "failed"
         assert failed["error"]["pointer"] == "/steps/0"
         assert "more than the max_size of 0.05" in failed["error"]["detail"]
+
+
+@pytest.mark.slow
+def test_a_limit_of_time_holds_or_is_refused_with_the_time_that_there_is(tersor: Service, lenet: Path) -> None:
+    with tersor.client() as client:
+        model, dataset = upload(client, lenet)
+        _, report = run(client, model, dataset, steps=[MIXED | {"max_latency": 1.0}], export=["onnx"])
+        spec = {"model": model, "dataset": dataset, "steps": [MIXED | {"max_latency": 0.01}], "export": ["onnx"]}
+        refused = client.wait(client.submit(spec)["id"])
+    details = report["steps"][0]["details"]
+    assert 0 < details["seconds"] <= details["seconds_as_floats"]
+    assert details["latency"] == pytest.approx(details["seconds"] / details["seconds_as_floats"])
+    why = {row["name"]: row["why"] for row in details["layers_left_in_float"]}
+    assert why["0.weight"] == why["3.weight"] == "no product: bits save no time"
+    assert refused["state"] == "failed"
+    assert refused["error"]["pointer"] == "/steps/0"
+    assert "of the time of floats" in refused["error"]["detail"]

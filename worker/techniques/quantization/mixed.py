@@ -133,7 +133,7 @@ class _Search:
             details |= self._held(self._drop)
             bits = {name: int(row["bits"] or 0) for name, row in self._rows.items()}
         self._context.progress(1.0)
-        return details | self._how | self._sizes(bits) | self._told(bits)
+        return details | self._how | self._shares(bits) | self._told(bits)
 
     # ---------------------------------------------------------------------------------------------------- the choices
 
@@ -220,11 +220,7 @@ class _Search:
         if best != len(choices) - 1:
             self._round(choices[best])
         told: list[Row] = [
-            {
-                "bytes": self._total(bits, self._bytes()),
-                "divergence": own if math.isfinite(own) else None,
-                "alike": int(place > 0),
-            }
+            self._spent(bits) | {"divergence": own if math.isfinite(own) else None, "alike": int(place > 0)}
             for place, (bits, own) in enumerate(zip(choices, found, strict=True))
         ]
         return choices[best], {"searched": told}
@@ -302,13 +298,19 @@ class _Search:
             total += own.get(bits.get(layer.weight.name), cost.floats)
         return total
 
-    def _sizes(self, bits: dict[str, int]) -> Details:
-        total = self._total(bits, self._bytes())
-        found: Details = {"bytes": total, "bytes_as_floats": self._floats, "size": total / self._floats}
+    def _spent(self, bits: dict[str, int]) -> Row:
+        """The bytes of a choice, and its seconds where these are limited."""
+        found: Row = {"bytes": self._total(bits, self._bytes())}
+        return found if self._step.max_latency is None else found | {"seconds": self._total(bits, self._costs) / NANO}
+
+    def _shares(self, bits: dict[str, int]) -> Details:
+        """The same, beside floats."""
+        size = self._total(bits, self._bytes())
+        found: Details = {**self._spent(bits), "bytes_as_floats": self._floats, "size": size / self._floats}
         if self._step.max_latency is None:
             return found
         taken, floats = self._total(bits, self._costs), sum(cost.floats for cost in self._costs)
-        return found | {"seconds": taken / NANO, "seconds_as_floats": floats / NANO, "latency": taken / floats}
+        return found | {"seconds_as_floats": floats / NANO, "latency": taken / floats}
 
     def _told(self, bits: dict[str, int]) -> Details:
         minded: dict[str, Row] = {
