@@ -126,7 +126,8 @@ def most_memory_of(pid: int) -> Memory:
     process gets no new ones.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        # The name of a process may be any bytes.
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return memory_of(pid)
     sizes = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}

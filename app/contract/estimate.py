@@ -38,7 +38,8 @@ EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
-PRODUCT_SECONDS = 2.0  # to find out how long products of one shape take, in all bits
+PRODUCT_SECONDS = 2.0  # to find out how long small products of one shape take, in all bits
+PRODUCT_RUNS = 150  # of each, for large ones
 LARGE_BATCH = 512  # larger ones gained nothing on the processors that were tried
 RUNTIME_BYTES = 540 << 20  # what a job on a network of nothing was seen to hold: torch, onnxruntime, the exporter
 
@@ -90,6 +91,7 @@ def estimate(
         if isinstance(step, Mixed) and step.max_latency is not None:
             shapes = {layer.parameters for layer in model.layers if layer.type in ("Linear", "Conv1D")}
             seconds += PRODUCT_SECONDS * len(shapes)
+            passes += PRODUCT_RUNS
         if isinstance(step, FewBits):
             passes += _few_bits_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))

@@ -78,7 +78,7 @@ def test_a_limit_of_time_holds_or_is_refused_with_the_time_that_there_is(tersor:
     assert 0 < details["seconds"] <= details["seconds_as_floats"]
     assert details["latency"] == pytest.approx(details["seconds"] / details["seconds_as_floats"])
     why = {row["name"]: row["why"] for row in details["layers_left_in_float"]}
-    assert why["0.weight"] == why["3.weight"] == "no product: bits save no time"
+    assert why["0.weight"] == why["3.weight"] == "no product that a sample reaches: bits save no time"
     assert refused["state"] == "failed"
     assert refused["error"]["pointer"] == "/steps/0"
     assert "of the time of floats" in refused["error"]["detail"]

@@ -185,3 +185,16 @@ def test_pages_are_gone_through_only_where_counters_say_too_much(
                 assert asked == expected
         finally:
             process.kill()
+
+
+def test_a_process_may_call_itself_anything() -> None:
+    code = r"import ctypes; ctypes.CDLL(None).prctl(15, b'\xff\xfe'); print('up', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert b"\xff\xfe" in Path(f"/proc/{process.pid}/status").read_bytes()
+            assert limits.most_memory_of(process.pid).own > MIB
+        finally:
+            process.kill()

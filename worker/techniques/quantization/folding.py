@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from worker.constraints import stored
 from worker.data.batch import Inputs
 
-TRIED = (0.5, 1.0, 2.0)  # powers of two: what they multiply can be divided again without a trace
+# Powers of two: what they multiply can be divided again without a trace. None is 1, which would try nothing.
+TRIED = (0.25, 0.5, 2.0, 4.0)
 SAME = 1e-4  # of the largest output, by which outputs may differ
 SOURCES = 2  # earlier layers of the right width that are tried, the nearest first
 

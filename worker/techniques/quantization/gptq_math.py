@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worker.techniques.pruning.sparsegpt_math import damped, inverse_factor
 from worker.techniques.quantization.grid_math import Grid, least_squares
+from worker.techniques.quantization.groups import AT_ONCE
 from worker.threads import with_threads
 
 BLOCK = 128  # columns whose errors are applied to the columns behind them at once
@@ -45,14 +46,21 @@ def quantized(
     for start in range(0, len(target), group):
         end = min(start + group, len(target))
         own = left[start:end].T.contiguous()
-        with with_threads(1):
-            grid = least_squares(own, bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
+        grid = _fitted(own, bits, symmetric, importance[start:end].unsqueeze(0)).held_in(dtype)
         grids.append(grid)
         _round(left, codes, kept, factor, _turned(grid), start, end)
     turned = [_turned(grid) for grid in grids]
     for _ in range(SWEEPS):
         _sweep(target, codes, kept, hessian, turned, group)
     return codes.T.contiguous(), grids
+
+
+def _fitted(groups: Tensor, bits: int, symmetric: bool, importance: Tensor) -> Grid:
+    """Grids of groups [outputs, columns], so many at a time as fit the cache."""
+    parts = groups.split(max(1, AT_ONCE // groups.shape[1]))
+    grids = [least_squares(part, bits, symmetric, importance) for part in parts]
+    step, zero = torch.cat([grid.step for grid in grids]), torch.cat([grid.zero for grid in grids])
+    return replace(grids[0], step=step, zero=zero)
 
 
 def values(codes: Tensor, grids: list[Grid], group: int) -> Tensor:

@@ -118,8 +118,8 @@ class _Search:
         self._widths: tuple[int | None, ...] = (*step.bits, None) if step.floats else step.bits
         wanted = step.measured_on(context.model.facts.parameters, len(self._layers))
         self._samples = looked_at(context, wanted, WHY)
+        self._costs = self._bytes() if step.max_latency is None else self._times(step.max_latency)
         self._losses = self._measured()
-        self._costs = self._bytes() if step.max_latency is None else self._times()
         self._frontier = self._all_choices()
 
     def run(self) -> Details:
@@ -163,13 +163,24 @@ class _Search:
     def _bytes(self) -> list[Costs]:
         return [Costs(layer.sizes, layer.floats) for layer in self._layers]
 
-    def _times(self) -> list[Costs]:
-        """Nanoseconds, in the step's bits."""
+    def _times(self, limit: float) -> list[Costs]:
+        """Nanoseconds, in the step's bits. Raises InvalidSpec where no choice comes within the limit."""
         context, weights = self._context, [layer.weight for layer in self._layers]
         sample = next(iter(calibration(context, 1, 1, WHY))).inputs
-        return context.ranks.told(
+        found = context.ranks.told(
             lambda: times_of(self._step, self._step.bits, context.model.module, weights, sample, context.scratch)
         )
+        floats = sum(cost.floats for cost in found)
+        if not floats:
+            raise InvalidSpec("max_latency: a sample reaches none of the Linear layers. Limit max_size instead.")
+        least = sum(min((*cost.bits, cost.floats) if self._step.floats else cost.bits) for cost in found)
+        if least > math.floor(limit * floats):
+            raise InvalidSpec(
+                f"The fastest choice of bits takes {least / floats:.3f} of the time of floats ({least / NANO:.6f} s of "
+                f"{floats / NANO:.6f} s for one sample on this worker), which is more than the max_latency of {limit}. "
+                "Allow more bits to choose from, other groups, or a larger max_latency."
+            )
+        return found
 
     def _all_choices(self) -> Frontier:
         options = []
@@ -205,8 +216,7 @@ class _Search:
         """Rounds to the best choice within so many bytes or nanoseconds: that losses add up is not sure, so that it is
         held against the most bits that all layers can have alike."""
         point = self._frontier.within(limit)
-        if point is None:  # of bytes `applies` has seen that there is one
-            raise self._too_fast(limit)
+        assert point is not None  # `applies`, or `_times`, has seen that there is one
         choices = [self._bits(point)]
         alike = [bits for place, bits in enumerate(self._step.bits) if self._alike(place) <= limit]
         if alike:
@@ -228,14 +238,6 @@ class _Search:
     def _alike(self, place: int) -> int:
         """The bytes, or the time, of one of the step's bits everywhere."""
         return sum(cost.bits[place] for cost in self._costs)
-
-    def _too_fast(self, limit: int) -> InvalidSpec:
-        floats, least = sum(cost.floats for cost in self._costs), int(self._frontier.sizes[0])
-        return InvalidSpec(
-            f"The fastest choice of bits takes {least / floats:.3f} of the time of floats ({least / NANO:.6f} s of "
-            f"{floats / NANO:.6f} s for one sample on this worker), which is more than the max_latency of "
-            f"{self._step.max_latency}. Allow more bits to choose from, other groups, or a larger max_latency."
-        )
 
     # ---------------------------------------------------------------------------------------- what the metric allows
 
@@ -342,4 +344,9 @@ class _Search:
             return "no bits held the metric"
         if self._step.max_latency is None:
             return "its bytes are better spent here than in other layers"
-        return "the limit leaves time for floats here" if is_product(weight) else "no product: bits save no time"
+        cost = next(
+            own for layer, own in zip(self._layers, self._costs, strict=True) if layer.weight.name == weight.name
+        )
+        if not cost.floats:
+            return "no product that a sample reaches: bits save no time"
+        return "no bits are faster" if min(cost.bits) >= cost.floats else "the limit leaves time for floats here"

@@ -1,33 +1,37 @@
 """How long products take in ONNX Runtime on this machine: with weights as floats, and in few bits.
 
-Each product is a graph of its own, made and stored as the exporter stores it, and run for the rows that one sample
-brings to its layer, all kinds in turns. Products of one shape are measured once.
+Each product is a graph of its own, made and stored as the exporter stores it, and run for the rows that a call of its
+layer has for one sample, all kinds in turns. Products of one shape are measured once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from app.contract.weight_only import FewBits
+from worker.constraints import stored
 from worker.data.batch import Inputs
 from worker.evaluation.latency import measure_in_turns
 from worker.loading.onnx_session import open_session
 from worker.techniques.pruning.inputs import matrix
-from worker.techniques.pruning.weights import PrunableWeight
+from worker.techniques.pruning.weights import PrunableWeight, is_transformers_conv1d
 from worker.techniques.quantization.grid_math import Grid, whole_range
 from worker.techniques.quantization.groups import group_of, nearest
-from worker.techniques.quantization.onnx_bits import store_bits
+from worker.techniques.quantization.onnx_bits import STORED_BITS, store_bits
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 BUDGET_S = 0.3  # for a shape, beyond what the fewest runs take
@@ -44,10 +48,15 @@ class Costs:
     bits: tuple[int, ...]
     floats: int
 
+    def plus(self, other: Costs, times: int) -> Costs:
+        """With so many times another one besides."""
+        pairs = zip(self.bits, other.bits, strict=True)
+        return Costs(tuple(own + times * more for own, more in pairs), self.floats + times * other.floats)
+
 
 def is_product(weight: PrunableWeight) -> bool:
     """Whether the runtime has an operator of few bits for the layer."""
-    return isinstance(weight.owner, nn.Linear)
+    return isinstance(weight.owner, nn.Linear) or is_transformers_conv1d(weight.owner)
 
 
 def times_of(
@@ -58,32 +67,41 @@ def times_of(
     sample: Inputs,
     folder: Path,
 ) -> list[Costs]:
-    """Of each weight; 0 throughout where its layer is no product, or the sample does not reach it."""
-    rows = _rows(module, weights, sample)
+    """Of each weight, over all calls of all layers that have it; 0 throughout where there is no product, or the sample
+    does not reach it as a call of the layer: attention reads the weight of its output projection itself."""
+    calls = _calls(module, weights, sample)
     known: dict[tuple[int, ...], Costs] = {}
     found = []
     for weight in weights:
-        own = rows.get(weight.owner, 0)
-        if not own:
-            found.append(Costs((0,) * len(widths), 0))
-            continue
         value = matrix(weight, weight.value()).detach().float().cpu()
         group = group_of(step, weight.owner, value.shape[1])
-        key = (*value.shape, group, own)
-        if key not in known:
-            known[key] = _measured(step, widths, value, group, own, folder)
-        found.append(known[key])
+        total = Costs((0,) * len(widths), 0)
+        for rows, times in calls[weight.name].items():
+            key = (*value.shape, group, rows)
+            if key not in known:
+                known[key] = _measured(step, widths, value, group, rows, folder)
+            total = total.plus(known[key], times)
+        found.append(total)
     return found
 
 
-def _rows(module: nn.Module, weights: Sequence[PrunableWeight], sample: Inputs) -> dict[nn.Module, int]:
-    """How many rows one sample brings to each product, over all calls of its layer."""
-    found: dict[nn.Module, int] = {}
+def _calls(module: nn.Module, weights: Sequence[PrunableWeight], sample: Inputs) -> dict[str, Counter[int]]:
+    """For each weight how often one sample brings so many rows to a product."""
+    names = {id(stored(weight.owner, weight.attribute)): weight.name for weight in weights if is_product(weight)}
+    found: dict[str, Counter[int]] = {weight.name: Counter() for weight in weights}
 
-    def count(layer: nn.Module, given: tuple[Tensor, ...], _: object) -> None:
-        found[layer] = found.get(layer, 0) + given[0].numel() // given[0].shape[-1]
+    def hooked(name: str, layer: nn.Module) -> RemovableHandle:
+        def count(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], __: Any) -> None:
+            value = given[0] if given else next(iter(named.values()))
+            found[name][value.numel() // value.shape[-1]] += 1
 
-    hooks = [weight.owner.register_forward_hook(count) for weight in weights if is_product(weight)]
+        return layer.register_forward_hook(count, with_kwargs=True)
+
+    hooks = []
+    for layer in module.modules():
+        own = stored(layer, "weight") if isinstance(getattr(layer, "weight", None), Tensor) else None
+        if own is not None and id(own) in names and not isinstance(layer, nn.Embedding):
+            hooks.append(hooked(names[id(own)], layer))
     try:
         with torch.no_grad():
             module.eval()(*(tensor[:1] for tensor in sample))
@@ -101,16 +119,17 @@ def _measured(step: FewBits, widths: Sequence[int], value: Tensor, group: int, r
         calls = {name: partial(session.run, None, given) for name, session in sessions.items()}
         found = measure_in_turns(calls, batch_size=1, threads=threads, budget_s=BUDGET_S)
     taken = {name: max(1, round(NANO * one.median_s)) for name, one in found.items()}
-    return Costs(tuple(taken[str(bits)] for bits in widths), taken[FLOATS])
+    return Costs(tuple(taken[str(STORED_BITS[bits])] for bits in widths), taken[FLOATS])
 
 
 @contextmanager
 def _graphs(step: FewBits, widths: Sequence[int], value: Tensor, group: int, folder: Path) -> Iterator[dict[str, Path]]:
-    """The product as floats, and in each of the widths. What the weights are is all the same to the time."""
+    """The product as floats, and in each of the widths as they are stored, 3 bits being 4. What the weights are is all
+    the same to the time."""
     with TemporaryDirectory(dir=folder, prefix="products-") as name:
         paths = {FLOATS: Path(name) / "floats.onnx"}
         _save(value, paths[FLOATS])
-        for bits in widths:
+        for bits in sorted({STORED_BITS[width] for width in widths}):
             source, paths[str(bits)] = Path(name) / "source.onnx", Path(name) / f"{bits}.onnx"
             found, steps, zeros = nearest(value, group, partial(_grid, step, bits))
             _save(found, source)

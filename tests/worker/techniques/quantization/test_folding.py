@@ -130,3 +130,20 @@ def test_masks_hold() -> None:
     weight = module[2].weight
     assert isinstance(weight, Tensor)
     assert torch.equal(weight != 0, mask)
+
+
+@pytest.mark.parametrize("channel", range(12))
+def test_a_channel_that_is_read_elsewhere_forbids_it(channel: int) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 5)
+
+        def forward(self, given: Tensor) -> Tensor:
+            hidden = self.a(given).relu()
+            out: Tensor = self.b(hidden) + hidden[:, channel : channel + 1].sigmoid()
+            return out
+
+    torch.manual_seed(channel)
+    module = Gated().eval()
+    assert folds(module, ROWS, linears(module)) == []

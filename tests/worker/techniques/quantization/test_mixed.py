@@ -247,7 +247,7 @@ def test_time_is_spent_where_it_matters_most(context: Context, monkeypatch: pyte
     assert loose["layers"] == []  # floats are as fast as the limit
     assert {row["why"] for row in rows_of(loose, "layers_left_in_float")} <= {
         "the limit leaves time for floats here",
-        "no product: bits save no time",
+        "no product that a sample reaches: bits save no time",
     }
     for limit in (0.1, 0.3, 0.6):
         details = quantize(_copied(context), max_latency=limit)
@@ -261,7 +261,9 @@ def test_time_is_spent_where_it_matters_most(context: Context, monkeypatch: pyte
 
 
 def test_a_time_that_no_bits_can_hold_is_refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the layers are measured, which takes long."""
     layers = layers_of(Mixed(max_latency=0.5), context.model)
+    monkeypatch.setattr(mixed, "measuring", None)
     in_nanoseconds(monkeypatch, [(1000, 900, 900, 800)] * len(layers), [1000] * len(layers))
     with pytest.raises(InvalidSpec, match=r"takes 0.800 of the time of floats .* more than the max_latency of 0.7"):
         quantize(context, max_latency=0.7)
@@ -271,6 +273,24 @@ def test_where_there_is_no_product_time_is_refused(context: Context) -> None:
     model = tiny_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), shape=(1, 8, 8))
     assert "for Linear layers" in (applies(Mixed(max_latency=0.5), model) or "")
     assert applies(Mixed(max_latency=0.5), context.model) is None
+
+
+def test_products_that_no_sample_reaches_are_refused(tmp_path: Path) -> None:
+    """Attention reads the weight of its output projection itself."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.fc = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 4)
+
+        def forward(self, given: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.attention(given, given, given)[0].mean(1))
+            return out
+
+    data = memory_data({"calibration": (torch.randn(8, 3, 16), None)})
+    context = context_for(tiny_model(Attending().eval(), shape=(3, 16), classes=4), data, tmp_path)
+    with pytest.raises(InvalidSpec, match="reaches none of the Linear layers"):
+        quantize(context, max_latency=0.5, exclude=["fc"], algorithm="rtn")
 
 
 def test_time_is_that_of_this_machine(tmp_path: Path) -> None:

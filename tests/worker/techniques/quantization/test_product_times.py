@@ -10,9 +10,11 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from app.contract.mixed import Mixed
 from app.contract.weight_only import FewBits
+from worker.constraints import impose_mask
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization import product_times
 from worker.techniques.quantization.product_times import Costs, times_of
@@ -30,7 +32,7 @@ class Reader(nn.Module):
         self.head, self.apart = nn.Linear(32, 5), nn.Linear(32, 5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.once(self.twice(self.twice(self.table(tokens))))
+        hidden = self.once(self.twice(self.twice(input=self.table(tokens))))
         out: Tensor = self.head(hidden.mean(1))
         return out
 
@@ -54,11 +56,27 @@ def test_each_shape_is_measured_once_for_the_rows_of_a_sample(tmp_path: Path, mo
 
     monkeypatch.setattr(product_times, "_measured", measure)
     found = measured(Reader(), torch.zeros(3, 7, dtype=torch.int64), step_of(), tmp_path)
-    assert sorted(asked) == [(5, 32, 32, 1), (32, 32, 32, 7), (32, 32, 32, 14)]
-    assert found["twice.weight"] == Costs(tuple(14 * bits for bits in WIDTHS), 32 * 14)
+    assert sorted(asked) == [(5, 32, 32, 1), (32, 32, 32, 7)]
+    assert found["twice.weight"] == Costs(tuple(14 * bits for bits in WIDTHS), 32 * 14)  # two calls of 7 rows
     assert found["once.weight"].floats == 32 * 7
     assert found["head.weight"].floats == 32
     assert found["apart.weight"] == found["table.weight"] == Costs((0, 0, 0, 0), 0)  # not reached; no product
+
+
+def test_a_weight_that_layers_share_is_in_the_products_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product_times, "_measured", lambda *given: Costs((1, 1, 1, 1), 1))
+    module = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 5))
+    module[1].weight = module[0].weight
+    impose_mask(module, "2.weight", torch.rand(5, 32) > 0.5)
+    found = measured(module, torch.zeros(2, 32), step_of(), tmp_path)
+    assert {name: own.floats for name, own in found.items()} == {"0.weight": 2, "2.weight": 1}
+
+
+def test_what_gpt2_calls_its_linear_layers_are_products(tmp_path: Path) -> None:
+    found = measured(nn.Sequential(Conv1D(48, 32)), torch.randn(2, 7, 32), step_of(group_size=16), tmp_path)
+    (own,) = found.values()
+    assert min(*own.bits, own.floats) > 0
+    assert own.bits[1] == own.bits[2]  # 3 bits are stored in 4
 
 
 @pytest.mark.parametrize("fields", [{}, {"symmetric": True}, {"algorithm": "hqq"}, {"group_size": None}])
@@ -83,8 +101,9 @@ def test_what_is_measured_is_what_the_exporter_stores(
     (found,) = measured(module, torch.randn(2, 256), step_of(**fields), tmp_path).values()
     assert min(*found.bits, found.floats) > 0
     assert ops["floats"] == ["MatMul"]
-    assert all("MatMulNBits" in ops[str(bits)] for bits in WIDTHS)
-    assert all(("ReduceSum" in ops[str(bits)]) == ("algorithm" in fields) for bits in WIDTHS)
+    assert ops.keys() == {"floats", "8", "4", "2"}
+    assert all("MatMulNBits" in ops[bits] for bits in ("8", "4", "2"))
+    assert all(("ReduceSum" in ops[bits]) == ("algorithm" in fields) for bits in ("8", "4", "2"))
     assert list(tmp_path.iterdir()) == []
 
 
