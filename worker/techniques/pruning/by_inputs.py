@@ -22,6 +22,12 @@ from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 BATCH = 8  # samples at a time
 
 Visit = Callable[[PrunableWeight, Moments], None]
+Told = Callable[[float], None]
+"""Takes the share that is done."""
+
+
+def unheard(share: float) -> None:
+    """Nobody waits for it."""
 
 
 def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Details:
@@ -31,12 +37,24 @@ def prune_by_inputs(step: Prune, context: Context, weights: WeightSet) -> Detail
     """
     why = "The criterion looks at inputs of layers"
     full = step.criterion == "sparsegpt"
-    return through(context, weights, step.samples, why, full, lambda weight, own: _prune(step, weights, weight, own))
+
+    def visit(weight: PrunableWeight, moments: Moments) -> None:
+        _prune(step, weights, weight, moments)
+
+    return through(context, weights, step.samples, why, full, visit, context.progress)
 
 
-def through(context: Context, weights: WeightSet, samples: int, why: str, full: bool, visit: Visit) -> Details:
+def through(
+    context: Context,
+    weights: WeightSet,
+    samples: int,
+    why: str,
+    full: bool,
+    visit: Visit,
+    progress: Told = unheard,
+) -> Details:
     """Visits every weight once, from front to back, with what came into its layer: the products of all columns with
-    each other where `full`, else their squares.
+    each other where `full`, else their squares. `progress` is told the share of the weights that were.
 
     Raises DatasetMismatch, saying `why` they are needed, without data.
     """
@@ -45,7 +63,7 @@ def through(context: Context, weights: WeightSet, samples: int, why: str, full: 
     by_layer = {weight.owner: weight for weight in weights.weights}
     training = module.training
     module.eval()
-    most = 0
+    most, visited = 0, 0
     try:
         for stage in stages(module, batches, list(by_layer)):
             with watching(stage.layers, full=full) as moments:
@@ -53,6 +71,8 @@ def through(context: Context, weights: WeightSet, samples: int, why: str, full: 
             most = max(most, stage.held_bytes + sum(own.nbytes for own in moments))
             for layer, own in zip(stage.layers, moments, strict=True):
                 visit(by_layer[layer], own)
+                visited += 1
+                progress(visited / len(by_layer))
     finally:
         module.train(training)
     return {"calibration_samples": sum(len(batch[0]) for batch in batches), "calibration_bytes": most}

@@ -9,7 +9,7 @@ from torch import Tensor
 from app.contract.weight_only import FewBits
 from worker.context import Context
 from worker.techniques.base import Details
-from worker.techniques.pruning.by_inputs import BATCH, finite, through
+from worker.techniques.pruning.by_inputs import BATCH, Told, finite, through, unheard
 from worker.techniques.pruning.inputs import Moments, matrix
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet
@@ -23,7 +23,13 @@ TRIED_ON = 2  # samples, to find folds
 FITTED_ON = 8_192  # rows of channels, to find factors: more give the same
 
 
-def scale_channels(step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet) -> Details:
+def scale_channels(
+    step: FewBits,
+    bits: Mapping[str, int],
+    context: Context,
+    weights: WeightSet,
+    progress: Told = unheard,
+) -> Details:
     """Moves factors through every fold of the network, in place; what it gives stays the same but for rounding. `bits`
     are those of each weight.
 
@@ -55,7 +61,7 @@ def scale_channels(step: FewBits, bits: Mapping[str, int], context: Context, wei
     chosen = WeightSet(module, [by_layer[layer] for layer in places])
     if chosen.weights:
         enough = -(-FITTED_ON // max(1, min(fold.rows for fold in found)))
-        through(context, chosen, min(step.samples, enough), WHY, True, visit)
+        through(context, chosen, min(step.samples, enough), WHY, True, visit, progress)
     return {
         "folds": len(found),
         "layers_scaled": sum(len(fold.targets) for fold in found),

@@ -16,7 +16,7 @@ from worker.context import Context
 from worker.evaluation.layers import sqnr_db
 from worker.model import Model
 from worker.techniques.base import Details
-from worker.techniques.pruning.by_inputs import finite, through
+from worker.techniques.pruning.by_inputs import Told, finite, through, unheard
 from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.techniques.quantization import awq, gptq_math, hqq_math
@@ -25,6 +25,7 @@ from worker.techniques.quantization.groups import Fit, group_of, nearest
 from worker.techniques.quantization.weight_grid import WeightGrid
 
 Row = dict[str, float | int | str | None]
+SCALING = 0.5  # of the progress of algorithms that move factors first
 
 
 def applies(step: FewBits, model: Model) -> str | None:
@@ -55,36 +56,47 @@ def quantize_weights(step: WeightOnly, context: Context) -> Details:
     for weight in tables:  # first, so that what follows makes up for it
         assert step.embeddings is not None
         rows[weight.name] = _quantize(step.of_embeddings, step.embeddings, context, weight, None)
-    found |= round_weights(step, dict.fromkeys((weight.name for weight in weights), step.bits), context, rows)
+    bits = dict.fromkeys((weight.name for weight in weights), step.bits)
+    found |= round_weights(step, bits, context, rows, context.progress)
     left = [weight for weight in prunable(module) if weight.name not in rows]
     found["layers"] = [rows[weight.name] for weight in (*tables, *weights) if weight.name in rows]
     found["layers_left_in_float"] = [{"name": weight.name, "weights": weight.value().numel()} for weight in left]
     return found
 
 
-def round_weights(step: FewBits, bits: Mapping[str, int], context: Context, rows: dict[str, Row]) -> Details:
+def round_weights(
+    step: FewBits, bits: Mapping[str, int], context: Context, rows: dict[str, Row], progress: Told = unheard
+) -> Details:
     """Moves the step's weights that `bits` names to grids of so many, and adds what became of each to `rows`."""
     module = context.model.module
     weights = [weight for weight in chosen(step, module) if weight.name in bits]
     if step.looks_at_inputs and weights:
-        found = context.ranks.told(lambda: _by_inputs(step, bits, context, WeightSet(module, weights), rows))
+        found = context.ranks.told(lambda: _by_inputs(step, bits, context, WeightSet(module, weights), rows, progress))
         context.ranks.alike(parameter.data for parameter in module.parameters())
         return found
-    for weight in weights:
+    for number, weight in enumerate(weights, 1):
         rows[weight.name] = _quantize(step, bits[weight.name], context, weight, None)
+        progress(number / len(weights))
     return {}
 
 
 def _by_inputs(
-    step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet, rows: dict[str, Row]
+    step: FewBits, bits: Mapping[str, int], context: Context, weights: WeightSet, rows: dict[str, Row], progress: Told
 ) -> Details:
-    found: Details = awq.scale_channels(step, bits, context, weights) if step.scales_channels else {}
+    found: Details = {}
+    begin = 0.0
+    if step.scales_channels:
+        begin = SCALING
+        found = awq.scale_channels(step, bits, context, weights, lambda share: progress(SCALING * share))
 
     def visit(weight: PrunableWeight, moments: Moments) -> None:
         own = finite(moments, weight, step.algorithm)
         rows[weight.name] = _quantize(step, bits[weight.name], context, weight, own)
 
-    return found | through(context, weights, step.samples, f"{step.algorithm} looks at inputs", step.makes_up, visit)
+    why = f"{step.algorithm} looks at inputs"
+    return found | through(
+        context, weights, step.samples, why, step.makes_up, visit, lambda share: progress(begin + (1 - begin) * share)
+    )
 
 
 def chosen(step: FewBits, module: nn.Module) -> list[PrunableWeight]:

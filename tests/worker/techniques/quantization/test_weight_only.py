@@ -195,3 +195,13 @@ def test_exclusions_stay_as_they_were(context: Context, trained: nn.Module) -> N
     details = quantize(context, bits=2, exclude=("0",), algorithm="rtn")
     assert torch.equal(context.model.module.get_parameter("0.weight"), trained.get_parameter("0.weight"))
     assert [row["name"] for row in details["layers_left_in_float"]] == ["0.weight"]  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq", "awq", "awq+gptq"])
+def test_progress_goes_on_to_the_end(context: Context, algorithm: str) -> None:
+    shares: list[float] = []
+    context.progress = shares.append
+    layers = rows_of(quantize(context, algorithm=algorithm))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(shares) >= len(layers)
