@@ -78,7 +78,7 @@ def _rounded(network: str, module: nn.Module, data: Data, folder: Path) -> list[
         taken = time.perf_counter() - begun
         found = _logits(context.model.module, data)
         share = details["size"] if isinstance(step, Mixed) else _bytes(module, data, folder, step.bits)
-        floats = sum(layer.floats for layer in layers_of(Mixed(max_size=0.5), context.model))
+        floats = sum(layer.size.floats for layer in layers_of(Mixed(max_size=0.5), context.model))
         noise = f"{sqnr_db(exact.numpy(), found.numpy()):.1f}"
         size = [f"{round(float(share) * floats):,}", f"{100 * float(share):.2f} %"]
         rows.append([network, what, step.algorithm, *size, _accuracy(found, data), noise, f"{taken:.0f}"])
@@ -90,7 +90,7 @@ def _bytes(module: nn.Module, data: Data, folder: Path, bits: int) -> float:
     """The share of the floats' bytes that uniform bits take."""
     step = Mixed.model_validate({"max_size": 0.5, "symmetric": True, "bits": [bits], "group_size": None})
     layers = layers_of(step, context_for(tiny_model(module, shape=SHAPE), data, folder).model)
-    return sum(layer.sizes[0] for layer in layers) / sum(layer.floats for layer in layers)
+    return sum(layer.size.bits[0] for layer in layers) / sum(layer.size.floats for layer in layers)
 
 
 def _logits(module: nn.Module, data: Data) -> Tensor:

@@ -197,7 +197,7 @@ class _Search:
         return self._step.longer if self._place.fine else 1
 
     def _of_round(self) -> Settled:
-        return stretched(self._training, self._times())
+        return _stretched(self._training, self._times())
 
     def _part(self, start: float, width: float) -> Context:
         """The context of a training that is a part of a round; its checkpoints are none of the job's."""
@@ -253,7 +253,7 @@ def moved(step: Compress, model: Model) -> Training:
     return step.training.model_copy(update={"augmentation": Augmentation(crop=Crop(padding=step.shift))})
 
 
-def stretched(training: Settled, times: float) -> Settled:
+def _stretched(training: Settled, times: float) -> Settled:
     """As many times as long; once at least."""
     if training.steps is not None:
         return training.model_copy(update={"steps": max(1, int(times * training.steps))})
@@ -262,7 +262,7 @@ def stretched(training: Settled, times: float) -> Settled:
 
 def _gentler(training: Settled) -> Settled:
     """Half as long, at a lower rate."""
-    return stretched(training.model_copy(update={"lr": CODED_RATE * training.lr}), 0.5)
+    return _stretched(training.model_copy(update={"lr": CODED_RATE * training.lr}), 0.5)
 
 
 def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:

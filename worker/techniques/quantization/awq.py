@@ -9,7 +9,7 @@ from torch import Tensor
 from app.contract.weight_only import FewBits
 from worker.context import Context
 from worker.techniques.base import Details
-from worker.techniques.pruning.by_inputs import BATCH, Told, finite, through, unheard
+from worker.techniques.pruning.by_inputs import BATCH, Told, finite, through
 from worker.techniques.pruning.inputs import Moments, matrix
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet
@@ -28,7 +28,7 @@ def scale_channels(
     bits: Mapping[str, int],
     context: Context,
     weights: WeightSet,
-    progress: Told = unheard,
+    progress: Told,
 ) -> Details:
     """Moves factors through every fold of the network, in place; what it gives stays the same but for rounding. `bits`
     are those of each weight.

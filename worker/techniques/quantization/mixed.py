@@ -34,8 +34,8 @@ from worker.techniques.pruning.sensitivity import drift, looked_at, measuring
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
-from worker.techniques.quantization.mixed_math import Frontier, frontier, stored_bytes
-from worker.techniques.quantization.product_times import NANO, Costs, is_product, times_of
+from worker.techniques.quantization.mixed_math import Costs, Frontier, frontier, stored_bytes
+from worker.techniques.quantization.product_times import NANO, is_product, times_of
 from worker.techniques.quantization.weight_only import Row
 
 WHY = "Method mixed measures the layers on data"
@@ -47,11 +47,10 @@ ROUNDING = 0.1  # of the step's progress: what follows the measurement
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight, and the bytes that it takes in each of the step's bits, and as floats."""
+    """A weight, and the bytes that it takes."""
 
     weight: PrunableWeight
-    sizes: tuple[int, ...]
-    floats: int
+    size: Costs
 
 
 def applies(step: Mixed, model: Model) -> str | None:
@@ -59,12 +58,12 @@ def applies(step: Mixed, model: Model) -> str | None:
     does."""
     reason = weight_only.applies(step, model)
     layers = [] if reason is not None else layers_of(step, model)
-    if layers and step.max_latency is not None and not any(is_product(layer.weight) for layer in layers):
+    if layers and step.max_latency is not None and not any(is_product(layer.weight.owner) for layer in layers):
         return "max_latency is for Linear layers: for others ONNX Runtime has no operator of few bits. There are none."
     if reason is not None or step.max_size is None:
         return reason
-    floats = sum(layer.floats for layer in layers)
-    least = sum(min((*layer.sizes, layer.floats) if step.floats else layer.sizes) for layer in layers)
+    floats = sum(layer.size.floats for layer in layers)
+    least = sum(layer.size.least(step.floats) for layer in layers)
     if least <= step.max_size * floats:
         return None
     return (
@@ -82,7 +81,7 @@ def layers_of(step: Mixed, model: Model) -> list[Layer]:
         group = group_of(step, weight.owner, columns)
         size = model.stored.get(weight.name, torch.float32).itemsize
         sizes = (stored_bytes(outputs, columns, bits, group, zero_bits(step, bits), size) for bits in step.bits)
-        found.append(Layer(weight, tuple(sizes), outputs * columns * size))
+        found.append(Layer(weight, Costs(tuple(sizes), outputs * columns * size)))
     return found
 
 
@@ -118,7 +117,8 @@ class _Search:
         self._widths: tuple[int | None, ...] = (*step.bits, None) if step.floats else step.bits
         wanted = step.measured_on(context.model.facts.parameters, len(self._layers))
         self._samples = looked_at(context, wanted, WHY)
-        self._costs = self._bytes() if step.max_latency is None else self._times(step.max_latency)
+        self._bytes = [layer.size for layer in self._layers]
+        self._costs = self._bytes if step.max_latency is None else self._times(step.max_latency)
         self._losses = self._measured()
         self._frontier = self._all_choices()
 
@@ -160,9 +160,6 @@ class _Search:
             )
         return losses
 
-    def _bytes(self) -> list[Costs]:
-        return [Costs(layer.sizes, layer.floats) for layer in self._layers]
-
     def _times(self, limit: float) -> list[Costs]:
         """Nanoseconds, in the step's bits. Raises InvalidSpec where no choice comes within the limit."""
         context, weights = self._context, [layer.weight for layer in self._layers]
@@ -173,7 +170,7 @@ class _Search:
         floats = sum(cost.floats for cost in found)
         if not floats:
             raise InvalidSpec("max_latency: a sample reaches none of the Linear layers. Limit max_size instead.")
-        least = sum(min((*cost.bits, cost.floats) if self._step.floats else cost.bits) for cost in found)
+        least = sum(cost.least(self._step.floats) for cost in found)
         if least > math.floor(limit * floats):
             raise InvalidSpec(
                 f"The fastest choice of bits takes {least / floats:.3f} of the time of floats ({least / NANO:.6f} s of "
@@ -193,7 +190,7 @@ class _Search:
 
     @property
     def _floats(self) -> int:
-        return sum(layer.floats for layer in self._layers)
+        return sum(size.floats for size in self._bytes)
 
     def _bits(self, point: int) -> dict[str, int]:
         """Of each weight at a point of the frontier; of floats none."""
@@ -302,12 +299,12 @@ class _Search:
 
     def _spent(self, bits: dict[str, int]) -> Row:
         """The bytes of a choice, and its seconds where these are limited."""
-        found: Row = {"bytes": self._total(bits, self._bytes())}
+        found: Row = {"bytes": self._total(bits, self._bytes)}
         return found if self._step.max_latency is None else found | {"seconds": self._total(bits, self._costs) / NANO}
 
     def _shares(self, bits: dict[str, int]) -> Details:
         """The same, beside floats."""
-        size = self._total(bits, self._bytes())
+        size = self._total(bits, self._bytes)
         found: Details = {**self._spent(bits), "bytes_as_floats": self._floats, "size": size / self._floats}
         if self._step.max_latency is None:
             return found
@@ -344,9 +341,8 @@ class _Search:
             return "no bits held the metric"
         if self._step.max_latency is None:
             return "its bytes are better spent here than in other layers"
-        cost = next(
-            own for layer, own in zip(self._layers, self._costs, strict=True) if layer.weight.name == weight.name
-        )
+        names = [layer.weight.name for layer in self._layers]
+        cost = self._costs[names.index(weight.name)]
         if not cost.floats:
             return "no product that a sample reaches: bits save no time"
         return "no bits are faster" if min(cost.bits) >= cost.floats else "the limit leaves time for floats here"

@@ -21,6 +21,23 @@ Option = tuple[int, float]
 """Bytes and loss."""
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What a layer costs in each of a step's bits, and with floats: bytes, or nanoseconds."""
+
+    bits: tuple[int, ...]
+    floats: int
+
+    def plus(self, other: Costs, times: int) -> Costs:
+        """With so many times another one besides."""
+        pairs = zip(self.bits, other.bits, strict=True)
+        return Costs(tuple(own + times * more for own, more in pairs), self.floats + times * other.floats)
+
+    def least(self, floats: bool) -> int:
+        """The lowest; `floats`: of floats too."""
+        return min((*self.bits, self.floats) if floats else self.bits)
+
+
 def stored_bytes(outputs: int, columns: int, bits: int, group: int, zero_bits: int, step_bytes: int) -> int:
     """What a matrix takes in codes of `bits`, and for each `group` columns of an output a step of `step_bytes` and a
     zero point of `zero_bits`."""

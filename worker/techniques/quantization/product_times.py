@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,11 +26,13 @@ from app.contract.weight_only import FewBits
 from worker.constraints import stored
 from worker.data.batch import Inputs
 from worker.evaluation.latency import measure_in_turns
+from worker.export.onnx import OPSET
 from worker.loading.onnx_session import open_session
 from worker.techniques.pruning.inputs import matrix
 from worker.techniques.pruning.weights import PrunableWeight, is_transformers_conv1d
 from worker.techniques.quantization.grid_math import Grid, whole_range
 from worker.techniques.quantization.groups import group_of, nearest
+from worker.techniques.quantization.mixed_math import Costs
 from worker.techniques.quantization.onnx_bits import STORED_BITS, store_bits
 from worker.techniques.quantization.weight_grid import WeightGrid
 
@@ -38,25 +40,11 @@ BUDGET_S = 0.3  # for a shape, beyond what the fewest runs take
 NANO = 10**9
 BROKEN = 0.25  # what zero points lack to whole numbers, where the algorithm moves them: any number but 0
 FLOATS = "floats"
-OPSET, IR = 20, 10
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What a layer costs in each of the step's bits, and with floats: nanoseconds here."""
-
-    bits: tuple[int, ...]
-    floats: int
-
-    def plus(self, other: Costs, times: int) -> Costs:
-        """With so many times another one besides."""
-        pairs = zip(self.bits, other.bits, strict=True)
-        return Costs(tuple(own + times * more for own, more in pairs), self.floats + times * other.floats)
-
-
-def is_product(weight: PrunableWeight) -> bool:
-    """Whether the runtime has an operator of few bits for the layer."""
-    return isinstance(weight.owner, nn.Linear) or is_transformers_conv1d(weight.owner)
+def is_product(layer: nn.Module) -> bool:
+    """Whether the runtime has an operator of few bits for a layer."""
+    return isinstance(layer, nn.Linear) or is_transformers_conv1d(layer)
 
 
 def times_of(
@@ -87,7 +75,7 @@ def times_of(
 
 def _calls(module: nn.Module, weights: Sequence[PrunableWeight], sample: Inputs) -> dict[str, Counter[int]]:
     """For each weight how often one sample brings so many rows to a product."""
-    names = {id(stored(weight.owner, weight.attribute)): weight.name for weight in weights if is_product(weight)}
+    names = {id(stored(weight.owner, weight.attribute)): weight.name for weight in weights}
     found: dict[str, Counter[int]] = {weight.name: Counter() for weight in weights}
 
     def hooked(name: str, layer: nn.Module) -> RemovableHandle:
@@ -97,11 +85,8 @@ def _calls(module: nn.Module, weights: Sequence[PrunableWeight], sample: Inputs)
 
         return layer.register_forward_hook(count, with_kwargs=True)
 
-    hooks = []
-    for layer in module.modules():
-        own = stored(layer, "weight") if isinstance(getattr(layer, "weight", None), Tensor) else None
-        if own is not None and id(own) in names and not isinstance(layer, nn.Embedding):
-            hooks.append(hooked(names[id(own)], layer))
+    layers = [(layer, names.get(id(stored(layer, "weight")))) for layer in module.modules() if is_product(layer)]
+    hooks = [hooked(name, layer) for layer, name in layers if name is not None]
     try:
         with torch.no_grad():
             module.eval()(*(tensor[:1] for tensor in sample))
@@ -152,5 +137,5 @@ def _save(value: Tensor, path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", outputs])],
         [numpy_helper.from_array(np.ascontiguousarray(value.T.numpy()), "w")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    model = helper.make_model_gen_version(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     onnx.save_model(model, str(path))

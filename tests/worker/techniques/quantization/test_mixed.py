@@ -24,7 +24,7 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization import mixed
 from worker.techniques.quantization.mixed import applies, layers_of
-from worker.techniques.quantization.product_times import Costs
+from worker.techniques.quantization.mixed_math import Costs
 from worker.techniques.quantization.quantize import QuantizeTechnique
 
 Rows = list[dict[str, Any]]
@@ -225,7 +225,7 @@ def test_a_limit_that_no_bits_can_hold_is_refused(context: Context) -> None:
     step = Mixed(max_size=0.1, bits=(4, 8))
     reason = QuantizeTechnique().applies(step, context.model)
     layers = layers_of(step, context.model)
-    least = sum(layer.sizes[0] for layer in layers) / sum(layer.floats for layer in layers)
+    least = sum(layer.size.bits[0] for layer in layers) / sum(layer.size.floats for layer in layers)
     assert reason is not None
     assert f"With 4 bits everywhere the weights take {least:.4f} of their bytes as floats" in reason
     assert QuantizeTechnique().applies(Mixed(max_size=0.15, bits=(4, 8)), context.model) is None

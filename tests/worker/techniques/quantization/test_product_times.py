@@ -17,7 +17,8 @@ from app.contract.weight_only import FewBits
 from worker.constraints import impose_mask
 from worker.techniques.pruning.weights import prunable
 from worker.techniques.quantization import product_times
-from worker.techniques.quantization.product_times import Costs, times_of
+from worker.techniques.quantization.mixed_math import Costs
+from worker.techniques.quantization.product_times import times_of
 
 WIDTHS = (8, 4, 3, 2)
 
