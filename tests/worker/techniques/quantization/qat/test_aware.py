@@ -241,15 +241,14 @@ def test_four_bits_lie_in_groups_and_are_stored_so(
 def test_training_wins_back_what_rounding_cost(trained: dict[str, nn.Module], tmp_path: Path) -> None:
     """Two bits, one step an output; all begin with the same grids."""
     contexts = [context_of(trained, "mlp", tmp_path / name) for name in ("trained", "fixed", "rounded")]
-    long = Training(epochs=15, lr=1e-3, schedule="cosine", distill=Distill())
+    long = Training(epochs=25, lr=1e-3, schedule="cosine", distill=Distill())
     quantize(contexts[0], bits=2, group_size=None, symmetric=True, training=long)
     quantize(contexts[1], bits=2, group_size=None, symmetric=True, steps="fixed", training=long)
     rtn = WeightOnly(bits=2, group_size=None, symmetric=True, algorithm="rtn")
     QuantizeTechnique().apply(rtn, contexts[2])
     learned, fixed, rounded = (distance(context, trained["mlp"]) for context in contexts)
-    # Which of the two is nearer is within the noise of so small a network.
-    assert learned < 1.25 * fixed, (learned, fixed, rounded)
-    assert max(learned, fixed) < 0.3 * rounded, (learned, fixed, rounded)
+    assert learned < fixed < rounded, (learned, fixed, rounded)
+    assert learned < 0.3 * rounded, (learned, fixed, rounded)
 
 
 def distance(context: Context, other: nn.Module) -> float:
