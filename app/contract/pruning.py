@@ -14,7 +14,9 @@ Pattern = Annotated[
     str, Field(min_length=1, max_length=256, description="A layer's name; * and ? match as in a shell.")
 ]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
-Criterion = Literal["magnitude", "random", "gradient", "taylor", "fisher", "movement", "wanda", "sparsegpt"]
+Criterion = Literal[
+    "magnitude", "random", "gradient", "taylor", "fisher", "movement", "variational", "wanda", "sparsegpt"
+]
 Scope = Literal["global", "layer", "erk", "auto"]
 
 _N_OF_M = re.compile(r"([1-9][0-9]?):([1-9][0-9]?)")
@@ -22,6 +24,7 @@ MOST_OF_A_GROUP = 64
 # What these look at besides the weights.
 OF_GRADIENTS = ("gradient", "taylor", "fisher")
 OF_INPUTS = ("wanda", "sparsegpt")
+OF_TRAINING = ("movement", "variational")
 
 
 class Regrowth(Strict):
@@ -53,8 +56,9 @@ class Prune(Strict):
     criterion: Criterion = Field(
         "magnitude",
         description="What a weight w with gradient g and input x is worth. magnitude: |w|; gradient: |g|; taylor: "
-        "|w g|; fisher: w^2 E[g^2]; movement: what training moves away from zero; wanda: |w| ||x||; sparsegpt: what "
-        "the layer's outputs lose, the weights that stay being adjusted.",
+        "|w g|; fisher: w^2 E[g^2]; movement: what training moves away from zero; variational: |w| over the noise that "
+        "the weight has learned to bear in training; wanda: |w| ||x||; sparsegpt: what the layer's outputs lose, the "
+        "weights that stay being adjusted.",
     )
     norm: Literal["l1", "l2"] = Field("l1", description="How weights of one block add up.")
     sparsity: Annotated[
@@ -139,9 +143,9 @@ class Prune(Strict):
             raise ValueError("schedule cubic grows the sparsity during training: give training")
         if self.rewind is not None and (self.schedule != "iterative" or self.training is None):
             raise ValueError("rewind is for schedule iterative with training")
-        if self.criterion == "movement" and (self.training is None or self.schedule == "one_shot" or self.rewind):
+        if self.criterion in OF_TRAINING and (self.training is None or self.schedule == "one_shot" or self.rewind):
             raise ValueError(
-                "movement is what one training moves: give training, schedule cubic or iterative, no rewind"
+                f"{self.criterion} is what one training finds: give training, schedule cubic or iterative, no rewind"
             )
         if self.criterion in OF_INPUTS and self.block is not None:
             raise ValueError(f"{self.criterion} prunes single weights or N:M: give another criterion, or no block")
@@ -155,6 +159,6 @@ class Prune(Strict):
             return self
         if self.training is None or self.rewind is not None:
             raise ValueError("regrow exchanges weights during one training: give training, and no rewind")
-        if self.threshold is not None or self.criterion in ("movement", *OF_INPUTS):
+        if self.threshold is not None or self.criterion in (*OF_TRAINING, *OF_INPUTS):
             raise ValueError(f"regrow keeps a sparsity, and {self.criterion} or a threshold decides for good: give one")
         return self

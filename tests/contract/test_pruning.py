@@ -65,7 +65,7 @@ def test_what_makes_sense_is_taken(fields: dict[str, Any]) -> None:
         ({"sparsity": 0.5, "schedule": "cubic"}, "give training"),
         ({"sparsity": 0.5, "rewind": "weights", "training": TRAINING}, "rewind is for schedule iterative"),
         ({"sparsity": 0.5, "schedule": "iterative", "rewind": "weights"}, "with training"),
-        ({"sparsity": 0.5, "criterion": "movement", "training": TRAINING}, "what one training moves"),
+        ({"sparsity": 0.5, "criterion": "movement", "training": TRAINING}, "what one training finds"),
         ({"sparsity": 0.5, "criterion": "movement", "schedule": "cubic"}, "give training"),
         ({"sparsity": 0.5, "criterion": "wanda", "scope": "global"}, "prunes at once"),
         ({"sparsity": 0.5, "criterion": "sparsegpt", "schedule": "cubic", "training": TRAINING}, "prunes at once"),

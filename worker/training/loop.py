@@ -27,7 +27,7 @@ from worker.training.distillation import teacher_alone
 from worker.training.divergence import Diverged, Guard
 from worker.training.early_stopping import EarlyStopper
 from worker.training.layout import channels_last
-from worker.training.objective import objective
+from worker.training.objective import Objective, Penalized, objective
 from worker.training.place import Place
 from worker.training.plateau import Plateau
 from worker.training.randomness import seeded
@@ -51,6 +51,7 @@ def train(
     *,
     rate: Callable[[int], float] | None = None,
     on_loss: Callable[[float], None] | None = None,
+    penalty: nn.Module | None = None,
 ) -> TrainingSummary:
     """Trains `context.model.module` in place on the split `train` and leaves it in eval mode.
 
@@ -64,7 +65,7 @@ def train(
     its share of every batch, or, where the training is for one process, the first trains and the others wait.
 
     `rate` stands in place of the schedule: the learning rate by step. `on_loss` is told the loss of every step, and may
-    raise to end it all.
+    raise to end it all. What `penalty` gives without inputs is added to the loss, and what it has to learn is learned.
 
     Raises TrainingDiverged, naming step and learning rate, where that does not help; DatasetMismatch without training
     data, or without labels where no teacher stands in for them; InvalidSpec for a warm-up longer than the training;
@@ -79,7 +80,7 @@ def train(
             own = replace(context, ranks=within)
             if not settled.sharded:
                 with _laid_out(own, settled):
-                    return _Run(own, settled, on_step, rate, on_loss).train()
+                    return _Run(own, settled, on_step, rate, on_loss, penalty=penalty).train()
             if on_step is not None:
                 raise Unsupported(
                     "A sparsity that grows during the training looks at whole weights, and sharded has shares of them. "
@@ -128,6 +129,7 @@ class _Run:
         rate: Callable[[int], float] | None = None,
         on_loss: Callable[[float], None] | None = None,
         shards: Shards | None = None,
+        penalty: nn.Module | None = None,
     ) -> None:
         self.scheduled, self.on_loss = rate or self._scheduled, on_loss
         self.context, self.training, self.on_step = context, training, on_step
@@ -139,7 +141,9 @@ class _Run:
         seen = self.total * training.batch_size
         self.augment = Augmenter(training, context.model.facts, context.device)
         fixed = self.augment.fixed
-        self.loss = objective(context, self.feed.task, training.distill, samples=seen, fixed=fixed)
+        self.loss: Objective = objective(context, self.feed.task, training.distill, samples=seen, fixed=fixed)
+        if penalty is not None:
+            self.loss = Penalized(self.loss, penalty.to(context.device))
         self.ranks, self.shards = context.ranks, shards
         lesson = lesson_of(self.module, self.loss, self.ranks, shards)
         self.stepper = Stepper(self.module, self.feed.task, lesson, training, context.device, self.ranks)

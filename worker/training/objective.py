@@ -71,6 +71,22 @@ class Objective:
         return outputs
 
 
+class Penalized(Objective):
+    """Another objective and, beside it, what a penalty gives of the network as it stands, whatever the batch is."""
+
+    def __init__(self, inner: Objective, penalty: nn.Module) -> None:
+        super().__init__(inner.student, inner.task)
+        self._inner, self._penalty = inner, penalty
+        self.modules.extend([inner.modules, penalty])
+
+    def __call__(self, batch: Batch) -> Tensor:
+        penalty: Tensor = self._penalty()
+        return self._inner(batch) + penalty
+
+    def details(self) -> Details:
+        return self._inner.details()
+
+
 class Distilled(Objective):
     """The objective of a student that has a teacher."""
 

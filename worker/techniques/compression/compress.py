@@ -12,7 +12,7 @@ from app.contract.augmentable import movable
 from app.contract.augmentation import Augmentation, Crop
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
-from app.contract.pruning import Prune
+from app.contract.pruning import Criterion, Prune
 from app.contract.training import Settled, Training
 from worker.checkpoints.points import Parts, load_state
 from worker.constraints import baked
@@ -24,6 +24,7 @@ from worker.packed import packed
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import Attempt, Snapshot, cloned, restore, snapshot
 from worker.techniques.pruning.dead import drop_dead
+from worker.techniques.pruning.noise import noisy
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.pruning.weights import WeightSet, select
 from worker.techniques.quantization.quantize import QuantizeTechnique
@@ -31,6 +32,7 @@ from worker.training.finding.settle import settle
 from worker.training.randomness import random_state
 from worker.training.states import mask_state, module_state
 
+MANY = 0.2  # share of the weights that it does not take much to choose
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
 ENTROPY_WEIGHT = 0.02  # variances of the weights that a bit is worth
 CODED_RATE = 0.4  # of the learning rate, for values that are shared
@@ -83,6 +85,9 @@ class _Search:
         self._step, self._context = step, context
         self._module = context.model.module
         self._judge = Judge(context, "compress")
+        chosen = select(self._module, step.exclude)
+        # One that is not for all layers would leave the others as they are.
+        self._criterion: Criterion = "variational" if noisy(context.model, chosen) == chosen else "magnitude"
         asked = moved(step, context.model)
         training, self._found = settle(_pruned(step, context), asked)
         self._training: Settled = training
@@ -100,6 +105,7 @@ class _Search:
         if self._context.checkpoints is not None:
             self._context.checkpoints.clear()
         return {
+            "criterion": self._criterion,
             "wanted_validation_metric": self._judge.shown(self._wanted),
             "held": self._best is not None,
             "held_by_margin": self._place.firm,
@@ -164,7 +170,13 @@ class _Search:
         return math.sqrt(share * (1 - share) / self._context.feed.size("validation"))
 
     def _prune(self, sparsity: float) -> None:
-        step = Prune(sparsity=sparsity, schedule="cubic", exclude=self._step.exclude, training=self._of_round())
+        step = Prune(
+            sparsity=sparsity,
+            criterion=self._criterion if self._place.keep < MANY else "magnitude",
+            schedule="cubic",
+            exclude=self._step.exclude,
+            training=self._of_round(),
+        )
         PruneTechnique().apply(step, self._part(0.0, 2 / 3))
         weights = WeightSet(self._module, select(self._module, self._step.exclude))
         drop_dead(self._context, weights, DEAD_SAMPLES)

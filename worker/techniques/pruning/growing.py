@@ -13,6 +13,7 @@ from worker.ranks.ranks import Ranks
 from worker.techniques.pruning import schedule_math, scores_math, selection_math
 from worker.techniques.pruning.choosing import Chooser
 from worker.techniques.pruning.grain import Grain
+from worker.techniques.pruning.noise import WeightNoise
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 from worker.training.states import State
 
@@ -20,13 +21,22 @@ from worker.training.states import State
 class Growing:
     """The loop's hook of schedules cubic and iterative: prunes at the steps that are due."""
 
-    def __init__(self, step: Prune, chooser: Chooser, weights: WeightSet, ranks: Ranks | None = None) -> None:
-        self._step, self._chooser = step, chooser
+    def __init__(
+        self,
+        step: Prune,
+        chooser: Chooser,
+        weights: WeightSet,
+        ranks: Ranks | None = None,
+        noise: WeightNoise | None = None,
+    ) -> None:
+        self._step, self._chooser, self._noise = step, chooser, noise
         self._moving = Moving(weights, ranks or Ranks()) if step.criterion == "movement" else None
 
     def __call__(self, step: int, total: int) -> bool:
         """Prunes where an update is due; true once the final sparsity is reached."""
         due = self._due(total)
+        if self._noise is not None:
+            self._noise.weaken(step, max(due))
         if self._moving is not None and step <= max(due):
             self._moving.gather()
         if step in due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,11 +18,12 @@ from worker.techniques.pruning.by_inputs import prune_by_inputs, scored_by_input
 from worker.techniques.pruning.choosing import Chooser, drop_groups
 from worker.techniques.pruning.grain import Blocks, Elements, Grain, fits_groups
 from worker.techniques.pruning.growing import Growing, Regrowing, way
+from worker.techniques.pruning.noise import WeightNoise, noisy, observations
 from worker.techniques.pruning.rounds import prune_in_rounds
 from worker.techniques.pruning.scoring import scorer
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
 from worker.training.finding.settle import settle
-from worker.training.loop import train
+from worker.training.loop import fed, train
 
 
 class PruneTechnique:
@@ -43,6 +45,8 @@ class PruneTechnique:
             return (
                 f"{step.criterion} needs Linear, Conv1d or Conv2d layers that torch computes, and the model has none."
             )
+        if step.criterion == "variational" and not noisy(model, chosen):
+            return "variational needs Linear, Embedding or convolution layers that torch computes, and there are none."
         fitting(step, chosen)
         return None
 
@@ -50,13 +54,15 @@ class PruneTechnique:
         """Prunes, and trains where the step says so; one_shot before the training, the other schedules during it."""
         module = context.model.module
         chosen = select(module, step.exclude, tuple(step.layers))
-        weights = WeightSet(module, fitting(step, chosen))
+        weights = WeightSet(module, fitting(step, _in_reach(step, context.model, chosen)))
         left = [weight for weight in chosen if weight not in weights.weights]
         if step.sparsity is None or step.criterion in OF_INPUTS:
             found, chooser = _at_once(step, context, weights), None
         else:
-            chooser = Chooser(step, context, weights, grain_of(step), scorer(step, context, weights))
-            found = _towards(step, context, weights, chooser)
+            noise = _noise(step, context, weights)
+            scores = scorer(step, context, weights) if noise is None else noise.scores
+            chooser = Chooser(step, context, weights, grain_of(step), scores)
+            found = _towards(step, context, weights, chooser, noise)
         return _details(weights, chooser, left) | found
 
 
@@ -79,6 +85,19 @@ def fitting(step: Prune, weights: list[PrunableWeight]) -> list[PrunableWeight]:
         )
         raise InvalidSpec(f"No weight of the model can be cut into {what}. Give smaller ones, or unstructured.")
     return found
+
+
+def _in_reach(step: Prune, model: Model, weights: list[PrunableWeight]) -> list[PrunableWeight]:
+    """Those that the criterion can be asked of once the network is there to be looked at."""
+    return noisy(model, weights) if step.criterion == "variational" else weights
+
+
+def _noise(step: Prune, context: Context, weights: WeightSet) -> WeightNoise | None:
+    if step.criterion != "variational":
+        return None
+    assert step.sparsity is not None
+    wanted = (1 - step.sparsity) * weights.total()
+    return WeightNoise(context.model.module, weights.weights, observations(fed(context.feed), context.seed), wanted)
 
 
 def _at_once(step: Prune, context: Context, weights: WeightSet) -> Details:
@@ -105,7 +124,7 @@ def _agree(context: Context, weights: WeightSet) -> None:
     context.ranks.alike(parameter.data for parameter in context.model.module.parameters())
 
 
-def _towards(step: Prune, context: Context, weights: WeightSet, chooser: Chooser) -> Details:
+def _towards(step: Prune, context: Context, weights: WeightSet, chooser: Chooser, noise: WeightNoise | None) -> Details:
     """Pruning to a sparsity, by the step's schedule."""
     if step.rewind is not None:
         return prune_in_rounds(step, context, chooser, weights)
@@ -115,7 +134,7 @@ def _towards(step: Prune, context: Context, weights: WeightSet, chooser: Chooser
         for number in range(rounds):
             chooser.prune(way(step, chooser, number + 1) if rounds > 1 else 1.0)
         return _trained(step, context, None, weights, held)
-    return _trained(step, context, chooser, weights, weights.kept())
+    return _trained(step, context, chooser, weights, weights.kept(), noise)
 
 
 def _trained(
@@ -124,6 +143,7 @@ def _trained(
     chooser: Chooser | None = None,
     weights: WeightSet | None = None,
     held: list[Tensor] | None = None,
+    noise: WeightNoise | None = None,
 ) -> Details:
     """The step's training, with what happens to masks in it: growing where there is a chooser, and regrowth.
 
@@ -134,7 +154,11 @@ def _trained(
     ranks = context.ranks if training.ranks > 1 else Ranks()
     growing = None
     if chooser is not None and weights is not None:
-        growing = Growing(step, chooser, weights, ranks)
+        growing = Growing(step, chooser, weights, ranks, noise)
+    if noise is not None:
+        noise.suit(training.lr * (training.steps or (training.epochs or 1) * _batches(context, training.batch_size)))
+        with noise.heard():
+            return found | train(context, training, growing, penalty=noise).details()
     if step.regrow is None or weights is None or held is None:
         return found | train(context, training, growing).details()
     if chooser is not None:
@@ -142,6 +166,10 @@ def _trained(
     regrowing = Regrowing(step.regrow, weights, grain_of(step), held, ranks, growing)
     details = train(context, training, regrowing).details()
     return found | {"regrown_weights": regrowing.exchanged} | details
+
+
+def _batches(context: Context, size: int) -> int:
+    return math.ceil(fed(context.feed).size("train") / size)
 
 
 def _refuse_emptied(weights: WeightSet, dropped: list[Tensor], threshold: float) -> None:
