@@ -122,3 +122,13 @@ def test_every_technique_trains_in_two_as_in_one(name: str, tmp_path: Path) -> N
     assert (found.pop("training_processes"), found.pop("training_sharded")) == (2, False)
     assert found.keys() == expected.keys()
     assert {key for key in state if (state[key] == 0).any()} == {key for key in ours if (ours[key] == 0).any()}
+
+
+def test_noise_is_drawn_apart_and_weighed_together(tmp_path: Path) -> None:
+    """Each process has noise of its own, so losses differ; but all learn as one how much each weight bears."""
+    training = TRAINING.model_copy(update={"processes": 2})
+    step = Prune(sparsity=0.6, schedule="cubic", criterion="variational", training=training)
+    (found, ours), (_, theirs) = together(2, tmp_path / "2", works.technique, tmp_path / "two", step)
+    assert found["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert found["training_last_epoch_loss"] < found["training_first_epoch_loss"]
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

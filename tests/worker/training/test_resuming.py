@@ -143,6 +143,7 @@ WORKS: dict[str, Work] = {
     ),
     "pruning in rounds": prune(sparsity=0.8, schedule="iterative", rounds=4, training=TRAINING),
     "movement": prune(sparsity=0.8, schedule="cubic", criterion="movement", training=TRAINING),
+    "variational": prune(sparsity=0.8, schedule="cubic", criterion="variational", training=TRAINING),
     "regrowth": prune(sparsity=0.8, regrow=Regrowth(every=EVERY), training=TRAINING),
     "cubic and regrowth": prune(sparsity=0.8, schedule="cubic", regrow=Regrowth(every=3), training=TRAINING),
     "codebook": share(entries=6, training=TRAINING),
