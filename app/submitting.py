@@ -14,6 +14,7 @@ from app.contract.compatibility import check, check_named, check_splits
 from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound, StillInspecting
 from app.contract.estimate import estimate
 from app.contract.facts import DatasetFacts, ModelFacts
+from app.contract.native import planned
 from app.contract.recipes import resolve
 from app.contract.records import JobRecord, UploadKind, UploadRecord
 from app.contract.spec import ExportFormat, JobSpec, ResolvedSpec
@@ -72,7 +73,7 @@ def dry_run(store: JobStore, account: str, spec: JobSpec) -> DryRunView:
         steps=resolved.steps,
         export=resolved.export,
         estimate=estimate(resolved, model.facts, data, _inspected(named)),
-        artifacts=tuple(_planned(format, model.facts) for format in resolved.export),
+        artifacts=tuple(_planned(format, model.facts) for format in planned(resolved, model.facts)),
     )
 
 

@@ -14,6 +14,7 @@ from worker.checkpoints.points import Checkpoints
 from worker.data.feed import Feed
 from worker.model import Model
 from worker.ranks.ranks import Ranks
+from worker.structure.edits import Edit
 from worker.techniques.quantization.int8_graph import Int8Graph
 from worker.techniques.quantization.static.ranges_math import Range
 from worker.techniques.quantization.weight_grid import WeightGrid
@@ -38,6 +39,7 @@ class Context:
     the first of them has made of it; `grids` are those that weights have come to lie on, by name, `ranges` what the
     inputs of their layers were trained to be rounded in, and `scales` those of weights that are now float8 times a
     scale, of a shape that broadcasts against the weight, and `wanted` what the artifacts have to hold.
+    `edits` are what steps have changed of the network's structure, or None where it is another network: a student.
     `checkpoints` are the job's; a training that is no part of it (a trial on a copy) has none. `replaced` is the
     uploaded model where a student has taken its place. `memory_bytes` is what the job may take; None: nobody set a
     limit. `ranks` are the processes that run the job: this one alone, or one of several that take the same steps.
@@ -56,11 +58,20 @@ class Context:
     ranges: dict[str, Range] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     wanted: Wanted | None = None
+    edits: list[Edit] | None = field(default_factory=list)
     checkpoints: Checkpoints | None = None
     memory_bytes: int | None = None
     named: Mapping[str, Model] = field(default_factory=dict)
     replaced: Model | None = None
     ranks: Ranks = field(default_factory=Ranks)
+
+    def replace_model(self, model: Model) -> None:
+        """What follows (steps, exports, figures) is about this model; the teacher stays the uploaded one."""
+        self.replaced = self.uploaded
+        self.model = model
+        model.module.to(self.device)
+        if self.feed is not None:
+            self.feed = Feed(model, self.feed.data)
 
     @property
     def uploaded(self) -> Model:

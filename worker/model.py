@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from app.contract.facts import ModelFacts
+from app.contract.spec import ExportFormat
 from worker.data.base import RawBatch
 from worker.data.batch import Inputs
 from worker.objectives.base import Task
@@ -58,6 +59,7 @@ class Model:
     an ONNX file's output is called. `spec` is what reads a file of `save`, where that is not the upload's spec. `plan`
     can build another network of the same kind, where one can be described. `casts` are the dtypes that a step has asked
     for in the place of `stored`, and `saving` gives a `save` that keeps to such; None where the format cannot.
+    `native_as` is the artifact that stands in for the upload's own format, where that cannot say what the network is.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class Model:
     plan: Plan | None = None
     casts: Dtypes = field(default_factory=dict)
     saving: Callable[[Dtypes], Save] | None = None
+    native_as: ExportFormat | None = None
 
     @property
     def dtypes(self) -> Dtypes:

@@ -21,6 +21,7 @@ from app.contract.choosing import choose, settled
 from app.contract.compatibility import check, check_named, check_step
 from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts
+from app.contract.native import written
 from app.contract.report import Report, StepReport
 from app.contract.spec import DistillStep, ResolvedSpec, Step, training_of
 from worker.checkpoints.points import Announce, Checkpoints
@@ -40,6 +41,7 @@ from worker.model import Model
 from worker.ranks.ranks import Ranks
 from worker.ranks.state import check_saved
 from worker.request import OutputFile, RunRequest, RunResult
+from worker.structure.restructured import retake
 from worker.techniques.registry import TECHNIQUES
 from worker.training.states import Unusable
 
@@ -68,7 +70,8 @@ def run_job(
     with clock("export"):
         # Both artifacts carry what the upload's own dtype can hold, and are verified against just that.
         module = context.model.round_as_stored(baked(context.model.module).cpu().eval())
-        exported = [EXPORTERS[name](module, context, request.output) for name in request.spec.export]
+        formats = written(request.spec.export, context.model.native_as)
+        exported = [EXPORTERS[name](module, context, request.output) for name in formats]
     progress(VERIFY_FROM, "verify")
     with clock("verify"):
         samples = check_samples(context.model, context.feed)
@@ -238,13 +241,14 @@ def _run_steps(
 
     Those that a checkpoint has the outcome of are not taken again.
     """
+    retake(context, checkpoints.edits())
     done = list(checkpoints.begin(context.model.module, context.device))
     width = (EXPORT_FROM - STEPS_FROM) / len(spec.steps)
     for index, step in enumerate(spec.steps[len(done) :], len(done)):
         start = STEPS_FROM + index * width
         context.progress = functools.partial(_step_progress, progress, step.technique, start, width)
         context.progress(0.0)
-        checkpoints.enter(done, context.model.module, context.device)
+        checkpoints.enter(done, context.model.module, context.device, context.edits)
         began = time.perf_counter()
         with _located(spec.pointer(index)):
             details = TECHNIQUES[step.technique].apply(step, context)

@@ -11,6 +11,7 @@ from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
+from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
@@ -22,7 +23,7 @@ from app.contract.weight_only import FewBits, WeightOnly
 INT8_EXPORTS = {"static": ("onnx", "pt2"), "qat": ("onnx", "pt2"), "dynamic": ("onnx",)}
 INT8_EXPORT = "onnx"  # of all of these methods
 
-Family = Literal["pruning", "training", "distillation", "quantization"]
+Family = Literal["pruning", "training", "distillation", "quantization", "structure"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,18 @@ TECHNIQUES: tuple[Technique, ...] = (
         methods=(Compress(),),
     ),
     Technique(
+        name="factorize",
+        family="structure",
+        title="Factorize layers into products of thinner ones",
+        needs="A `train` split where `training` is given, labelled for criterion fisher; samples of any split for "
+        "criterion activations and allocation measured; no data otherwise.",
+        applies_to="Linear, Conv1d/2d/3d without groups, in a model that can be trained. A Hugging Face folder is "
+        "delivered as pt2 and onnx.",
+        may_not_follow=frozenset({"quantize"}),
+        exports=("native", "onnx", "packed", "pt2"),
+        methods=(Factorize(energy=0.9),),
+    ),
+    Technique(
         name="quantize",
         family="quantization",
         title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
@@ -140,6 +153,11 @@ def check_order(spec: ResolvedSpec) -> None:
         ):
             raise OrderRefused(
                 "distill with a student makes a new network, so what prune did before is lost: put distill first.",
+                pointer=spec.pointer(i),
+            )
+        if isinstance(step, Factorize) and any(isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]):
+            raise OrderRefused(
+                "factorize makes new layers, so what prune or shared values did before is lost: put factorize first.",
                 pointer=spec.pointer(i),
             )
         if isinstance(step, FewBits | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):

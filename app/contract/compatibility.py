@@ -15,8 +15,10 @@ from app.contract.compressed_tensors import check_compressed_tensors
 from app.contract.compression import Compress
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
+from app.contract.factorizing import Factorize
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, Task, TensorFacts, calibration_split
 from app.contract.mixed import Mixed
+from app.contract.native import check_words
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
@@ -52,6 +54,7 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
             f"{model.untrainable_reason}",
             pointer="/export",
         )
+    check_words(spec, model)
     if COMPRESSED_TENSORS in spec.export:
         check_compressed_tensors(spec, None if replaced else model)
 
@@ -85,7 +88,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
     if training_of(step) is not None and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast | Factorize):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)
@@ -150,6 +153,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_training(training, dataset, task, pointer)
         if isinstance(step, Compress):
             _check_judged("compress", dataset, task, pointer)
+        if isinstance(step, Factorize):
+            _check_factorizing_data(step, dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None:
@@ -176,18 +181,37 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
 
 def _check_pruning_data(step: Prune, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
     """Criteria that look at gradients need labels, those that look at inputs and scope auto any samples."""
-    where = pointer if dataset is not None else "/dataset"
     if step.criterion in OF_GRADIENTS:
-        train = dataset.splits.get("train") if dataset is not None else None
-        if train is None or not _labelled(train, task):
-            raise DatasetMismatch(
-                f"Criterion {step.criterion} needs a `train` split with {_targets(task)}; " + _has(dataset),
-                pointer=where,
-            )
-    if (step.criterion in OF_INPUTS or step.within == "auto") and calibration_split(dataset) is None:
+        _check_taught(step.criterion, dataset, task, pointer)
+    if step.criterion in OF_INPUTS or step.within == "auto":
         what = f"Criterion {step.criterion}" if step.criterion in OF_INPUTS else "Scope auto"
+        _check_looked_at(what, dataset, pointer)
+
+
+def _check_factorizing_data(step: Factorize, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    if step.criterion == "fisher":
+        _check_taught(step.criterion, dataset, task, pointer)
+    if step.looks_at_samples:
+        measured = step.allocation == "measured"
+        _check_looked_at("Allocation measured" if measured else f"Criterion {step.criterion}", dataset, pointer)
+
+
+def _check_taught(criterion: str, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    """What looks at gradients needs labels."""
+    train = dataset.splits.get("train") if dataset is not None else None
+    if train is None or not _labelled(train, task):
         raise DatasetMismatch(
-            f"{what} needs a `calibration`, `train` or `validation` split; " + _has(dataset), pointer=where
+            f"Criterion {criterion} needs a `train` split with {_targets(task)}; " + _has(dataset),
+            pointer=pointer if dataset is not None else "/dataset",
+        )
+
+
+def _check_looked_at(what: str, dataset: DatasetFacts | None, pointer: str) -> None:
+    """What looks at inputs or outputs needs samples."""
+    if calibration_split(dataset) is None:
+        raise DatasetMismatch(
+            f"{what} needs a `calibration`, `train` or `validation` split; " + _has(dataset),
+            pointer=pointer if dataset is not None else "/dataset",
         )
 
 

@@ -29,6 +29,9 @@ ROUNDED_A_SECOND = 1e6  # weights, by adaptive rounding
 # what that was rounded to.
 STEPS_LEARNED = ("Linear", "NonDynamicallyQuantizableLinear", "Conv1d", "Conv2d", "Conv3d", "Conv1D")
 ROUNDED_COPIES = 2
+# Of variational pruning: passes with noise over those without, and what it holds for each weight: a variance, its
+# gradient and moments, and what its cost keeps for the way back.
+NOISE_PASSES, NOISE_COPIES = 2.0, 8
 INPUT_PASSES = 3.0  # to see what comes in, to go on with what went out, and for the columns of layers that are rounded
 # What a job takes besides: starting, reading, verifying and measuring, and the export of one artifact.
 FIXED_SECONDS, EXPORT_SECONDS = 4.0, 3.0
@@ -72,10 +75,13 @@ def estimate(
         if training is not None:
             rounds = CODED * (ROUNDS_DOWN + ROUNDS_BEHIND * step.longer) if isinstance(step, Compress) else 1.0
             rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
+            noisy = isinstance(step, Compress) or (isinstance(step, Prune) and step.criterion == "variational")
+            rounds *= NOISE_PASSES if noisy else 1
             passes += rounds * share * _training_passes(training, dataset)
             passes += rounds * _teacher_passes(training, model, dataset, costs)
             copies = ROUNDED_COPIES if isinstance(step, Qat) and step.in_file else 1
-            needs.append(_training_bytes(training, cost, sum(one.weight_bytes for one in costs.values()), copies))
+            others = sum(one.weight_bytes for one in costs.values()) + noisy * NOISE_COPIES * cost.weight_bytes
+            needs.append(_training_bytes(training, cost, others, copies))
         if "pt2" in spec.export and ("pt2" in int8_exports(step) or isinstance(step, FewBits | Qat)):
             seconds += COMPILE_SECONDS
         if isinstance(step, Quantize) and step.method == "static":

@@ -25,6 +25,8 @@ MOST_OF_A_GROUP = 64
 OF_GRADIENTS = ("gradient", "taylor", "fisher")
 OF_INPUTS = ("wanda", "sparsegpt")
 OF_TRAINING = ("movement", "variational")
+# Optimizers that move any number by about the rate, as logarithms of variances have to be moved.
+NORMALIZING = ("adam", "adamw", "nadam", "radam")
 
 
 class Regrowth(Strict):
@@ -56,9 +58,9 @@ class Prune(Strict):
     criterion: Criterion = Field(
         "magnitude",
         description="What a weight w with gradient g and input x is worth. magnitude: |w|; gradient: |g|; taylor: "
-        "|w g|; fisher: w^2 E[g^2]; movement: what training moves away from zero; variational: |w| over the noise that "
-        "the weight has learned to bear in training; wanda: |w| ||x||; sparsegpt: what the layer's outputs lose, the "
-        "weights that stay being adjusted.",
+        "|w g|; fisher: w^2 E[g^2]; movement: what training moves away from zero; variational: w^2 over the variance "
+        "of the noise that the weight has learned to bear in training; wanda: |w| ||x||; sparsegpt: what the layer's "
+        "outputs lose, the weights that stay being adjusted.",
     )
     norm: Literal["l1", "l2"] = Field("l1", description="How weights of one block add up.")
     sparsity: Annotated[
@@ -147,6 +149,8 @@ class Prune(Strict):
             raise ValueError(
                 f"{self.criterion} is what one training finds: give training, schedule cubic or iterative, no rewind"
             )
+        if self.criterion == "variational" and self.training and self.training.optimizer not in NORMALIZING:
+            raise ValueError(f"variational learns variances: give training one of {', '.join(NORMALIZING)}")
         if self.criterion in OF_INPUTS and self.block is not None:
             raise ValueError(f"{self.criterion} prunes single weights or N:M: give another criterion, or no block")
         if self.criterion in OF_INPUTS and (self.schedule != "one_shot" or self.within != "layer"):

@@ -12,6 +12,7 @@ from app.contract.cast import Cast
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
+from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
@@ -134,11 +135,12 @@ Step = Annotated[
     | Annotated[Mixed, Tag("mixed")]
     | Annotated[Automatic, Tag("auto")]
     | Annotated[Cast, Tag("cast")]
-    | Annotated[Compress, Tag("compress")],
+    | Annotated[Compress, Tag("compress")]
+    | Annotated[Factorize, Tag("factorize")],
     Discriminator(
         _kind,
         custom_error_type="technique",
-        custom_error_message="technique is one of prune, finetune, distill, quantize and compress",
+        custom_error_message="technique is one of prune, finetune, distill, quantize, compress and factorize",
     ),
 ]
 

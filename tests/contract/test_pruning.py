@@ -67,6 +67,16 @@ def test_what_makes_sense_is_taken(fields: dict[str, Any]) -> None:
         ({"sparsity": 0.5, "schedule": "iterative", "rewind": "weights"}, "with training"),
         ({"sparsity": 0.5, "criterion": "movement", "training": TRAINING}, "what one training finds"),
         ({"sparsity": 0.5, "criterion": "movement", "schedule": "cubic"}, "give training"),
+        ({"sparsity": 0.5, "criterion": "variational", "training": TRAINING}, "what one training finds"),
+        (
+            {
+                "sparsity": 0.5,
+                "criterion": "variational",
+                "schedule": "cubic",
+                "training": {**TRAINING, "optimizer": "sgd"},
+            },
+            "one of adam, adamw, nadam, radam",
+        ),
         ({"sparsity": 0.5, "criterion": "wanda", "scope": "global"}, "prunes at once"),
         ({"sparsity": 0.5, "criterion": "sparsegpt", "schedule": "cubic", "training": TRAINING}, "prunes at once"),
         ({"sparsity": 0.5, "criterion": "wanda", "granularity": "block", "block": [1, 4]}, "single weights or N:M"),

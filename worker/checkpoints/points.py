@@ -19,6 +19,7 @@ from torch import nn
 from app.contract.report import StepReport
 from worker.checkpoints import file
 from worker.constraints import codebooks
+from worker.structure.edits import Edit
 from worker.training.randomness import load_random, random_state
 from worker.training.states import State, Unusable, load_masks, load_module, mask_state, module_state, trained
 
@@ -56,6 +57,12 @@ class Checkpoints:
         self._number = 0
         self._announced_at = time.monotonic()
 
+    def edits(self) -> list[Edit]:
+        """What the steps that are known to be done have changed of the network's structure, as far as anyone can tell:
+        it was read and not checked."""
+        job = self._saved.get("step", {}).get("job", {})
+        return job.get("edits") or []
+
     def begin(self, module: nn.Module, device: torch.device) -> list[StepReport]:
         """Puts the module in the state behind the last step that is known to be done; the reports of all that are.
 
@@ -72,17 +79,19 @@ class Checkpoints:
         load_state(module, saved, device)
         return reports
 
-    def enter(self, reports: Sequence[StepReport], module: nn.Module, device: torch.device) -> None:
-        """A step begins, after those that have reported.
+    def enter(
+        self, reports: Sequence[StepReport], module: nn.Module, device: torch.device, edits: Sequence[Edit] | None = ()
+    ) -> None:
+        """A step begins, after those that have reported and made `edits`.
 
-        Where one of them changed the network's structure, nothing could take the state up: from there on a new attempt
-        goes on from what was announced before.
+        Where one of them put another network in the place of the first, nothing could take the state up: from there on
+        a new attempt goes on from what was announced before. One that was edited is edited again.
         """
         self._index = len(reports)
         self._found = None
-        self._portable = self._layout == _layout(module)
+        self._portable = bool(edits) or self._layout == _layout(module)
         if self._announce is not None and self._index and self._portable:
-            job: State = {"reports": [one.model_dump(mode="json") for one in reports]}
+            job: State = {"reports": [one.model_dump(mode="json") for one in reports], "edits": list(edits or ())}
             state = {"job": job, "module": module_state(module), "masks": mask_state(module)}
             file.write(self._path("step"), state | {"random": random_state(device)})
             self._unannounced = ["step"]

@@ -10,6 +10,7 @@ from worker.techniques.compression.compress import CompressTechnique
 from worker.techniques.distillation.distill import DistillTechnique
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization.quantize import QuantizeTechnique
+from worker.techniques.structure.factorize import FactorizeTechnique
 from worker.techniques.training.finetune import FinetuneTechnique
 
 
@@ -24,5 +25,12 @@ def table(techniques: Iterable[Technique[Any]]) -> dict[str, Technique[Any]]:
 
 
 TECHNIQUES: dict[str, Technique[Any]] = table(
-    (PruneTechnique(), FinetuneTechnique(), DistillTechnique(), QuantizeTechnique(), CompressTechnique())
+    (
+        PruneTechnique(),
+        FinetuneTechnique(),
+        DistillTechnique(),
+        QuantizeTechnique(),
+        CompressTechnique(),
+        FactorizeTechnique(),
+    )
 )

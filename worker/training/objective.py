@@ -41,6 +41,10 @@ class Objective:
         """What is learned along with the student."""
         return self.modules.parameters()
 
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """Those of them that weight decay has to leave alone: where zero is a value like any other."""
+        return iter(())
+
     @property
     def learns(self) -> bool:
         """Whether the loss has anything to learn itself."""
@@ -82,6 +86,9 @@ class Penalized(Objective):
     def __call__(self, batch: Batch) -> Tensor:
         penalty: Tensor = self._penalty()
         return self._inner(batch) + penalty
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        return self._penalty.parameters()
 
     def details(self) -> Details:
         return self._inner.details()

@@ -12,10 +12,15 @@ from app.contract.training import Settled
 from worker.training.groups import groups
 
 
-def build(module: nn.Module, training: Settled, beside: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+def build(
+    module: nn.Module,
+    training: Settled,
+    beside: Iterable[nn.Parameter] = (),
+    undecayed: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
     """An optimizer over every trainable parameter of the module, in the groups of `worker.training.groups`.
 
-    What a loss learns `beside` it is a group of its own, at the whole rate.
+    What a loss learns `beside` it is a group of its own, at the whole rate; of it what is `undecayed` is another.
 
     `weight_decay` is added to the gradient (L2) by all but adamw and adafactor, which take it off the weight itself
     (Loshchilov & Hutter 2017; Shazeer & Stern 2018). `momentum` is that of sgd (classical, or Nesterov's) and rmsprop;
@@ -24,8 +29,11 @@ def build(module: nn.Module, training: Settled, beside: Iterable[nn.Parameter] =
     parameters = groups(module, training)
     if not parameters:
         raise Unsupported("The model has no trainable weights, so there is nothing to train. Leave the training out.")
-    if learned := list(beside):
-        parameters.append({"params": learned, "weight_decay": training.weight_decay, "scale": 1.0})
+    plain = list(undecayed)
+    apart = {id(own) for own in plain}
+    for own, decay in (([one for one in beside if id(one) not in apart], training.weight_decay), (plain, 0.0)):
+        if own:
+            parameters.append({"params": own, "weight_decay": decay, "scale": 1.0})
     lr, momentum, betas = training.lr, training.momentum, training.betas
     match training.optimizer:
         case "sgd":

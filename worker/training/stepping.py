@@ -36,7 +36,8 @@ class Stepper:
     ) -> None:
         self._ranks, self._lesson = ranks or Ranks(), lesson
         self._share = Share(self._ranks.rank, self._ranks.size)
-        self.optimizer = optimizers.build(module, training, lesson.objective.parameters())
+        learned = lesson.objective
+        self.optimizer = optimizers.build(module, training, learned.parameters(), learned.undecayed())
         self._task, self._training, self._device = task, training, device
         self._dtype = precision.dtype_of(training.precision, device)
         self._scaler = precision.scaler(self._dtype, device)

@@ -12,7 +12,7 @@ from app.contract.augmentable import movable
 from app.contract.augmentation import Augmentation, Crop
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
-from app.contract.pruning import Criterion, Prune
+from app.contract.pruning import NORMALIZING, Criterion, Prune
 from app.contract.training import Settled, Training
 from worker.checkpoints.points import Parts, load_state
 from worker.constraints import baked
@@ -85,9 +85,7 @@ class _Search:
         self._step, self._context = step, context
         self._module = context.model.module
         self._judge = Judge(context, "compress")
-        chosen = select(self._module, step.exclude)
-        # One that is not for all layers would leave the others as they are.
-        self._criterion: Criterion = "variational" if noisy(context.model, chosen) == chosen else "magnitude"
+        self._few = _for_few(step, context.model)
         asked = moved(step, context.model)
         training, self._found = settle(_pruned(step, context), asked)
         self._training: Settled = training
@@ -105,7 +103,6 @@ class _Search:
         if self._context.checkpoints is not None:
             self._context.checkpoints.clear()
         return {
-            "criterion": self._criterion,
             "wanted_validation_metric": self._judge.shown(self._wanted),
             "held": self._best is not None,
             "held_by_margin": self._place.firm,
@@ -127,6 +124,7 @@ class _Search:
             {
                 "round": place.number + 1,
                 "kept": place.keep,
+                "criterion": self._criterion(),
                 "times_as_long": self._times(),
                 "validation_metric_pruned": self._judge.shown(pruned),
                 "validation_metric": self._judge.shown(attempt.metric),
@@ -172,7 +170,7 @@ class _Search:
     def _prune(self, sparsity: float) -> None:
         step = Prune(
             sparsity=sparsity,
-            criterion=self._criterion if self._place.keep < MANY else "magnitude",
+            criterion=self._criterion(),
             schedule="cubic",
             exclude=self._step.exclude,
             training=self._of_round(),
@@ -202,6 +200,10 @@ class _Search:
         )
         restore(self._module, before, self._context.device)
         return attempt
+
+    def _criterion(self) -> Criterion:
+        """Where many weights stay any will do, and noise takes twice the time."""
+        return self._few if self._place.keep < MANY else "magnitude"
 
     def _times(self) -> int:
         """On the way down it only matters that a network holds, behind it how far it can go: few weights learn
@@ -255,6 +257,13 @@ def _pruned(step: Compress, context: Context) -> Context:
     apart = replace(context, model=model)
     PruneTechnique().apply(Prune(sparsity=1 - PROBED, exclude=step.exclude), apart)
     return apart
+
+
+def _for_few(step: Compress, model: Model) -> Criterion:
+    """What chooses where few weights stay. One that is not for all layers would leave the others as they are."""
+    chosen = select(model.module, step.exclude)
+    fits = step.training.optimizer in NORMALIZING and noisy(model, chosen) == chosen
+    return "variational" if fits else "magnitude"
 
 
 def moved(step: Compress, model: Model) -> Training:

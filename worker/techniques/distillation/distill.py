@@ -8,7 +8,6 @@ import torch
 
 from app.contract.spec import DistillStep
 from worker.context import Context
-from worker.data.feed import Feed
 from worker.evaluation.macs import module_macs
 from worker.model import Model
 from worker.students.students import Made, student_of
@@ -35,18 +34,10 @@ class DistillTechnique:
             teacher = context.model
             made = student_of(context, step.student, torch.get_num_threads())
             details = made.details | _sizes(teacher, made)
-            _replace(context, made.model)
+            context.replace_model(made.model)
+            context.edits = None
         training, found = settle(context, step.training)
         return details | found | train(context, training).details()
-
-
-def _replace(context: Context, student: Model) -> None:
-    """What follows (steps, exports, figures) is about the student; the teacher stays the uploaded model."""
-    context.replaced = context.uploaded
-    context.model = student
-    student.module.to(context.device)
-    if context.feed is not None:
-        context.feed = Feed(student, context.feed.data)
 
 
 def _sizes(teacher: Model, made: Made) -> Details:

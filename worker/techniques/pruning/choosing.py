@@ -45,6 +45,20 @@ class Chooser:
         """The share of all units that was removed before this step."""
         return sum(self._before) / sum(self._sizes)
 
+    @property
+    def left(self) -> int:
+        """How many weights are to be kept in the end."""
+        units = [
+            weight.value().numel() // size for weight, size in zip(self._weights.weights, self._sizes, strict=True)
+        ]
+        each = [place for place in range(len(self._sizes)) if place not in self._together]
+        found = sum(units[i] * (self._sizes[i] - self._after[i]) for i in each)
+        if self._together:
+            assert self._step.sparsity is not None
+            total = sum(self._sizes[i] * units[i] for i in self._together)
+            found += total - selection_math.removals(total, self._step.sparsity)
+        return max(1, found)
+
     def choose(self, progress: float, scores: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         """What goes of each weight (bool, of its shape), `progress` of the way from what was to what will be.
 

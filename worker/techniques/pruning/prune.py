@@ -47,7 +47,7 @@ class PruneTechnique:
             )
         if step.criterion == "variational" and not noisy(model, chosen):
             return "variational needs Linear, Embedding or convolution layers that torch computes, and there are none."
-        fitting(step, chosen)
+        fitting(step, _in_reach(step, model, chosen))
         return None
 
     def apply(self, step: Prune, context: Context) -> Details:
@@ -62,6 +62,8 @@ class PruneTechnique:
             noise = _noise(step, context, weights)
             scores = scorer(step, context, weights) if noise is None else noise.scores
             chooser = Chooser(step, context, weights, grain_of(step), scores)
+            if noise is not None:
+                noise.wanted = chooser.left
             found = _towards(step, context, weights, chooser, noise)
         return _details(weights, chooser, left) | found
 
@@ -95,9 +97,7 @@ def _in_reach(step: Prune, model: Model, weights: list[PrunableWeight]) -> list[
 def _noise(step: Prune, context: Context, weights: WeightSet) -> WeightNoise | None:
     if step.criterion != "variational":
         return None
-    assert step.sparsity is not None
-    wanted = (1 - step.sparsity) * weights.total()
-    return WeightNoise(context.model.module, weights.weights, observations(fed(context.feed), context.seed), wanted)
+    return WeightNoise(context.model.module, weights.weights, observations(fed(context.feed), context.seed))
 
 
 def _at_once(step: Prune, context: Context, weights: WeightSet) -> Details:

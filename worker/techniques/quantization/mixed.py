@@ -3,9 +3,9 @@
 Layers are measured one by one and one width at a time, as ZeroQ (Cai et al. 2020) does, with weights rounded by the
 step's algorithm: the Kullback-Leibler divergence of what is predicted, or the squared error of values (HAWQ, Dong et
 al. 2019, takes the curvature for it). Of all choices those that no other is both smaller and better than are found
-(`mixed_math`); `max_size` names one of them, which is held against equal bits everywhere, and for `max_accuracy_drop`
-they are searched, the network rounded for each that is tried and judged on the validation split. For `max_latency` a
-choice costs not its bytes but the time that its products take (`product_times`).
+(`knapsack_math`); `max_size` names one of them, which is held against equal bits everywhere, and for
+`max_accuracy_drop` they are searched, the network rounded for each that is tried and judged on the validation split.
+For `max_latency` a choice costs not its bytes but the time that its products take (`product_times`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from worker.evaluation.judging import Judge
 from worker.model import Model
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import restore, snapshot
+from worker.techniques.knapsack_math import Frontier, frontier
 from worker.techniques.pruning.inputs import matrix, takes_columns
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.sensitivity import drift, looked_at, measuring
 from worker.techniques.pruning.weights import PrunableWeight, matches, prunable
 from worker.techniques.quantization import weight_only
 from worker.techniques.quantization.groups import group_of
-from worker.techniques.quantization.mixed_math import Costs, Frontier, frontier, stored_bytes
+from worker.techniques.quantization.mixed_math import Costs, stored_bytes
 from worker.techniques.quantization.product_times import NANO, is_product, times_of
 from worker.techniques.quantization.weight_only import Row
 

@@ -20,10 +20,13 @@ from tests.worker.helpers import context_for, digits_data, tiny_model
 from tests.worker.techniques.pruning.test_patterns import WEIGHTS, accuracy, prune
 from worker.constraints import impose_mask
 from worker.context import Context
+from worker.data.batch import Batch
+from worker.objectives.classification import Classification
 from worker.techniques.pruning import variational_math
-from worker.techniques.pruning.noise import WeightNoise, noisy
+from worker.techniques.pruning.noise import WeightNoise, noisy, observations
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.pruning.weights import prunable
+from worker.training.loop import train
 
 TRAINING = Training(epochs=6, lr=3e-3)
 
@@ -134,6 +137,85 @@ def test_the_cost_grows_and_stops_where_few_enough_weights_are_left() -> None:
     with torch.no_grad():
         noise.moved[0][:, 1:] = 30.0  # four weights are not only noise: as many as are wanted
     assert float(noise()) == 0
+
+
+def test_the_start_goes_by_the_weights_that_are_left_and_those_that_are_not_count_for_nothing() -> None:
+    torch.manual_seed(0)
+    own, none = nn.Linear(100, 100), nn.Linear(4, 4)
+    mask = torch.rand(100, 100) < 0.01
+    impose_mask(own, "weight", mask)
+    nn.init.zeros_(none.weight)
+    module = nn.Sequential(own, none)
+    noise = WeightNoise(module, prunable(module), observations=8, wanted=1)
+    alpha = variational_math.log_alpha(own.weight.detach(), noise._log_variance(0).detach())[mask]
+    square = own.weight.detach()[mask].square().mean()
+    assert float(noise._log_variance(0).detach()[0, 0] - square.log()) == pytest.approx(-5, abs=1e-4)
+    assert float((alpha <= -10).float().mean()) == 0
+    noise.weaken(50, 100)
+    noise().backward()  # type: ignore[no-untyped-call]
+    assert all(torch.isfinite(score).all() for score in noise.scores())
+    assert not noise.scores()[1].any()
+    assert not noise.moved[1].grad.any()
+    noise.wanted = int(mask.sum())
+    assert float(noise().detach()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squares_do_not_leave_the_range_of_narrow_floats(dtype: torch.dtype) -> None:
+    own = nn.Linear(64, 8)
+    noise = WeightNoise(own, prunable(own), observations=8)
+    noise.weaken(0, 1)
+    with noise.heard(), torch.autocast("cpu", dtype):
+        heard = own(torch.full((4, 64), 300.0))
+    assert heard.dtype == dtype
+    assert torch.isfinite(heard).all()
+
+
+class Odd(nn.Embedding):
+    """Scales what it gives, as embeddings of some networks do."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return 4 * super().forward(ids)
+
+
+def test_layers_with_a_way_of_their_own_and_called_by_name_are_left_alone(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled, self.named, self.plain = Odd(3, 4), nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.plain(self.named(input=x)) + self.scaled(x[:, 0].long().clamp(0, 2)).sum()
+            return found
+
+    model = tiny_model(Own())
+    assert [weight.name for weight in noisy(model, prunable(model.module))] == ["plain.weight"]
+
+
+def test_a_task_whose_targets_are_not_there_has_its_samples_observed(context: Context) -> None:
+    assert context.feed is not None
+    labelled = observations(context.feed, 0)
+    assert labelled == context.feed.size("train")
+    context.feed.task = Counting()
+    assert observations(context.feed, 0) == labelled
+
+
+class Counting(Classification):
+    def terms(self, batch: Batch) -> int:
+        return 0
+
+
+def test_its_variances_do_not_decay(context: Context) -> None:
+    """Decay in Adam's gradient outweighs what the loss says of a single weight."""
+    moved = []
+    for decay in (0.0, 0.1):
+        own = context_for(tiny_model(copy.deepcopy(context.model.module)), digits_data(), context.scratch)
+        noise = WeightNoise(own.model.module, prunable(own.model.module), observations=800, wanted=1)
+        noise.weaken(50, 100)
+        with noise.heard():
+            train(own, Training(steps=60, lr=3e-3, weight_decay=decay), penalty=noise)
+        moved.append(float(torch.cat([one.detach().flatten() for one in noise.moved]).mean()))
+    assert moved[1] == pytest.approx(moved[0], rel=0.5)
 
 
 def test_it_prunes_to_the_weight_and_keeps_more_accuracy_than_magnitude(context: Context, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from worker.techniques.quantization.mixed_math import Option, frontier, stored_bytes
+from worker.techniques.knapsack_math import Option, frontier
+from worker.techniques.quantization.mixed_math import stored_bytes
 
 Layers = list[list[Option]]
 

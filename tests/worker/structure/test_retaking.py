@@ -1,0 +1,77 @@
+"""Behind a kill a network that was restructured is restructured again, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.contract.budgets import Budget
+from app.contract.distillation import AutoStudent, Distill
+from app.contract.factorizing import Factorize
+from app.contract.spec import DistillStep, Finetune, Step
+from tests.worker.helpers import mlp
+from tests.worker.jobs import job
+from tests.worker.test_resuming import DATA, LAYERS, TRAINING, Attempts, Killed, same
+from worker.checkpoints import file
+from worker.request import RunRequest
+
+FACTORIZE = Factorize(budget=Budget(parameters=0.6), criterion="activations", training=TRAINING)
+STEPS: tuple[Step, ...] = (FACTORIZE, FACTORIZE.model_copy(update={"training": None}), Finetune(training=TRAINING))
+
+
+class Restructured(Attempts):
+    steps = STEPS
+
+    def request(self, folder: Path) -> RunRequest:
+        module = mlp(norm=True, dropout=0.2)
+        request = job(folder, module, LAYERS, (64,), DATA, self.steps, export=("native",))
+        return replace(request, checkpoints=dict(self.stored))
+
+
+def in_the_last(step: str, times: int) -> bool:
+    return step == "finetune" and times == 9
+
+
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "factorize" and times == 12])
+def test_it_ends_with_the_bits_of_one_that_was_not_killed(tmp_path: Path, kill: Any) -> None:
+    whole, attempts = Restructured(tmp_path / "whole").run(), Restructured(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(kill)
+    assert set(attempts.stored) <= {"step", "training"}
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert again[0].model.spec == whole[0].model.spec
+    assert ("factorize" in attempts.said) == (kill is not in_the_last)
+
+
+@pytest.mark.parametrize("edits", [[{"kind": "factorize", "layer": "9", "form": "svd", "ranks": [2]}], [{}], ["x"], 3])
+def test_a_structure_that_is_not_of_this_network_is_not_taken_up(tmp_path: Path, edits: Any) -> None:
+    attempts = Restructured(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(in_the_last)
+    parts = file.read(attempts.stored["step"])
+    parts["job"]["edits"] = edits
+    file.write(attempts.stored["step"], parts)
+    attempts.run()
+    assert "factorize" in attempts.said
+
+
+class AfterAStudent(Restructured):
+    steps = (
+        DistillStep(student=AutoStudent(kind="auto", parameters=0.5), training=TRAINING),
+        FACTORIZE,
+        Finetune(training=TRAINING.model_copy(update={"distill": Distill()})),
+    )
+
+
+def test_behind_a_student_nothing_is_said_that_could_not_be_taken_up(tmp_path: Path) -> None:
+    attempts = AfterAStudent(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(in_the_last)
+    assert "step" not in attempts.stored
+    assert same(attempts.run(), AfterAStudent(tmp_path / "whole").run())

@@ -1,0 +1,94 @@
+"""Jobs that factorize, on models of every kind: what is delivered loads without Tersor, and says how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from app.contract.budgets import Budget
+from app.contract.errors import Unsupported
+from app.contract.factorizing import Factorize
+from app.contract.report import Report
+from app.contract.spec import Prune, Quantize
+from app.contract.training import Training
+from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
+from tests.worker.test_run import SHAPE, few_digits
+from worker.data.base import Data
+from worker.loading import load_model
+from worker.model import Model
+from worker.run import run_job
+
+__all__ = ["few_digits"]
+SMALLER = Factorize(budget=Budget(parameters=0.4), criterion="activations")
+
+
+def details(report: Report, step: int = 0) -> dict[str, Any]:
+    return report.steps[step].details
+
+
+def test_an_architecture_comes_back_in_its_own_words(trained_lenet: Model, few_digits: Data, tmp_path: Path) -> None:
+    training = Training(epochs=2, lr=1e-3)
+    step = SMALLER.model_copy(update={"training": training})
+    formats = {"export": ("native", "onnx", "packed", "pt2")}
+    request = job(tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, few_digits, (step,), **formats)
+    report = run_job(request, Recorder()).report
+    told = details(report)
+    assert 0.36 < told["parameters_share"] <= 0.4
+    own = {one.format: one for one in report.artifacts}
+    assert list(own) == ["native", "onnx", "packed", "pt2"]
+    for one in own.values():
+        assert one.measurement.parameters == told["parameters"]
+        assert one.measurement.metric is not None
+        assert one.measurement.metric.value > 0.85
+    assert own["native"].measurement.macs == told["macs"]
+    native = request.output / own["native"].name
+    again = load_model(native, native.name, json.loads(told["spec"]), tmp_path)
+    assert sum(one.numel() for one in again.module.parameters()) == told["parameters"]
+    program = torch.export.load(request.output / "program.pt2").module()
+    x = torch.randn(3, *SHAPE)
+    session = onnxruntime.InferenceSession(str(request.output / "model.onnx"))
+    given = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        assert torch.allclose(again.module(x), program(x), atol=1e-4)
+        assert torch.allclose(again.module(x), torch.from_numpy(given), atol=1e-4)
+
+
+def test_it_composes_with_pruning_and_static_int8(trained_lenet: Model, few_digits: Data, tmp_path: Path) -> None:
+    steps = (SMALLER, Prune(sparsity=0.5), Quantize(method="static"))
+    request = job(
+        tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, few_digits, steps, export=("native", "onnx")
+    )
+    report = run_job(request, Recorder()).report
+    native, int8 = report.artifacts
+    assert details(report, 1)["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert native.measurement.nonzero_parameters < 0.6 * details(report)["parameters"]
+    assert int8.measurement.size_bytes < native.measurement.size_bytes / 1.5
+    assert {layer.bits for layer in int8.measurement.layers} == {8}
+
+
+def test_an_uploaded_graph_is_written_anew(lenet_float: Path, few_digits: Data, tmp_path: Path) -> None:
+    request = request_for(
+        tmp_path / "job", "model.onnx", lenet_float.read_bytes(), {"task": "image-classification"}, few_digits,
+        (SMALLER,), export=("native", "onnx"),
+    )  # fmt: skip
+    report = run_job(request, Recorder()).report
+    native, converted = report.artifacts
+    assert native.format == "native"
+    assert native.measurement.parameters == converted.measurement.parameters < 0.42 * report.uploaded.parameters
+    assert native.measurement.metric == converted.measurement.metric
+    again = load_model(request.output / native.name, native.name, {"task": "image-classification"}, tmp_path)
+    assert again.facts.trainable
+
+
+def test_nothing_to_take_apart_is_refused(few_digits: Data, tmp_path: Path) -> None:
+    layers = [{"type": "Flatten"}, {"type": "TransformerEncoderLayer", "d_model": 784, "nhead": 2,
+               "dim_feedforward": 8, "batch_first": True}]  # fmt: skip
+    module = nn.Sequential(nn.Flatten(), nn.TransformerEncoderLayer(784, 2, 8, batch_first=True))
+    with pytest.raises(Unsupported, match="no layer of its own"):
+        run_job(job(tmp_path / "job", module, layers, SHAPE, None, (Factorize(energy=0.5),)), Recorder())

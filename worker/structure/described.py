@@ -1,0 +1,44 @@
+"""Layers of an architecture in the words of an upload, read off the modules that they have become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from app.contract.architecture import Architecture, Parallel, Residual, Sequential
+from app.contract.layers import Layer
+
+_BIAS = "bias"  # of which modules keep the values, not whether there is one
+
+
+def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
+    """The architecture of a network that was built of `layers` and changed since: other sizes, products in the place of
+    layers. Raises KeyError for a module that no layer is for."""
+    return Architecture(layers=tuple(_layers(layers, module)))
+
+
+def _layers(layers: Sequence[Layer], modules: Iterable[nn.Module]) -> list[Layer]:
+    return [_layer(layer, module) for layer, module in zip(layers, modules, strict=True)]
+
+
+def _layer(layer: Layer, module: Any) -> Layer:
+    if isinstance(layer, Sequential):
+        return layer.model_copy(update={"layers": tuple(_layers(layer.layers, module))})
+    if isinstance(layer, Residual):
+        inside = {part: tuple(_layers(getattr(layer, part), getattr(module, part))) for part in ("layers", "shortcut")}
+        return layer.model_copy(update=inside)
+    if isinstance(layer, Parallel):
+        pairs = zip(layer.branches, module.branches, strict=True)
+        return layer.model_copy(update={"branches": tuple(tuple(_layers(own, branch)) for own, branch in pairs)})
+    return _product(layer, module) if isinstance(module, nn.Sequential) else layer
+
+
+def _product(layer: Layer, module: Any) -> Layer:
+    """What was one layer and is a product, of which factors may be products again, of that layer's type and with sizes
+    of their own."""
+    if isinstance(module, nn.Sequential):
+        return Sequential(type="Sequential", layers=tuple(_product(layer, one) for one in module))
+    own = {name: getattr(module, name) for name in type(layer).model_fields if name not in ("type", _BIAS)}
+    return type(layer).model_validate({"type": layer.type, **own, _BIAS: module.bias is not None})

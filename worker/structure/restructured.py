@@ -1,0 +1,100 @@
+"""A Model around a network whose structure is no longer the upload's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.contract.errors import ModelRejected
+from app.contract.native import STAND_IN
+from worker.constraints import baked
+from worker.context import Context
+from worker.export.onnx import export_onnx
+from worker.loading.architecture import ArchitecturePlan
+from worker.loading.describe import check_forward, layer_facts
+from worker.model import Model
+from worker.structure.described import described
+from worker.structure.edits import Edit, apply
+from worker.training.states import Unusable
+
+
+def restructure(context: Context, edits: Sequence[Edit]) -> nn.Module:
+    """A copy of the context's network with the edits, whose weights are still to be filled in where they are new."""
+    module = baked(context.model.module)
+    apply(module, edits)
+    return module
+
+
+def take(context: Context, module: nn.Module, edits: Sequence[Edit]) -> None:
+    """Puts a network that was restructured by `edits` in the place of the context's, and remembers how it came about.
+
+    Raises ModelRejected where it does not run, or is no longer what its task asks for.
+    """
+    context.replace_model(restructured(context.model, module))
+    if context.edits is not None:
+        context.edits = [*context.edits, *edits]
+
+
+def retake(context: Context, edits: Sequence[Edit]) -> None:
+    """Makes edits that an earlier attempt has told of again. Raises Unusable where they are not of this network."""
+    if not edits:
+        return
+    try:
+        take(context, restructure(context, edits), edits)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ModelRejected) as error:
+        raise Unusable(f"its changes of the network's structure are not of this one ({error})") from error
+
+
+def restructured(model: Model, module: nn.Module) -> Model:
+    """The model with another network in it: in the upload's own words where these can say it.
+
+    An architecture says anything. A program and a graph are written anew from the network. A config of transformers
+    has one width for all layers and no word for products: then `native_as` says which artifact stands in.
+    """
+    if isinstance(model.plan, ArchitecturePlan):
+        assert isinstance(module, nn.Sequential)
+        return model.plan.model(described(model.plan.layers, module), module.cpu().state_dict())
+    module.eval()
+    check_forward(module, model.facts.task, *_examples(model, module), None)
+    facts = model.facts.model_copy(
+        update={"parameters": sum(own.numel() for own in module.parameters()), "layers": layer_facts(module)}
+    )
+    changed = replace(model, module=module, facts=facts, stored=_stored(model, module), graph=None)
+    if facts.format == "onnx":
+        return replace(changed, save=_Graph(changed), saving=None)
+    if facts.format == "pt2":
+        return changed
+    return replace(changed, plan=None, saving=None, native_as=STAND_IN)
+
+
+class _Graph:
+    """Writes an ONNX upload's network as a graph of its own."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __call__(self, module: nn.Module, folder: Path) -> Path:
+        return export_onnx(module, self._model, folder / self._model.facts.native_file)
+
+
+def _examples(model: Model, module: nn.Module) -> tuple[Any, Any]:
+    device = next(module.parameters()).device
+    two, one = (tuple(tensor.to(device) for tensor in model.example(count)) for count in (2, 1))
+    return two, one
+
+
+def _stored(model: Model, module: nn.Module) -> dict[str, torch.dtype]:
+    """The dtypes of the file; a weight that is new has that of the layer in whose place it is."""
+    found = {}
+    for name, tensor in module.state_dict().items():
+        layer = name
+        while layer and (own := model.stored.get(layer) or model.stored.get(f"{layer}.weight")) is None:
+            layer = layer.rpartition(".")[0]
+        if layer and own is not None and tensor.is_floating_point():
+            found[name] = own
+    return found

@@ -1,0 +1,1 @@
+"""Techniques that leave a smaller dense network."""
