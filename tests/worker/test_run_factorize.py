@@ -18,7 +18,11 @@ from app.contract.report import Report
 from app.contract.spec import Prune, Quantize
 from app.contract.training import Training
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
+from tests.worker.loading.files import zipped
+from tests.worker.loading.programs import exported
 from tests.worker.test_run import SHAPE, few_digits
+from tests.worker.test_run_compressed_tensors import llama
+from tests.worker.test_run_program import lenet
 from worker.data.base import Data
 from worker.loading import load_model
 from worker.model import Model
@@ -84,6 +88,42 @@ def test_an_uploaded_graph_is_written_anew(lenet_float: Path, few_digits: Data, 
     assert native.measurement.metric == converted.measurement.metric
     again = load_model(request.output / native.name, native.name, {"task": "image-classification"}, tmp_path)
     assert again.facts.trainable
+
+
+def test_a_program_is_written_anew(few_digits: Data, tmp_path: Path) -> None:
+    request = request_for(
+        tmp_path / "job", "upload.pt2", exported(lenet().eval(), torch.randn(2, *SHAPE)), {"task": "image-classification"}, few_digits,
+        (SMALLER,), export=("native", "packed"),
+    )  # fmt: skip
+    report = run_job(request, Recorder()).report
+    native, packed = report.artifacts
+    assert native.measurement.parameters == packed.measurement.parameters == details(report)["parameters"]
+    assert details(report)["parameters_share"] <= 0.4
+    program = torch.export.load(request.output / native.name).module()
+    assert program(torch.randn(5, *SHAPE)).shape == (5, 10)
+
+
+def test_a_config_has_no_words_for_products_and_a_program_stands_in(tmp_path: Path) -> None:
+    llama(tmp_path / "model")
+    content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
+    step = Factorize(budget=Budget(parameters=0.8))
+    request = request_for(tmp_path / "job", "model.zip", content, {}, None, (step,), export=("native", "onnx"))
+    result = run_job(request, Recorder())
+    assert [(one.format, one.path.name) for one in result.artifacts] == [("pt2", "program.pt2"), ("onnx", "model.onnx")]
+    assert any("program.pt2 stands in" in warning for warning in result.report.warnings)
+    program = torch.export.load(result.artifacts[0].path).module()
+    session = onnxruntime.InferenceSession(str(result.artifacts[1].path))
+    for length in (4, 9):  # the sequence is still open
+        ids = torch.arange(2 * length).reshape(2, length) % 32
+        inputs = [ids, torch.ones_like(ids)][: len(session.get_inputs())]
+        names = [one.name for one in session.get_inputs()]
+        given = session.run(None, {name: own.numpy() for name, own in zip(names, inputs, strict=True)})[0]
+        with torch.no_grad():
+            assert torch.allclose(program(*inputs), torch.from_numpy(given), atol=1e-4)
+    for format in ("packed", "compressed-tensors"):
+        refused = request_for(tmp_path / format, "model.zip", content, {}, None, (step,), export=(format,))
+        with pytest.raises(Unsupported, match="no words for factorized layers"):
+            run_job(refused, Recorder())
 
 
 def test_nothing_to_take_apart_is_refused(few_digits: Data, tmp_path: Path) -> None:

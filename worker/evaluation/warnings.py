@@ -9,6 +9,7 @@ from app.contract.catalogue import INT8_EXPORTS
 from app.contract.compression import Compress
 from app.contract.facts import DatasetFacts, ModelFacts, made_splits
 from app.contract.mixed import Mixed
+from app.contract.native import STAND_IN
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
@@ -248,11 +249,22 @@ def _rows(step: StepReport, name: str) -> list[dict[str, float | int | str | Non
     return rows if isinstance(rows, list) else []
 
 
+def _stood_in_for(spec: ResolvedSpec, artifacts: Sequence[ArtifactReport]) -> Iterator[str]:
+    """The upload's own format, where it cannot say what the network is."""
+    if "native" in spec.export and not any(one.format == "native" for one in artifacts):
+        name = next(one.name for one in artifacts if one.format == STAND_IN)
+        yield (
+            "A config of transformers gives all layers one width and has no words for factorized ones, so there is no "
+            f"native file: {name} stands in, which torch loads by itself."
+        )
+
+
 def _not_as_asked(
     spec: ResolvedSpec, facts: ModelFacts, artifacts: Sequence[ArtifactReport], steps: Sequence[StepReport]
 ) -> Iterator[str]:
     step = next((step for step in spec.steps if isinstance(step, Quantize | Qat)), None)
     yield from _nothing_held(steps)
+    yield from _stood_in_for(spec, artifacts)
     if any(isinstance(own, FewBits) or (isinstance(own, Qat) and not own.in_file) for own in spec.steps):
         yield from _few_bits_as_floats(artifacts, steps)
     if (cast := next((own for own in spec.steps if isinstance(own, Cast)), None)) is not None:
