@@ -91,10 +91,9 @@ def test_an_uploaded_graph_is_written_anew(lenet_float: Path, few_digits: Data, 
 
 
 def test_a_program_is_written_anew(few_digits: Data, tmp_path: Path) -> None:
-    request = request_for(
-        tmp_path / "job", "upload.pt2", exported(lenet().eval(), torch.randn(2, *SHAPE)), {"task": "image-classification"}, few_digits,
-        (SMALLER,), export=("native", "packed"),
-    )  # fmt: skip
+    content = exported(lenet().eval(), torch.randn(2, *SHAPE))
+    spec, formats = {"task": "image-classification"}, {"export": ("native", "packed")}
+    request = request_for(tmp_path / "job", "upload.pt2", content, spec, few_digits, (SMALLER,), **formats)
     report = run_job(request, Recorder()).report
     native, packed = report.artifacts
     assert native.measurement.parameters == packed.measurement.parameters == details(report)["parameters"]
