@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.contract.catalogue import check_order
 from app.contract.choosing import settled
-from app.contract.compatibility import check, check_named, check_splits
+from app.contract.compatibility import check, check_named
 from app.contract.errors import DatasetRejected, InvalidSpec, ModelRejected, NotFound, StillInspecting
 from app.contract.estimate import estimate
 from app.contract.facts import DatasetFacts, ModelFacts
@@ -18,6 +18,7 @@ from app.contract.native import planned
 from app.contract.recipes import resolve
 from app.contract.records import JobRecord, UploadKind, UploadRecord
 from app.contract.spec import ExportFormat, JobSpec, ResolvedSpec
+from app.contract.split_needs import check_splits
 from app.contract.states import UploadStatus
 from app.contract.store import JobStore
 from app.errors import InvalidFields, InvalidParameter

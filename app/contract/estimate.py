@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.contract.catalogue import int8_exports
 from app.contract.compression import Compress
 from app.contract.distillation import AutoStudent, ModelStudent, Student
+from app.contract.factorizing import Factorize
 from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
 from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
@@ -39,6 +40,7 @@ COMPILE_SECONDS = 40.0  # of a program of integers or codes, by torch, for the r
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
+FACTORS_MEASURED = 4  # products of a layer whose effect on the outputs is measured
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
 PRODUCT_SECONDS = 2.0  # to find out how long small products of one shape take, in all bits
@@ -100,6 +102,8 @@ def estimate(
             passes += PRODUCT_RUNS
         if isinstance(step, FewBits):
             passes += _few_bits_passes(step, model, dataset)
+        if isinstance(step, Factorize):
+            passes += _factorizing_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
@@ -120,6 +124,16 @@ def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | N
     if step.max_accuracy_drop is None:
         return 2 * once + measured  # held against equal bits everywhere
     return measured + MOST_TRIED * (once + _samples(dataset, "validation"))
+
+
+def _factorizing_passes(step: Factorize, model: ModelFacts, dataset: DatasetFacts | None) -> float:
+    """For what comes into layers, for gradients, and for what each layer does to the outputs."""
+    given = min(step.samples, _samples(dataset, calibration_split(dataset)))
+    passes = INPUT_PASSES * given if step.criterion == "activations" else 0.0
+    if step.criterion == "fisher":
+        passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
+    layers = sum(layer.type in MEASURED for layer in model.layers)
+    return passes + (layers * FACTORS_MEASURED * given if step.allocation == "measured" else 0.0)
 
 
 def _looked_at(step: Quantize, dataset: DatasetFacts | None) -> int:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from app.contract.compatibility import check, check_splits, label_map
+from app.contract.compatibility import check, label_map
 from app.contract.errors import DatasetMismatch, InvalidSpec, OrderRefused, TersorError, Unsupported
 from app.contract.facts import DatasetFacts, LayerFacts, SplitFacts, TensorFacts, calibration_split
 from app.contract.recipes import resolve
 from app.contract.spec import JobSpec
+from app.contract.split_needs import check_splits
 from app.contract.tasks import evaluation_split
 from tests.contract.facts import dataset_facts, model_facts, split_facts
 
