@@ -66,6 +66,15 @@ class Compress(Strict):
         ),
     ] = 3
     entries: Annotated[int, Field(ge=2, le=256, description="Values of a codebook.")] = 8
+    most_entries: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=256,
+            description="Where a round holds before its values are shared and not behind, it is tried again with twice "
+            "as many, up to this.",
+        ),
+    ] = 32
     shift: Annotated[
         int,
         Field(

@@ -218,3 +218,22 @@ def test_the_margin_is_worth_half_as_many_bytes_again(was_firm: bool, size: int,
 
 def test_the_first_round_that_holds_is_the_best_so_far() -> None:
     assert _Place(0.5, 0.5).better(10**9, firm=False)
+
+
+def test_finer_values_are_tried_where_sharing_is_all_that_a_round_fails_by(context: Context) -> None:
+    """With two values a layer fewer rounds hold than with up to sixteen; what holds with few takes no more."""
+    coarse = compress(context, entries=2, most_entries=2, rounds=2, max_accuracy_drop=0.02)
+    fine = compress(fresh(context), entries=2, most_entries=16, rounds=2, max_accuracy_drop=0.02)
+    rows = {"coarse": coarse["rounds"], "fine": fine["rounds"]}
+    assert all(row["entries"] == 2 for row in rows["coarse"])  # type: ignore[union-attr]
+    tried = [row["entries"] for row in rows["fine"]]  # type: ignore[union-attr]
+    assert max(tried) > 2
+    wanted = fine["wanted_validation_metric"]
+    for row in rows["fine"]:  # type: ignore[union-attr]
+        if row["entries"] > 2:
+            assert row["validation_metric_pruned"] >= wanted
+    assert sum(row["holds"] > 0 for row in rows["fine"]) > sum(row["holds"] > 0 for row in rows["coarse"])  # type: ignore[union-attr]
+
+
+def fresh(context: Context) -> Context:
+    return context_for(tiny_model(copy.deepcopy(context.teacher)), context.feed.data, context.scratch)  # type: ignore[union-attr]

@@ -21,11 +21,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a round has come to: the metric (higher is better), the packed bytes, and the state that has both."""
+    """What a round has come to: the metric (higher is better), the packed bytes, the state that has both, and how many
+    values a codebook of it has at most."""
 
     metric: float
     size: int
     state: Snapshot
+    entries: int
 
 
 def snapshot(module: nn.Module) -> Snapshot:

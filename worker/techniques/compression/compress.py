@@ -116,7 +116,7 @@ class _Search:
         place = self._place
         self._prune(1 - place.keep)
         pruned = self._judge.module(self._module)
-        attempt = self._coded()
+        attempt = self._shared(pruned)
         holds = attempt.metric >= self._wanted
         # Twice measured, as it is and before its values were shared, it is less by chance.
         firm = holds and (pruned + attempt.metric) / 2 >= self._wanted + self._step.margin * self._error()
@@ -128,6 +128,7 @@ class _Search:
                 "times_as_long": self._times(),
                 "validation_metric_pruned": self._judge.shown(pruned),
                 "validation_metric": self._judge.shown(attempt.metric),
+                "entries": attempt.entries,
                 "packed_bytes": attempt.size,
                 "holds": int(holds) + int(firm),
             }
@@ -179,24 +180,36 @@ class _Search:
         weights = WeightSet(self._module, select(self._module, self._step.exclude))
         drop_dead(self._context, weights, DEAD_SAMPLES)
 
-    def _coded(self) -> Attempt:
+    def _shared(self, pruned: float) -> Attempt:
+        """With values shared among weights; with finer ones where that is all that it fails by. Of few weights the
+        positions take most of the bytes, and a bit more for a value costs little."""
+        entries, context = self._step.entries, self._part(2 / 3, 1 / 3)
+        attempt = self._coded(entries, context)
+        while attempt.metric < self._wanted <= pruned and entries < self._step.most_entries:
+            entries = min(2 * entries, self._step.most_entries)
+            finer = self._coded(entries, replace(context, progress=lambda share: None))
+            attempt = max(attempt, finer, key=lambda one: one.metric)
+        return attempt
+
+    def _coded(self, entries: int, context: Context) -> Attempt:
         """A copy whose weights share values, trained, rounded, and packed."""
         before = snapshot(self._module)
         step = Codebook(
-            entries=self._step.entries,
+            entries=entries,
             assignment="reestimated",
-            entropy_weight=ENTROPY_WEIGHT,
+            entropy_weight=ENTROPY_WEIGHT * (self._step.entries / entries) ** 2,
             precision="float16",
             biases=True,
             exclude=self._step.exclude,
             training=_gentler(self._of_round()),
         )
-        QuantizeTechnique().apply(step, self._part(2 / 3, 1 / 3))
+        QuantizeTechnique().apply(step, context)
         module = self._context.model.round_as_stored(baked(self._module).cpu())
         attempt = Attempt(
             self._judge.module(self._module),
             len(packed(stored_state(module, self._context.model))[0]),
             snapshot(self._module),
+            entries,
         )
         restore(self._module, before, self._context.device)
         return attempt
