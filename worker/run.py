@@ -221,7 +221,7 @@ def _check_steps(spec: ResolvedSpec, start: int, model: Model) -> None:
     for index, step in enumerate(spec.steps[start:], start):
         pointer = spec.pointer(index)
         check_step(step, model.facts, pointer)
-        with _located(pointer):
+        with _located(pointer, step):
             reason = TECHNIQUES[step.technique].applies(step, model)
             if reason is not None:
                 raise Unsupported(reason)
@@ -250,7 +250,7 @@ def _run_steps(
         context.progress(0.0)
         checkpoints.enter(done, context.model.module, context.device, context.edits)
         began = time.perf_counter()
-        with _located(spec.pointer(index)):
+        with _located(spec.pointer(index), step):
             details = TECHNIQUES[step.technique].apply(step, context)
         done.append(StepReport(technique=step.technique, seconds=time.perf_counter() - began, details=details))
         if _replaces(step):
@@ -275,12 +275,13 @@ def _explained(
 
 
 @contextmanager
-def _located(pointer: str) -> Iterator[None]:
+def _located(pointer: str, step: Step) -> Iterator[None]:
     """What a step refuses lies in the step; a student is described there, and refused as an upload is."""
     try:
         yield
     except ModelRejected as failure:
-        raise InvalidSpec(failure.detail, pointer=f"{pointer}/student{failure.pointer or ''}") from failure
+        inside = f"/student{failure.pointer or ''}" if _replaces(step) else ""
+        raise InvalidSpec(failure.detail, pointer=pointer + inside) from failure
     except (InvalidSpec, Unsupported) as failure:
         failure.pointer = failure.pointer or pointer
         raise

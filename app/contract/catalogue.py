@@ -149,10 +149,10 @@ def check_order(spec: ResolvedSpec) -> None:
         if (
             isinstance(step, DistillStep)
             and step.student is not None
-            and any(one.technique == "prune" for one in spec.steps[:i])
+            and (lost := [one.technique for one in spec.steps[:i] if isinstance(one, Prune | Factorize)])
         ):
             raise OrderRefused(
-                "distill with a student makes a new network, so what prune did before is lost: put distill first.",
+                f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
         if isinstance(step, Factorize) and any(isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]):

@@ -85,7 +85,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     ):
         what = "share values" if isinstance(step, Codebook) else "be pruned"
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
-    if training_of(step) is not None and not model.trainable:
+    if (training_of(step) is not None or isinstance(step, Factorize)) and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
     if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast | Factorize):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
@@ -222,13 +222,19 @@ def label_map(model: ModelFacts, dataset: DatasetFacts) -> tuple[int, ...]:
 def _check_patterns(patterns: Mapping[str, str], model: ModelFacts, pointer: str) -> None:
     """A pattern, by the end of its pointer, that names no layer is most likely a misspelt one."""
     names = [layer.name for layer in model.layers]
-    known = {way for name in names for way in (name, f"{name}.weight", name.rpartition(".")[0])}
+    known = {way for name in names for way in (f"{name}.weight", *_and_holders(name))}
     for end, pattern in patterns.items():
         if not fnmatch.filter(known, pattern):
             shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
             raise InvalidSpec(
                 f"{pattern!r} matches no layer. The model's layers are {shown}.", pointer=f"{pointer}/{end}"
             )
+
+
+def _and_holders(name: str) -> list[str]:
+    """A layer's name, and those of all that it lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _check_arrays(model: ModelFacts, name: str, split: SplitFacts) -> None:

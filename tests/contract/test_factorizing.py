@@ -56,6 +56,13 @@ def test_what_contradicts_itself_is_refused(fields: dict[str, Any], words: str) 
         ([FACTORIZE | {"allocation": "measured"}], ["native"], None, DatasetMismatch, "/dataset"),
         ([FACTORIZE | {"criterion": "fisher"}], ["native"], dataset_facts("calibration"), DatasetMismatch, "/steps/0"),
         ([{"technique": "prune", "sparsity": 0.5}, FACTORIZE], ["native"], None, OrderRefused, "/steps/1"),
+        (
+            [FACTORIZE, {"technique": "distill", "student": {"kind": "auto"}}],
+            ["native"],
+            dataset_facts("train"),
+            OrderRefused,
+            "/steps/1",
+        ),
         ([{"technique": "quantize"}, FACTORIZE], ["onnx"], dataset_facts("train"), OrderRefused, "/steps/1"),
     ],
 )
@@ -81,6 +88,12 @@ def test_a_config_has_no_words_for_products() -> None:
     assert planned(asked, folder) == ("pt2", "onnx")
     assert planned(asked, model()) == ("native", "pt2", "onnx")
     assert planned(spec({"technique": "prune", "sparsity": 0.5}, export=["native"]), folder) == ("native",)
+
+
+def test_a_model_that_cannot_be_trained_is_not_taken_apart() -> None:
+    with pytest.raises(Unsupported) as caught:
+        check(spec(FACTORIZE, export=["native"]), model(trainable=False, untrainable_reason="It is so."), None)
+    assert caught.value.pointer == "/steps/0"
 
 
 def test_what_it_looks_at_takes_time() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from app.contract.budgets import Budget
@@ -123,6 +124,24 @@ def test_a_config_has_no_words_for_products_and_a_program_stands_in(tmp_path: Pa
         refused = request_for(tmp_path / format, "model.zip", content, {}, None, (step,), export=(format,))
         with pytest.raises(Unsupported, match="no words for factorized layers"):
             run_job(refused, Recorder())
+
+
+def test_every_weight_keeps_the_dtype_that_it_came_in(few_digits: Data, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    layers = [
+        {"type": "Flatten"}, {"type": "Linear", "in_features": 784, "out_features": 64},
+        {"type": "BatchNorm1d", "num_features": 64}, {"type": "ReLU"},
+        {"type": "Linear", "in_features": 64, "out_features": 10},
+    ]  # fmt: skip
+    for place in (1, 4):
+        module[place].half()
+    step = Factorize(budget=Budget(bytes=0.5))
+    request = job(tmp_path / "job", module.eval(), layers, SHAPE, few_digits, (step,), export=("native",))
+    report = run_job(request, Recorder()).report
+    assert report.artifacts[0].measurement.size_bytes < 0.55 * report.uploaded.size_bytes
+    state = load_file(request.output / report.artifacts[0].name)
+    assert {own.dtype for name, own in state.items() if name.startswith("1.")} == {torch.float16}
+    assert state["2.weight"].dtype == torch.float32
 
 
 def test_nothing_to_take_apart_is_refused(few_digits: Data, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from app.contract.errors import ExportFailed
 from app.contract.estimate import static_passes
 from app.contract.facts import calibration_split
 from app.contract.packed import Sizes
@@ -160,6 +161,7 @@ def _of_all_names(module: nn.Module, found: Mapping[str, Found]) -> dict[str, Fo
 
 def write_packed(module: nn.Module, context: Context, folder: Path) -> Exported:
     """The weights alone, entropy-coded; floating point even after a quantize step that lives in the ONNX file."""
+    _refuse_without_words(context, "packed")
     path = folder / "model.tsr"
     sizes = export_packed(module.cpu(), context.model, path)
     return Exported(path, "packed", BINARY, None, sizes)
@@ -170,9 +172,18 @@ def write_compressed(module: nn.Module, context: Context, folder: Path) -> Expor
     # Only here, since transformers takes seconds to import.
     from worker.export.compressed_tensors import export_compressed
 
+    _refuse_without_words(context, "compressed-tensors")
     path = folder / "model.compressed-tensors.zip"
     bits = export_compressed(module.cpu(), context.model, context.grids, context.scales, path)
     return Exported(path, "compressed-tensors", ZIP, None, bits=bits)
+
+
+def _refuse_without_words(context: Context, what: str) -> None:
+    """Of a student that is a folder nobody knew when the job was submitted. Raises ExportFailed."""
+    if context.model.native_as is not None:
+        raise ExportFailed(
+            f"{what} holds weights for a config, which has no words for this network.", pointer="/export"
+        )
 
 
 def _samples(context: Context, step: Quantize, batch: int = CALIBRATION_BATCH) -> Samples | None:

@@ -89,15 +89,17 @@ class ArchitecturePlan:
         assert self.spec.architecture is not None
         return self.spec.architecture.layers
 
-    def model(self, architecture: Architecture, state: Mapping[str, Tensor]) -> Model:
+    def model(self, architecture: Architecture, state: Mapping[str, Tensor], dtypes: Dtypes | None = None) -> Model:
         """A model of other layers with the same inputs, task and labels, kept in the same kind of file.
 
-        Raises ModelRejected where they do not fit each other, with a pointer into the architecture.
+        Floats are stored in `dtypes`, or else in that of the upload's where it has one. Raises ModelRejected where the
+        layers do not fit each other, with a pointer into the architecture.
         """
         spec = self.spec.model_copy(update={"architecture": architecture})
         floats = {tensor.dtype for tensor in self.weights.state.values() if tensor.is_floating_point()}
         dtype = floats.pop() if len(floats) == 1 else torch.float32
-        stored = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        own = dtypes or {}
+        stored = {name: t.to(own.get(name, dtype)) if t.is_floating_point() else t for name, t in state.items()}
         model = load_architecture(spec, replace(self.weights, state=stored))
         return replace(model, spec=spec.model_dump(mode="json", exclude_none=True))
 

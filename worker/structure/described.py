@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from app.contract.architecture import Architecture, Parallel, Residual, Sequential
+from app.contract.errors import Unsupported
 from app.contract.layers import Layer
 
 _BIAS = "bias"  # of which modules keep the values, not whether there is one
@@ -15,8 +17,14 @@ _BIAS = "bias"  # of which modules keep the values, not whether there is one
 
 def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
     """The architecture of a network that was built of `layers` and changed since: other sizes, products in the place of
-    layers. Raises KeyError for a module that no layer is for."""
-    return Architecture(layers=tuple(_layers(layers, module)))
+    layers. Raises Unsupported where that is more than an architecture may have."""
+    found = [layer.model_dump(mode="json") for layer in _layers(layers, module)]
+    try:
+        return Architecture.model_validate({"layers": found})
+    except ValidationError as error:
+        raise Unsupported(
+            f"The new layers are more than an architecture may have ({error.errors()[0]['msg']}): exclude some."
+        ) from error
 
 
 def _layers(layers: Sequence[Layer], modules: Iterable[nn.Module]) -> list[Layer]:

@@ -58,7 +58,8 @@ def restructured(model: Model, module: nn.Module) -> Model:
     """
     if isinstance(model.plan, ArchitecturePlan):
         assert isinstance(module, nn.Sequential)
-        return model.plan.model(described(model.plan.layers, module), module.cpu().state_dict())
+        architecture = described(model.plan.layers, module)
+        return model.plan.model(architecture, module.cpu().state_dict(), _stored(model, module))
     module.eval()
     check_forward(module, model.facts.task, *_examples(model, module), None)
     facts = model.facts.model_copy(

@@ -45,7 +45,7 @@ def filled(layer: nn.Module, factors: Factors) -> nn.Sequential:
     weights: list[Tensor]
     match factors.form:
         case "svd":
-            weights = list(factor_math.svd(kernel.flatten(1), metric, *factors.ranks))[::-1]
+            weights = list(factor_math.spectrum(kernel.flatten(1), metric).factors(*factors.ranks))[::-1]
         case "tucker":
             weights = list(factor_math.tucker(factor_math.modes(kernel, metric), metric, *factors.ranks))[::-1]
         case "cp":

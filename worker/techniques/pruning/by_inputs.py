@@ -14,7 +14,7 @@ from worker.context import Context
 from worker.techniques.base import Details
 from worker.techniques.pruning import scores_math, selection_math, sparsegpt_math
 from worker.techniques.pruning.choosing import named_sparsity
-from worker.techniques.pruning.inputs import Moments, matrix, takes_columns, unmatrix, watching
+from worker.techniques.pruning.inputs import Moments, Rows, columns, matrix, takes_columns, unmatrix, watching
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.walk import stages
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet
@@ -52,9 +52,10 @@ def through(
     full: bool,
     visit: Visit,
     progress: Told = unheard,
+    rows: Rows = columns,
 ) -> Details:
-    """Visits every weight once, from front to back, with what came into its layer: the products of all columns with
-    each other where `full`, else their squares. `progress` is told the share of the weights that were.
+    """Visits every weight once, from front to back, with what came into its layer: the products of all columns of its
+    `rows` with each other where `full`, else their squares. `progress` is told the share of the weights that were.
 
     Raises DatasetMismatch, saying `why` they are needed, without data.
     """
@@ -66,7 +67,7 @@ def through(
     most, visited = 0, 0
     try:
         for stage in stages(module, batches, list(by_layer)):
-            with watching(stage.layers, full=full) as moments:
+            with watching(stage.layers, full, rows) as moments:
                 stage.run()
             most = max(most, stage.held_bytes + sum(own.nbytes for own in moments))
             for layer, own in zip(stage.layers, moments, strict=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from worker.techniques.pruning.weights import PrunableWeight, is_transformers_conv1d
 
@@ -52,6 +53,17 @@ def columns(layer: nn.Module, given: Tensor) -> Tensor:
     return apart.permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
 
 
+def channels(layer: nn.Module, given: Tensor) -> Tensor:
+    """[places, inputs] of an input: what comes in at each place, whatever the size of a kernel."""
+    if isinstance(layer, _ConvNd):
+        given = given.movedim(1, -1)
+    return given.reshape(-1, given.shape[-1])
+
+
+Rows = Callable[[nn.Module, Tensor], Tensor]
+"""Lays out what comes into a layer."""
+
+
 class Moments:
     """The sum over all that was seen of x x^T (float32 [columns, columns]), or of its diagonal alone."""
 
@@ -71,10 +83,10 @@ class Moments:
 
 
 @contextmanager
-def watching(layers: list[nn.Module], full: bool) -> Iterator[list[Moments]]:
-    """Within it, what comes into the layers is added up for each."""
+def watching(layers: list[nn.Module], full: bool, rows: Rows = columns) -> Iterator[list[Moments]]:
+    """Within it, what comes into the layers is added up for each, laid out in `rows`."""
     moments = [Moments(full) for _ in layers]
-    hooks = [layer.register_forward_pre_hook(_seen(own)) for layer, own in zip(layers, moments, strict=True)]
+    hooks = [layer.register_forward_pre_hook(_seen(own, rows)) for layer, own in zip(layers, moments, strict=True)]
     try:
         yield moments
     finally:
@@ -82,8 +94,8 @@ def watching(layers: list[nn.Module], full: bool) -> Iterator[list[Moments]]:
             hook.remove()
 
 
-def _seen(moments: Moments) -> Any:
+def _seen(moments: Moments, rows: Rows) -> Any:
     def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        moments.see(columns(layer, given[0]))
+        moments.see(rows(layer, given[0]))
 
     return hook

@@ -139,8 +139,13 @@ def is_transformers_conv1d(layer: nn.Module) -> bool:
 
 
 def matches(weight: PrunableWeight, pattern: str) -> bool:
-    """Whether the pattern is for the weight's layer, or for the weight itself."""
-    return fnmatchcase(weight.layer, pattern) or fnmatchcase(weight.name, pattern)
+    """Whether the pattern is for the weight itself, for its layer, or for what holds that: a layer that has become a
+    product is still called what it was."""
+    names, holder = [weight.name], weight.layer
+    while holder:
+        names += [holder, f"{holder}.{weight.attribute}"]
+        holder = holder.rpartition(".")[0]
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def listed(layers: Iterable[str]) -> str:

@@ -114,7 +114,7 @@ def by_outputs(
     with measuring(context, weights, samples, "Allocation measured looks at outputs for data") as curve:
         for one, own in zip(layers, options, strict=True):
             places = sorted({round(place) for place in np.linspace(0, len(own) - 1, min(MEASURED, len(own)))})
-            values = (_as_stored(one, rankings[one.name].product(own[place].factors)) for place in places)
+            values = (as_stored(one, rankings[one.name].product(own[place].factors)) for place in places)
             told = curve(one.weight, values)
             shares = [own[place].left_out for place in places][::-1]
             lost = np.maximum.accumulate([max(0.0, loss) for loss in told[::-1]])
@@ -123,8 +123,6 @@ def by_outputs(
     return found
 
 
-def _as_stored(one: Candidate, weight: torch.Tensor) -> torch.Tensor:
+def as_stored(one: Candidate, weight: torch.Tensor) -> torch.Tensor:
     """In the layer's own form and place."""
-    own = one.weight.value()
-    turned = weight if weight.shape == own.shape else weight.T
-    return turned.to(own)
+    return one.weight.by_output(weight).to(one.weight.value())

@@ -84,7 +84,8 @@ def _is_alone(model: Model, weight: PrunableWeight) -> bool:
     parent = model.module.get_submodule(weight.layer.rpartition(".")[0])
     if isinstance(model.plan, ArchitecturePlan) and not isinstance(parent, nn.Sequential):
         return False
-    return len(list(owners(model.module, stored(weight.owner, weight.attribute)))) == 1
+    named = [name for name, own in model.module.named_modules(remove_duplicate=False) if own is weight.owner]
+    return len(named) == 1 and len(list(owners(model.module, stored(weight.owner, weight.attribute)))) == 1
 
 
 def _standing(model: Model, found: list[Candidate]) -> list[Candidate]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 RIDGE = 1e-4  # of the mean of the diagonal, so that inputs that never vary do not make a metric singular
 SWEEPS = 200  # of alternating least squares, at most
+_SHORT = 1e-30  # a length that is taken for none
 CLOSE = 1e-6  # change of the error, over the energy, at which they have converged
 
 
@@ -38,10 +39,13 @@ def plain(weight: Tensor) -> Metric:
 
 
 def by_inputs(weight: Tensor, moments: Tensor) -> Metric:
-    """Errors of outputs, for inputs with the second moments [inputs, inputs]: S is its root, by its eigenvectors."""
-    values, vectors = torch.linalg.eigh(moments.double())
-    values = values.clamp(min=0) + RIDGE * values.clamp(min=0).mean() + torch.finfo(torch.float32).tiny
-    root = values.sqrt()
+    """Errors of outputs, for inputs with the second moments [inputs, inputs], of whatever scale: S is their root, by
+    their eigenvectors. Of inputs that are all zero nothing is known, and all errors count alike."""
+    size = moments.diagonal().double().mean()
+    if not size > 0:
+        return plain(weight)
+    values, vectors = torch.linalg.eigh(moments.double() / size)
+    root = (values.clamp(min=0) + RIDGE).sqrt()
     right, inverse = vectors * root, (vectors / root).T
     return Metric(torch.ones(len(weight)), right.float(), inverse.float())
 
@@ -54,19 +58,32 @@ def by_outputs(weight: Tensor, information: Tensor) -> Metric:
     return Metric(scale, eye, eye)
 
 
-def tails(weight: Tensor, metric: Metric) -> Tensor:
-    """What the best matrix of each rank, 0 to all, leaves out: squared errors [ranks + 1] (Eckart & Young 1936)."""
-    energies = torch.linalg.svdvals(metric.of(weight).double()).square()
-    return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular value decomposition of a matrix under a metric."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    metric: Metric
+
+    def tails(self) -> Tensor:
+        """What the best matrix of each rank, 0 to all, leaves out: squared errors [ranks + 1] (Eckart & Young 1936)."""
+        energies = self.values.square()
+        return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """B [outputs, rank] and A [rank, inputs], whose product is the best of its rank under the metric."""
+        b = self.left[:, :rank] * self.values[:rank] / self.metric.left[:, None].double()
+        a = self.right[:rank] @ self.metric.right_inverse.double()
+        b, a = balanced([b, a.T])
+        return b.float(), a.T.float()
 
 
-def svd(weight: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    """B [outputs, rank] and A [rank, inputs], whose product is the best of its rank under the metric."""
-    u, values, vh = torch.linalg.svd(metric.of(weight).double(), full_matrices=False)
-    root = values[:rank].sqrt()
-    b = (u[:, :rank] * root) / metric.left[:, None].double()
-    a = (root[:, None] * vh[:rank]) @ metric.right_inverse.double()
-    return b.float(), a.float()
+def spectrum(weight: Tensor, metric: Metric) -> Spectrum:
+    """Of a weight [outputs, inputs]."""
+    left, values, right = torch.linalg.svd(metric.of(weight).double(), full_matrices=False)
+    return Spectrum(left, values, right, metric)
 
 
 @dataclass(frozen=True)
@@ -100,11 +117,10 @@ def tucker(modes: Modes, metric: Metric, outputs: int, inputs: int) -> tuple[Ten
     taken = torch.einsum("oi...,or->ri...", modes.kernel, out)
     into = _basis(taken.transpose(0, 1).flatten(1))[:, :inputs]
     core = torch.einsum("ri...,is->rs...", taken, into)
-    return (
-        (out / metric.left[:, None].double()).float(),
-        core.float(),
-        (into.T @ metric.right_inverse.double()).float(),
-    )
+    out, into = out / metric.left[:, None].double(), into.T @ metric.right_inverse.double()
+    lengths, widths = out.norm(dim=0).clamp(min=_SHORT), into.norm(dim=1).clamp(min=_SHORT)
+    core = core * lengths.view(-1, *[1] * (core.ndim - 1)) * widths.view(1, -1, *[1] * (core.ndim - 2))
+    return (out / lengths).float(), core.float(), (into / widths[:, None]).float()
 
 
 def cp(kernel: Tensor, metric: Metric, rank: int, seed: int) -> tuple[list[Tensor], float]:
@@ -119,13 +135,13 @@ def cp(kernel: Tensor, metric: Metric, rank: int, seed: int) -> tuple[list[Tenso
     for _ in range(SWEEPS):
         for mode in range(own.ndim):
             factors[mode] = _improved(own, factors, mode)
-        error = float((own - product(factors)).square().sum())
+        error = _error(own, energy, factors)
         if before - error < CLOSE * energy:
             break
         before = error
     factors[0] = factors[0] / metric.left[:, None].double()
     factors[1] = (factors[1].T @ metric.right_inverse.double()).T
-    return [factor.float() for factor in _balanced(factors)], error
+    return [factor.float() for factor in balanced(factors)], error
 
 
 def _start(rows: Tensor, rank: int, generator: torch.Generator) -> Tensor:
@@ -138,27 +154,39 @@ def _start(rows: Tensor, rank: int, generator: torch.Generator) -> Tensor:
 def _improved(own: Tensor, factors: list[Tensor], mode: int) -> Tensor:
     """The least squares of one mode, the others being what they are."""
     others = [factor for place, factor in enumerate(factors) if place != mode]
-    gram = torch.ones(())
-    for factor in others:
-        gram = gram * (factor.T @ factor)
+    gram = _gram(others)
     gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    columns = others[0]
-    for factor in others[1:]:
-        columns = (columns[:, None] * factor[None]).flatten(0, 1)
-    return torch.linalg.solve(gram, (own.movedim(mode, 0).flatten(1) @ columns).T).T
+    return torch.linalg.solve(gram, (own.movedim(mode, 0).flatten(1) @ _columns(others)).T).T
+
+
+def _error(own: Tensor, energy: float, factors: list[Tensor]) -> float:
+    """The squared error, without the tensor that the factors stand for."""
+    along = (own.flatten(1) @ _columns(factors[1:]) * factors[0]).sum()
+    return max(0.0, energy - 2 * float(along) + float(_gram(factors).sum()))
+
+
+def _gram(factors: list[Tensor]) -> Tensor:
+    """[rank, rank]: the products of the columns of the tensors that the factors stand for."""
+    return torch.stack([factor.T @ factor for factor in factors]).prod(0)
+
+
+def _columns(factors: list[Tensor]) -> Tensor:
+    """The Khatri-Rao product [product of sizes, rank]."""
+    found = factors[0]
+    for factor in factors[1:]:
+        found = (found[:, None] * factor[None]).flatten(0, 1)
+    return found
 
 
 def product(factors: list[Tensor]) -> Tensor:
     """The tensor that the matrices [size, rank] of its modes stand for."""
-    found = factors[0]
-    for factor in factors[1:]:
-        found = found[..., None, :] * factor
-    return found.sum(-1)
+    sizes = [len(factor) for factor in factors]
+    return (factors[0] @ _columns(factors[1:]).T).reshape(sizes)
 
 
-def _balanced(factors: list[Tensor]) -> list[Tensor]:
+def balanced(factors: list[Tensor]) -> list[Tensor]:
     """Of equal length in every mode, which trains best."""
-    norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp(min=1e-30)
+    norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp(min=_SHORT)
     length = norms.log().mean(0).exp()
     return [factor / norm * length for factor, norm in zip(factors, norms, strict=True)]
 

@@ -45,8 +45,8 @@ class FactorizeTechnique:
         """
         if not model.facts.trainable:
             return model.facts.untrainable_reason
-        if model.facts.format == "pt2" and any(dtype != torch.float32 for dtype in model.stored.values()):
-            return "The program computes in narrower floats than float32, whose layers are not taken apart."
+        if model.facts.format in ("pt2", "onnx") and any(dtype != torch.float32 for dtype in model.stored.values()):
+            return "The graph computes in narrower floats than float32, whose layers are not taken apart."
         if not candidates(step, model):
             return f"The model has no layer of its own that method {step.method} could make a product of."
         return None

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from app.contract.factorizing import OF_GRADIENTS, OF_INPUTS, Factorize
 from worker.context import Context
-from worker.structure.forms import kernel_of, shape_of
+from worker.structure.forms import kernel_of
 from worker.techniques.pruning.by_inputs import finite, through
 from worker.techniques.pruning.gradients import mean_squares
-from worker.techniques.pruning.inputs import Moments
+from worker.techniques.pruning.inputs import Moments, channels
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet
 from worker.techniques.structure import factor_math
 from worker.techniques.structure.candidates import Candidate
@@ -24,7 +24,7 @@ def metrics(step: Factorize, context: Context, layers: Sequence[Candidate]) -> d
     weights = [one.weight for one in layers]
     match step.criterion:
         case own if own == OF_INPUTS:
-            moments = _moments(step, context, weights)
+            moments = moments_of(step, context, weights)
             return {one.name: factor_math.by_inputs(kernel_of(one.layer), moments[one.name]) for one in layers}
         case own if own == OF_GRADIENTS:
             squares = mean_squares(context, weights, step.samples)
@@ -38,16 +38,13 @@ def _fisher(one: Candidate, squares: Tensor) -> Metric:
     return factor_math.by_outputs(kernel_of(one.layer), information)
 
 
-def _moments(step: Factorize, context: Context, weights: list[PrunableWeight]) -> dict[str, Tensor]:
-    """The second moments of the channels that come into each layer, over all places of a kernel together."""
+def moments_of(step: Factorize, context: Context, weights: list[PrunableWeight]) -> dict[str, Tensor]:
+    """The second moments [inputs, inputs] of the channels that come into each layer, over all places together."""
     found: dict[str, Tensor] = {}
 
     def visit(weight: PrunableWeight, moments: Moments) -> None:
-        came = finite(moments, weight, f"Criterion {step.criterion}")
-        inputs = shape_of(weight.owner)[1]
-        blocks = came.cpu().reshape(-1, inputs, came.shape[0] // inputs, inputs)
-        found[weight.layer] = blocks.diagonal(dim1=0, dim2=2).sum(-1)
+        found[weight.layer] = finite(moments, weight, f"Criterion {step.criterion}").cpu()
 
-    own = WeightSet(context.model.module, weights)
-    through(context, own, step.samples, f"Criterion {step.criterion} looks at inputs of layers", True, visit)
+    own, why = WeightSet(context.model.module, weights), f"Criterion {step.criterion} looks at inputs of layers"
+    through(context, own, step.samples, why, True, visit, rows=channels)
     return found

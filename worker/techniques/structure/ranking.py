@@ -52,18 +52,18 @@ def ranking(one: Candidate, metric: Metric, seed: int) -> Ranking:
 
 class _Matrix:
     def __init__(self, one: Candidate, metric: Metric) -> None:
-        self._one, self._metric = one, metric
+        self._one = one
         outputs, inputs, _ = shape_of(one.layer)
-        self._weight = kernel_of(one.layer).reshape(outputs, inputs)
+        self._spectrum = factor_math.spectrum(kernel_of(one.layer).reshape(outputs, inputs), metric)
 
     def options(self) -> list[Option]:
-        tails = factor_math.tails(self._weight, self._metric)
+        tails = self._spectrum.tails()
         most = len(tails) - 1
         found = [Option(Factors("svd", (rank,)), _share(tails[rank], tails[0])) for rank in _ranks(most, RANKS)]
         return [option for option in found if self._one.saves(option.factors)]
 
     def weights(self, factors: Factors) -> list[Tensor]:
-        b, a = factor_math.svd(self._weight, self._metric, factors.ranks[0])
+        b, a = self._spectrum.factors(factors.ranks[0])
         return [a, b]
 
     def product(self, factors: Factors) -> Tensor:

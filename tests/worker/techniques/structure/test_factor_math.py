@@ -19,10 +19,10 @@ def test_of_every_rank_it_is_the_truncated_decomposition(shape: tuple[int, int])
     weight = randoms(*shape)
     metric = factor_math.plain(weight)
     u, s, vh = np.linalg.svd(weight.double().numpy(), full_matrices=False)
-    tails = factor_math.tails(weight, metric)
+    tails = factor_math.spectrum(weight, metric).tails()
     assert tails.tolist() == pytest.approx([float((s[rank:] ** 2).sum()) for rank in range(len(s) + 1)], abs=1e-5)
     for rank in (1, 3, min(shape)):
-        b, a = factor_math.svd(weight, metric, rank)
+        b, a = factor_math.spectrum(weight, metric).factors(rank)
         assert (b.shape, a.shape) == ((shape[0], rank), (rank, shape[1]))
         np.testing.assert_allclose((b @ a).numpy(), (u[:, :rank] * s[:rank]) @ vh[:rank], atol=1e-5)
 
@@ -39,29 +39,45 @@ def test_by_inputs_it_is_reduced_rank_regression() -> None:
     weight, inputs = randoms(8, 6), torch.diag(torch.tensor([5.0, 3.0, 1.0, 0.5, 0.2, 0.1])) @ randoms(6, 400, seed=1)
     metric = factor_math.by_inputs(weight, inputs @ inputs.T)
     for rank in (1, 2, 4):
-        b, a = factor_math.svd(weight, metric, rank)
+        b, a = factor_math.spectrum(weight, metric).factors(rank)
         best = reduced_rank_regression(weight.double().numpy(), inputs.double().numpy(), rank)
         least = float(np.square((weight.double().numpy() - best) @ inputs.double().numpy()).sum())
         own = float(((weight - b @ a) @ inputs).square().sum())
         assert own == pytest.approx(least, rel=1e-3)
-        assert float(factor_math.tails(weight, metric)[rank]) == pytest.approx(least, rel=0.05)  # and the ridge
-        b, a = factor_math.svd(weight, factor_math.plain(weight), rank)
+        tail = float(factor_math.spectrum(weight, metric).tails()[rank] * (inputs @ inputs.T).diagonal().mean())
+        assert tail == pytest.approx(least, rel=0.05)  # and the ridge
+        b, a = factor_math.spectrum(weight, factor_math.plain(weight)).factors(rank)
         assert own < float(((weight - b @ a) @ inputs).square().sum())
+
+
+def test_factors_are_of_one_length_and_do_not_hang_on_how_many_samples_there_were() -> None:
+    weight, inputs = randoms(6, 5), randoms(5, 50, seed=1)
+    found = []
+    for times in (1, 100):
+        b, a = factor_math.spectrum(weight, factor_math.by_inputs(weight, times * inputs @ inputs.T)).factors(3)
+        assert torch.allclose(b.norm(dim=0), a.norm(dim=1), rtol=1e-4)
+        found.append((b, a))
+    assert torch.allclose(found[0][0].abs(), found[1][0].abs(), atol=1e-4)
+    kernel = randoms(6, 5, 3, 3)
+    metric = factor_math.by_inputs(kernel, inputs @ inputs.T)
+    out, _, into = factor_math.tucker(factor_math.modes(kernel, metric), metric, 4, 3)
+    assert torch.allclose(out.norm(dim=0), torch.ones(4))
+    assert torch.allclose(into.norm(dim=1), torch.ones(3))
 
 
 def test_inputs_that_never_vary_do_no_harm() -> None:
     weight, inputs = randoms(4, 5), randoms(5, 50, seed=1)
     inputs[2] = 0
-    b, a = factor_math.svd(weight, factor_math.by_inputs(weight, inputs @ inputs.T), 4)
+    b, a = factor_math.spectrum(weight, factor_math.by_inputs(weight, inputs @ inputs.T)).factors(4)
     assert torch.allclose(b @ a @ inputs, weight @ inputs, atol=1e-3)
     silent = factor_math.by_inputs(weight, torch.zeros(5, 5))
-    assert torch.isfinite(torch.cat([part.flatten() for part in factor_math.svd(weight, silent, 2)])).all()
+    assert torch.isfinite(torch.cat([part.flatten() for part in factor_math.spectrum(weight, silent).factors(2)])).all()
 
 
 def test_outputs_that_matter_are_kept_closer() -> None:
     weight, information = randoms(6, 6), torch.tensor([100.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    b, a = factor_math.svd(weight, factor_math.by_outputs(weight, information), 2)
-    plain_b, plain_a = factor_math.svd(weight, factor_math.plain(weight), 2)
+    b, a = factor_math.spectrum(weight, factor_math.by_outputs(weight, information)).factors(2)
+    plain_b, plain_a = factor_math.spectrum(weight, factor_math.plain(weight)).factors(2)
     own, plain = (weight - b @ a).square().sum(1), (weight - plain_b @ plain_a).square().sum(1)
     assert own[0] < plain[0] / 5
     scale = (information / information.mean() + 1e-4).sqrt().numpy()

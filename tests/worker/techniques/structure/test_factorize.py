@@ -9,16 +9,26 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from app.contract.architecture import Architecture
 from app.contract.budgets import Budget
-from app.contract.errors import InvalidSpec
+from app.contract.errors import InvalidSpec, Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.training import Training
-from tests.worker.helpers import context_for, digits_data, mlp, tiny_model
+from tests.worker.helpers import context_for, digits_data, memory_data, mlp, tiny_model
 from worker.context import Context
 from worker.evaluation.macs import module_macs
+from worker.structure.described import described
+from worker.structure.forms import Factors, kernel_of
 from worker.techniques.base import Details
+from worker.techniques.pruning.weights import select
+from worker.techniques.structure import factor_math
+from worker.techniques.structure.allocation import as_stored
+from worker.techniques.structure.candidates import candidates
 from worker.techniques.structure.factorize import FactorizeTechnique
+from worker.techniques.structure.metrics import moments_of
+from worker.techniques.structure.ranking import ranking
 from worker.training.loop import train
 
 PICTURES = (1, 8, 8)
@@ -194,3 +204,82 @@ def test_what_is_excluded_stays(context: Context) -> None:
     why = FactorizeTechnique().applies(Factorize(energy=0.5, method="cp"), context.model)
     assert why is not None
     assert "method cp" in why
+
+
+def test_volumes_are_seen_by_their_channels(tmp_path: Path) -> None:
+    """Of as many channels as places, which a layer of matrices would take for columns."""
+    torch.manual_seed(0)
+    volumes = torch.randn(64, 3, 4, 4, 6)
+    module = nn.Sequential(nn.Conv3d(3, 6, 1), nn.Conv3d(6, 8, 3, padding=1), nn.Flatten(), nn.Linear(768, 10))
+    data = memory_data({"train": (volumes, torch.randint(0, 10, (64,)))})
+    own = context_for(tiny_model(module, shape=(3, 4, 4, 6)), data, tmp_path)
+    step = Factorize(budget=Budget(parameters=0.5), criterion="activations", samples=64)
+    layers = candidates(step, own.model)
+    found = moments_of(step, own, [one.weight for one in layers])
+    with torch.no_grad():
+        rows = module[0](volumes).movedim(1, -1).reshape(-1, 6)
+    assert torch.allclose(found["1"], rows.T @ rows, rtol=1e-3)
+    FactorizeTechnique().apply(step, own)
+
+
+class Attended(nn.Module):
+    """GPT-2's own linear layer, as wide as it is high: its transpose would fit as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square, self.out = Conv1D(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.square(x)))
+
+
+def test_a_square_layer_with_its_inputs_first_is_measured_as_it_lies(tmp_path: Path) -> None:
+    own = of(Attended(), (64,), tmp_path)
+    step = Factorize(budget=Budget(parameters=0.5), samples=64)
+    (one,) = (one for one in candidates(step, own.model) if one.name == "square")
+    own_ranking = ranking(one, factor_math.plain(kernel_of(one.layer)), 0)
+    whole = as_stored(one, own_ranking.product(Factors("svd", (64,))))
+    assert torch.allclose(whole, one.weight.value(), atol=1e-5)
+    details = factorize(own, budget=Budget(parameters=0.5), allocation="measured")
+    assert details["factorized_layers"]
+
+
+def test_neurons_that_never_fire_do_not_make_factors_that_cannot_be_trained(context: Context) -> None:
+    layers = [layer for layer in context.model.module.modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        layers[0].bias.fill_(-100.0)
+    factorize(context, budget=Budget(parameters=0.7), criterion="activations")
+    assert all(0 <= float(own.abs().max()) < 1e3 for own in context.model.module.parameters() if own.ndim > 1)
+
+
+def test_a_layer_is_still_called_what_it_was(context: Context) -> None:
+    factorize(context, energy=0.5)
+    was = [name for name, _ in context.teacher.named_parameters() if name.endswith("weight")]
+    first = was[0].removesuffix(".weight")
+    left = {weight.name for weight in select(context.model.module, (first,))}
+    assert left == {weight.name for weight in select(context.model.module, (was[0],))}
+    assert not any(name.startswith(f"{first}.") for name in left)
+    assert len(left) < len(select(context.model.module, ()))
+
+
+def test_more_layers_than_an_architecture_may_have_are_refused_before_anything_is_trained() -> None:
+    layers = Architecture.model_validate(
+        {"layers": [{"type": "Linear", "in_features": 8, "out_features": 8}] * 400}
+    ).layers
+    module = nn.Sequential(*(nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 8)) for _ in layers))
+    with pytest.raises(Unsupported, match="at most 1000 layers"):
+        described(layers, module)
+
+
+def test_a_module_of_two_names_stays(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(64, 64)
+            self.again, self.out = self.first, nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.again(self.first(x)))
+
+    own = of(Twice(), (64,), tmp_path)
+    assert [one.name for one in candidates(Factorize(energy=0.5), own.model)] == ["out"]
