@@ -251,11 +251,11 @@ def _rows(step: StepReport, name: str) -> list[dict[str, float | int | str | Non
 
 def _stood_in_for(spec: ResolvedSpec, artifacts: Sequence[ArtifactReport]) -> Iterator[str]:
     """The upload's own format, where it cannot say what the network is."""
-    if "native" in spec.export and not any(one.format == "native" for one in artifacts):
-        name = next(one.name for one in artifacts if one.format == STAND_IN)
+    stand_in = next((one.name for one in artifacts if one.format == STAND_IN), None)
+    if stand_in and "native" in spec.export and not any(one.format == "native" for one in artifacts):
         yield (
             "A config of transformers gives all layers one width and has no words for factorized ones, so there is no "
-            f"native file: {name} stands in, which torch loads by itself."
+            f"native file: {stand_in} stands in, which torch loads by itself."
         )
 
 
