@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.contract.errors import ModelRejected
+from app.contract.errors import TersorError
 from app.contract.native import STAND_IN
 from worker.constraints import baked
 from worker.context import Context
@@ -46,7 +46,7 @@ def retake(context: Context, edits: Sequence[Edit]) -> None:
         return
     try:
         take(context, restructure(context, edits), edits)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ModelRejected) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, TersorError) as error:
         raise Unusable(f"its changes of the network's structure are not of this one ({error})") from error
 
 
