@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.data.batch import Inputs
 from worker.model import Model
 
 
@@ -15,6 +16,12 @@ def computes_as(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether the layer is of one of torch's kinds and computes as that does: some networks have layers that scale what
     they give, or are given something else."""
     return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+
+
+def example_on(module: nn.Module, model: Model, batch: int) -> Inputs:
+    """Inputs of the model where a module of its structure, or one that takes its place, lies."""
+    device = next(module.parameters()).device
+    return tuple(tensor.to(device) for tensor in model.example(batch))
 
 
 def called_layers(model: Model, layers: Sequence[nn.Module]) -> set[nn.Module]:
@@ -26,10 +33,10 @@ def called_layers(model: Model, layers: Sequence[nn.Module]) -> set[nn.Module]:
             found.add(layer)
 
     hooks = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in layers]
-    training, device = model.module.training, next(model.module.parameters()).device
+    training = model.module.training
     try:
         with torch.no_grad():
-            model.module.eval()(*(tensor.to(device) for tensor in model.example(2)))
+            model.module.eval()(*example_on(model.module, model, 2))
     finally:
         model.module.train(training)
         for hook in hooks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from worker.export.onnx import export_onnx
 from worker.loading.architecture import ArchitecturePlan
 from worker.loading.describe import check_forward, layer_facts
 from worker.model import Model
+from worker.structure.calls import example_on
 from worker.structure.described import described
 from worker.structure.edits import Edit, apply
 from worker.training.states import Unusable
@@ -61,7 +61,8 @@ def restructured(model: Model, module: nn.Module) -> Model:
         architecture = described(model.plan.layers, module)
         return model.plan.model(architecture, module.cpu().state_dict(), _stored(model, module))
     module.eval()
-    check_forward(module, model.facts.task, *_examples(model, module), None)
+    two, one = (example_on(module, model, batch) for batch in (2, 1))
+    check_forward(module, model.facts.task, two, one, None)
     facts = model.facts.model_copy(
         update={"parameters": sum(own.numel() for own in module.parameters()), "layers": layer_facts(module)}
     )
@@ -81,12 +82,6 @@ class _Graph:
 
     def __call__(self, module: nn.Module, folder: Path) -> Path:
         return export_onnx(module, self._model, folder / self._model.facts.native_file)
-
-
-def _examples(model: Model, module: nn.Module) -> tuple[Any, Any]:
-    device = next(module.parameters()).device
-    two, one = (tuple(tensor.to(device) for tensor in model.example(count)) for count in (2, 1))
-    return two, one
 
 
 def _stored(model: Model, module: nn.Module) -> dict[str, torch.dtype]:

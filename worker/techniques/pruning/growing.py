@@ -36,6 +36,7 @@ class Growing:
         """Prunes where an update is due; true once the final sparsity is reached."""
         due = self._due(total)
         if self._noise is not None:
+            self._noise.suit(total)
             self._noise.weaken(step, max(due))
         if self._moving is not None and step <= max(due):
             self._moving.gather()

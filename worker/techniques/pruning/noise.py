@@ -69,7 +69,7 @@ class WeightNoise(nn.Module):
         self.strength = 0.0
         self._layers = [_layers(module, weight) for weight in weights]
         self._observations = observations
-        self._scale = 1.0
+        self._scale = self.rate = 1.0
         self.wanted = wanted
         values = [weight.value() for weight in weights]
         self._starts = [_start(value) for value in values]
@@ -95,10 +95,10 @@ class WeightNoise(nn.Module):
             for place, weight in enumerate(self.weights)
         ]
 
-    def suit(self, moves: float) -> None:
-        """To a training that moves a parameter by so much at most, its steps times its rate: in a short one logarithms
-        are taken to move by more than parameters."""
-        self._scale = max(1.0, TRAVEL / moves)
+    def suit(self, steps: int) -> None:
+        """To a training of so many steps, each of which moves a parameter by the `rate` at most: in a short one
+        logarithms are taken to move by more than parameters."""
+        self._scale = max(1.0, TRAVEL / (steps * self.rate))
 
     def weaken(self, step: int, end: int) -> None:
         """Before each step: the cost grows from 0 to its whole, and from `end` on there is neither noise nor cost."""

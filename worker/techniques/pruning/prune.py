@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from torch import Tensor
@@ -156,7 +155,7 @@ def _trained(
     if chooser is not None and weights is not None:
         growing = Growing(step, chooser, weights, ranks, noise)
     if noise is not None:
-        noise.suit(training.lr * (training.steps or (training.epochs or 1) * _batches(context, training.batch_size)))
+        noise.rate = training.lr
         with noise.heard():
             return found | train(context, training, growing, penalty=noise).details()
     if step.regrow is None or weights is None or held is None:
@@ -166,10 +165,6 @@ def _trained(
     regrowing = Regrowing(step.regrow, weights, grain_of(step), held, ranks, growing)
     details = train(context, training, regrowing).details()
     return found | {"regrown_weights": regrowing.exchanged} | details
-
-
-def _batches(context: Context, size: int) -> int:
-    return math.ceil(fed(context.feed).size("train") / size)
 
 
 def _refuse_emptied(weights: WeightSet, dropped: list[Tensor], threshold: float) -> None:

@@ -13,6 +13,7 @@ from app.contract.errors import InvalidSpec
 from worker.context import Context
 from worker.evaluation.macs import module_macs
 from worker.model import Model
+from worker.structure.calls import example_on
 from worker.structure.forms import Factors
 from worker.techniques.knapsack_math import frontier
 from worker.techniques.pruning.sensitivity import measuring
@@ -46,12 +47,11 @@ def limit_of(budget: Budget, model: Model) -> Limit:
 
 def measured(measure: str, model: Model) -> int:
     """Parameters, MACs of a sample, or bytes of the tensors."""
-    parameters = list(model.module.parameters())
     match measure:
         case "parameters":
-            return sum(own.numel() for own in parameters)
+            return sum(own.numel() for own in model.module.parameters())
         case "macs":
-            return module_macs(model.module, tuple(one.to(parameters[0].device) for one in model.example(1)))
+            return module_macs(model.module, example_on(model.module, model, 1))
         case _:
             dtypes = model.dtypes
             named = model.module.named_parameters()

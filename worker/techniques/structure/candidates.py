@@ -15,7 +15,7 @@ from app.contract.factorizing import Factorize
 from worker.constraints import owners, stored
 from worker.loading.architecture import ArchitecturePlan
 from worker.model import Model
-from worker.structure.calls import called_layers
+from worker.structure.calls import called_layers, example_on
 from worker.structure.forms import Factors, Form, Places, factored, is_pointwise, is_spatial, shape_of
 from worker.techniques.pruning.weights import PrunableWeight, select
 
@@ -111,7 +111,7 @@ def _runs_without(model: Model, one: Candidate) -> bool:
     model.module.set_submodule(one.name, factored(one.layer, Factors(one.form, ranks)))
     try:
         with torch.no_grad():
-            model.module.eval()(*_example(model, 1))
+            model.module.eval()(*example_on(model.module, model, 1))
     except Exception:  # models raise errors of every class
         return False
     finally:
@@ -122,7 +122,7 @@ def _runs_without(model: Model, one: Candidate) -> bool:
 def _measure(model: Model, found: Sequence[Candidate]) -> None:
     """The places of each layer, of one sample."""
     with _seeing(found), torch.no_grad():
-        model.module.eval()(*_example(model, 1))
+        model.module.eval()(*example_on(model.module, model, 1))
 
 
 @contextmanager
@@ -145,8 +145,3 @@ def _seeing(found: Sequence[Candidate]) -> Iterator[None]:
 def _places(tensor: torch.Tensor, axes: int) -> Places:
     """Of a batch of one: along each axis of a convolution, or all rows of a linear layer."""
     return tuple(tensor.shape[-axes:]) if axes else (prod(tensor.shape[:-1]),)
-
-
-def _example(model: Model, batch: int) -> tuple[torch.Tensor, ...]:
-    device = next(model.module.parameters()).device
-    return tuple(tensor.to(device) for tensor in model.example(batch))

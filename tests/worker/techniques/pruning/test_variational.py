@@ -265,7 +265,8 @@ def test_the_noise_begins_at_the_scale_of_a_layer_and_short_trainings_move_it_as
     noise = WeightNoise(own, prunable(own), observations=8, wanted=4)
     square = float(np.square(own.weight.detach().numpy()).mean())
     assert noise._log_variance(0).detach()[0, 0].item() == pytest.approx(math.log(square) - 5, abs=1e-4)
-    noise.suit(0.5)
+    noise.rate = 0.005
+    noise.suit(100)
     with torch.no_grad():
         noise.moved[0].fill_(0.5)
     assert noise._log_variance(0).detach()[0, 0].item() == pytest.approx(math.log(square) - 5 + 10, abs=1e-4)
