@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ MANY = 0.2  # share of the weights that it does not take much to choose
 DEAD_SAMPLES = 8192  # that a weight has to have no effect on to go
 ENTROPY_WEIGHT = 0.02  # variances of the weights that a bit is worth
 CODED_RATE = 0.4  # of the learning rate, for values that are shared
+GENTLE_RATE = 0.1  # where a network holds before its values are shared, and not behind that
 MARGIN_BYTES = 1.5  # times as many bytes are worth it to hold by the margin
 PROBED = 0.05  # share of the weights with which the learning rate is found
 
@@ -181,17 +183,26 @@ class _Search:
         drop_dead(self._context, weights, DEAD_SAMPLES)
 
     def _shared(self, pruned: float) -> Attempt:
-        """With values shared among weights; with finer ones where that is all that it fails by. Of few weights the
-        positions take most of the bytes, and a bit more for a value costs little."""
+        """With values shared among weights. Where that is all that it fails by: more gently, and then with finer ones.
+        Of few weights the positions take most of the bytes, and a bit more for a value costs little."""
         entries, context = self._step.entries, self._part(2 / 3, 1 / 3)
-        attempt = self._coded(entries, context)
-        while attempt.metric < self._wanted <= pruned and entries < self._step.most_entries:
-            entries = min(2 * entries, self._step.most_entries)
-            finer = self._coded(entries, replace(context, progress=lambda share: None))
-            attempt = max(attempt, finer, key=lambda one: one.metric)
+        attempt = self._coded(entries, CODED_RATE, context)
+        again = replace(context, progress=lambda share: None)
+        for finer, rate in self._further():
+            if attempt.metric >= self._wanted or pruned < self._wanted:
+                break
+            attempt = max(attempt, self._coded(finer, rate, again), key=lambda one: one.metric)
         return attempt
 
-    def _coded(self, entries: int, context: Context) -> Attempt:
+    def _further(self) -> Iterator[tuple[int, float]]:
+        """The entries and rates of further tries: as many as at first, then twice as many each, up to the most."""
+        entries = self._step.entries
+        yield entries, GENTLE_RATE
+        while entries < self._step.most_entries:
+            entries = min(2 * entries, self._step.most_entries)
+            yield entries, CODED_RATE
+
+    def _coded(self, entries: int, rate: float, context: Context) -> Attempt:
         """A copy whose weights share values, trained, rounded, and packed."""
         before = snapshot(self._module)
         step = Codebook(
@@ -201,7 +212,7 @@ class _Search:
             precision="float16",
             biases=True,
             exclude=self._step.exclude,
-            training=_gentler(self._of_round()),
+            training=_gentler(self._of_round(), rate),
         )
         QuantizeTechnique().apply(step, context)
         module = self._context.model.round_as_stored(baked(self._module).cpu())
@@ -294,9 +305,9 @@ def _stretched(training: Settled, times: float) -> Settled:
     return training.model_copy(update={"epochs": max(1, int(times * (training.epochs or 1)))})
 
 
-def _gentler(training: Settled) -> Settled:
-    """Half as long, at a lower rate."""
-    return _stretched(training.model_copy(update={"lr": CODED_RATE * training.lr}), 0.5)
+def _gentler(training: Settled, rate: float) -> Settled:
+    """Half as long, at a share of the rate."""
+    return _stretched(training.model_copy(update={"lr": rate * training.lr}), 0.5)
 
 
 def _progress(context: Context, number: float, width: float, rounds: int, share: float) -> None:

@@ -1,0 +1,83 @@
+"""The prune step with granularity structured: channels, neurons, heads and hidden features leave the network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from app.contract.budgets import Budget
+from app.contract.pruning import Pattern
+from app.contract.strict import Strict
+from app.contract.training import Training
+
+Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "fpgm", "activations", "random"]
+BY_GRADIENTS = ("taylor", "fisher")
+BY_INPUTS = ("activations",)
+
+
+class GroupLasso(Strict):
+    """A training in front, whose loss is larger by `strength` times the sum of the norms of what hangs on each unit:
+    those that matter little become small (group lasso, Yuan & Lin 2006; Wen et al. 2016)."""
+
+    strength: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    training: Training = Field(default_factory=Training)
+
+
+class StructuredPrune(Strict):
+    """Takes the least important units out of the network, with all that hangs on them: a smaller dense network."""
+
+    technique: Literal["prune"] = "prune"
+    granularity: Literal["structured"] = "structured"
+    criterion: Importance = Field(
+        "l2",
+        description="What a unit is worth. l1, l2: the norm of all weights that hang on it. taylor: by how much the "
+        "loss would change to first order (Molchanov et al. 2019); fisher: the mean over samples of that squared (Liu "
+        "et al. 2021). bn_scale: the factor that a batch norm gives it (Liu et al. 2017). fpgm: how far its weights "
+        "are from those of the others (He et al. 2019). activations: what it gives on samples, times the norm of the "
+        "weights that read it (after Wanda, Sun et al. 2023).",
+    )
+    scope: Literal["global", "local", "isomorphic", "auto"] = Field(
+        "global",
+        description="With which others a unit is compared. global: all, relative to the mean of their group; local: "
+        "those of its group, so that each loses the same share; isomorphic: those of groups of one shape at the same "
+        "place of equal blocks (Fang et al. 2024). auto: groups lose units where the outputs move least for what is "
+        "saved, as measured on samples.",
+    )
+    budget: Budget | None = Field(None, description="How much of the model may be left.")
+    sparsity: Annotated[float | None, Field(gt=0, lt=1, description="Instead: the share of all units that go.")] = None
+    round_to: Annotated[
+        int,
+        Field(ge=1, le=256, description="Groups keep a multiple of it, heads apart: what vector units like."),
+    ] = 8
+    keep_at_least: Annotated[float, Field(ge=0, lt=1, description="Share of its units that every group keeps.")] = 0.1
+    samples: Annotated[
+        int, Field(ge=1, le=65_536, description="Samples that gradients, inputs or outputs are looked at with.")
+    ] = 256
+    lasso: GroupLasso | None = None
+    rounds: Annotated[
+        int, Field(ge=1, le=100, description="In so many rounds, each with an equal share and the training behind it.")
+    ] = 1
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
+    training: Training | None = Field(None, description="Training behind every round, to recover.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StructuredPrune:
+        if (self.budget is None) == (self.sparsity is None):
+            raise ValueError("give exactly one of budget and sparsity")
+        if self.rounds > 1 and self.training is None:
+            raise ValueError("rounds are for a training behind each: give training, or leave rounds out")
+        if self.lasso is not None and self.training is not None and self._crew(self.lasso.training) != self._crew(
+            self.training
+        ):
+            raise ValueError("both trainings take the same hosts and processes: those of lasso differ")
+        return self
+
+    @staticmethod
+    def _crew(training: Training) -> tuple[int, int]:
+        return training.hosts, training.processes
+
+    @property
+    def looks_at_samples(self) -> bool:
+        """Whether it needs samples, labelled or not."""
+        return self.criterion in BY_INPUTS or self.scope == "auto"

@@ -1,0 +1,122 @@
+"""Channels, neurons, heads and hidden features that may leave a network, each with all that hangs on it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worker.data.batch import Inputs
+from worker.structure.tracing.classes import NONE
+from worker.structure.tracing.rules import RULES, unknown
+from worker.structure.tracing.tracer import Trace, trace
+
+Dims = dict[tuple[str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The entries of a parameter along one of its dimensions that go with each unit of a group.
+
+    `places` is int64 [units, entries of each]. `made`: what a product gives, and not what it reads.
+    """
+
+    parameter: str
+    dim: int
+    places: Tensor
+    made: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that may each leave the network, and for which the same parameters change. `name` is the first parameter
+    that makes them."""
+
+    name: str
+    units: int
+    cuts: tuple[Cut, ...]
+
+    @property
+    def kind(self) -> str:
+        """The same for groups at the same place of equal blocks."""
+        return " ".join(sorted({re.sub(r"\d+", "#", f"{cut.parameter}:{cut.dim}") for cut in self.cuts}))
+
+    @property
+    def pattern(self) -> tuple[int, str]:
+        """The same for groups of one shape at the same place of equal blocks."""
+        return self.units, self.kind
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a network's parts hang together by: its groups, in the order of what makes them, and for each parameter and
+    dimension the class that each entry is of. `kept_whole` says of parameters that make what has to stay why."""
+
+    groups: tuple[Group, ...]
+    classes: Dims
+    kept_whole: dict[str, str]
+
+
+def structure_of(module: nn.Module, inputs: Inputs) -> Structure:
+    """By one pass. Raises what the network raises."""
+    found = trace(module, inputs, RULES, unknown)
+    return Structure(_groups(found), _classes(found), _kept_whole(found))
+
+
+def _groups(found: Trace) -> tuple[Group, ...]:
+    classes, made = found.classes, _made(found)
+    of_class: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, weight in found.weights.items():
+        for dim, labels in enumerate(weight.dims):
+            free = ~classes.frozen(labels)
+            roots = classes.roots(labels)
+            for place in free.nonzero().flatten().tolist():
+                of_class[int(roots[place])][name, dim].append(place)
+    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
+    for own in of_class.values():
+        if any(made[key] for key in own) and any(not made[key] for key in own):
+            alike[tuple(sorted((key, len(places)) for key, places in own.items()))].append(own)
+    order = {name: number for number, name in enumerate(found.weights)}
+    groups = [_group(units, made, order) for units in alike.values() if len(units) > 1]
+    return tuple(sorted(groups, key=lambda group: order[group.name]))
+
+
+def _group(units: Sequence[dict[tuple[str, int], list[int]]], made: dict[tuple[str, int], bool], order: dict[str, int]) -> Group:
+    keys = sorted(units[0], key=lambda key: (order[key[0]], key[1]))
+    first = next(key for key in keys if made[key])
+    units = sorted(units, key=lambda own: own[first])
+    cuts = tuple(Cut(*key, torch.tensor([own[key] for own in units]), made[key]) for key in keys)
+    return Group(first[0], len(units), cuts)
+
+
+def _made(found: Trace) -> dict[tuple[str, int], bool]:
+    """Of each parameter and dimension whether it is what is given by a product, or added to or scaled along that."""
+    labels = set(torch.cat([torch.zeros(1, dtype=torch.int64), *found.made]).tolist()) - {NONE}
+    # A vector has no other side that it could read with.
+    return {
+        (name, dim): len(weight.dims) == 1 or int(own[0] if len(own) else NONE) in labels
+        for name, weight in found.weights.items()
+        for dim, own in enumerate(weight.dims)
+    }
+
+
+def _classes(found: Trace) -> Dims:
+    return {
+        (name, dim): found.classes.roots(own)
+        for name, weight in found.weights.items()
+        for dim, own in enumerate(weight.dims)
+    }
+
+
+def _kept_whole(found: Trace) -> dict[str, str]:
+    classes, told = found.classes, {}
+    made = _made(found)
+    for name, weight in found.weights.items():
+        for dim, labels in enumerate(weight.dims):
+            if len(weight.dims) > 1 and made[name, dim] and len(labels) and bool(classes.frozen(labels).all()):
+                told[name] = classes.reason(int(labels[0]))
+    return told
