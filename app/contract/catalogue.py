@@ -17,6 +17,7 @@ from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
+from app.contract.structured import StructuredPrune
 from app.contract.weight_only import FewBits, WeightOnly
 
 # In which artifact int8 is delivered: it lives in the file, and not in the module.
@@ -56,11 +57,14 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="prune",
         family="pruning",
-        title="Prune weights",
-        needs="A labelled `train` split where `training` is given; no data otherwise.",
-        applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers.",
+        title="Prune weights, or whole units",
+        needs="A labelled `train` split where `training` is given, or by gradients; samples of any split by inputs; no "
+        "data otherwise.",
+        applies_to="Weights of Linear, Conv1d/2d/3d, ConvTranspose, Embedding, LSTM, GRU and attention layers. "
+        "structured: channels, neurons, heads and hidden features, in a model that can be trained; a Hugging Face "
+        "folder is delivered as pt2 and onnx.",
         may_not_follow=frozenset({"quantize"}),
-        methods=(Prune(sparsity=0.5),),
+        methods=(Prune(sparsity=0.5), StructuredPrune(sparsity=0.3)),
     ),
     Technique(
         name="finetune",
@@ -149,15 +153,22 @@ def check_order(spec: ResolvedSpec) -> None:
         if (
             isinstance(step, DistillStep)
             and step.student is not None
-            and (lost := [one.technique for one in spec.steps[:i] if isinstance(one, Prune | Factorize)])
+            and (
+                lost := [
+                    one.technique for one in spec.steps[:i] if isinstance(one, Prune | StructuredPrune | Factorize)
+                ]
+            )
         ):
             raise OrderRefused(
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize) and any(isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]):
+        if isinstance(step, Factorize | StructuredPrune) and any(
+            isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
+        ):
+            name = "factorize" if isinstance(step, Factorize) else "Structured prune"
             raise OrderRefused(
-                "factorize makes new layers, so what prune or shared values did before is lost: put factorize first.",
+                f"{name} makes new layers, so what masks or shared values did before is lost: put it first.",
                 pointer=spec.pointer(i),
             )
         if isinstance(step, FewBits | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):

@@ -15,6 +15,7 @@ from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, as_static, training_of
+from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 from app.contract.weight_only import FewBits
@@ -40,6 +41,7 @@ COMPILE_SECONDS = 40.0  # of a program of integers or codes, by torch, for the r
 # An export holds the module, its graph, the file's message and its bytes.
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
+LEVELS_MEASURED = 3  # shares of a group's units without which the outputs are looked at
 FACTORS_MEASURED = 4  # products of a layer whose effect on the outputs is measured
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
@@ -77,6 +79,7 @@ def estimate(
         if training is not None:
             rounds = CODED * (ROUNDS_DOWN + ROUNDS_BEHIND * step.longer) if isinstance(step, Compress) else 1.0
             rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
+            rounds *= step.rounds if isinstance(step, StructuredPrune) else 1
             noisy = isinstance(step, Compress) or (isinstance(step, Prune) and step.criterion == "variational")
             rounds *= NOISE_PASSES if noisy else 1
             passes += rounds * share * _training_passes(training, dataset)
@@ -102,6 +105,10 @@ def estimate(
             passes += PRODUCT_RUNS
         if isinstance(step, FewBits):
             passes += _few_bits_passes(step, model, dataset)
+        if isinstance(step, StructuredPrune):
+            passes += _structured_passes(step, model, dataset)
+            if step.lasso is not None:
+                needs.append(_training_bytes(step.lasso.training, cost, 0, 1))
         if isinstance(step, Factorize):
             passes += _factorizing_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
@@ -134,6 +141,17 @@ def _factorizing_passes(step: Factorize, model: ModelFacts, dataset: DatasetFact
         passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     layers = sum(layer.type in MEASURED for layer in model.layers)
     return passes + (layers * FACTORS_MEASURED * given if step.allocation == "measured" else 0.0)
+
+
+def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: DatasetFacts | None) -> float:
+    """For gradients or inputs in every round, for what each group does to the outputs, and for a training in front."""
+    given = min(step.samples, _samples(dataset, calibration_split(dataset)))
+    passes = 1.0 * step.rounds * given if step.criterion == "activations" else 0.0
+    if step.criterion in BY_GRADIENTS:
+        passes += step.rounds * TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
+    if step.scope == "auto":
+        passes += step.rounds * len(model.layers) * LEVELS_MEASURED * given
+    return passes + (0.0 if step.lasso is None else _training_passes(step.lasso.training, dataset))
 
 
 def _looked_at(step: Quantize, dataset: DatasetFacts | None) -> int:

@@ -8,6 +8,7 @@ from app.contract.errors import Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.facts import ModelFacts
 from app.contract.spec import ExportFormat, ResolvedSpec
+from app.contract.structured import StructuredPrune
 
 STAND_IN: ExportFormat = "pt2"
 FOR_A_CONFIG = ("packed", "compressed-tensors")  # hold weights that a config gives the layers of
@@ -28,12 +29,12 @@ def check_words(spec: ResolvedSpec, model: ModelFacts) -> None:
     held = [name for name in FOR_A_CONFIG if name in spec.export]
     if held and _lacks_words(spec, model):
         raise Unsupported(
-            f"A config of transformers has no words for factorized layers, and {held[0]} holds weights for one: export "
-            "pt2 or onnx.",
+            f"A config of transformers has no words for layers of sizes of their own, and {held[0]} holds weights for "
+            "one: export pt2 or onnx.",
             pointer="/export",
         )
 
 
 def _lacks_words(spec: ResolvedSpec, model: ModelFacts) -> bool:
     """A config of transformers gives all layers one width, and has no products; others say anything."""
-    return model.format == "huggingface" and any(isinstance(step, Factorize) for step in spec.steps)
+    return model.format == "huggingface" and any(isinstance(step, Factorize | StructuredPrune) for step in spec.steps)

@@ -48,7 +48,8 @@ class Prune(Strict):
         Field(
             pattern=r"^(unstructured|block|[1-9][0-9]?:[1-9][0-9]?)$",
             description="unstructured: single weights. N:M, such as 2:4: N of every M neighbours along the input "
-            "dimension stay. block: blocks of `block` go or stay as one.",
+            "dimension stay. block: blocks of `block` go or stay as one. structured is a step with fields of its "
+            "own: whole units leave the network.",
         ),
     ] = "unstructured"
     block: Annotated[

@@ -17,6 +17,7 @@ from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
 from app.contract.strict import Strict
+from app.contract.structured import StructuredPrune
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
 
@@ -115,17 +116,22 @@ class Quantize(Strict):
 
 # Methods of quantize that are steps of their own.
 OWN_STEPS = ("weight_only", "mixed", "codebook", "qat", "cast", "auto")
+STRUCTURED = "structured"  # the granularity of prune that is a step of its own
 
 
 def _kind(step: Any) -> Any:
-    """What tells steps apart: the technique, and of quantize the method where that is a step of its own."""
-    fields = step if isinstance(step, dict) else {name: getattr(step, name, None) for name in ("technique", "method")}
+    """What tells steps apart: the technique; of quantize the method where that is a step of its own, and of prune
+    whether whole units go."""
+    fields = step if isinstance(step, dict) else vars(step) if isinstance(step, Strict) else {}
     technique, method = fields.get("technique"), fields.get("method")
+    if technique == "prune" and fields.get("granularity") == STRUCTURED:
+        return STRUCTURED
     return method if technique == "quantize" and method in OWN_STEPS else technique
 
 
 Step = Annotated[
     Annotated[Prune, Tag("prune")]
+    | Annotated[StructuredPrune, Tag(STRUCTURED)]
     | Annotated[Finetune, Tag("finetune")]
     | Annotated[DistillStep, Tag("distill")]
     | Annotated[Quantize, Tag("quantize")]

@@ -9,6 +9,7 @@ from app.contract.facts import DatasetFacts, SplitFacts, Task, calibration_split
 from app.contract.mixed import Mixed
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.spec import Quantize, ResolvedSpec, training_of
+from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
@@ -28,6 +29,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Factorize):
             _check_factorizing_data(step, dataset, task, pointer)
+        if isinstance(step, StructuredPrune):
+            _check_structured_data(step, dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None:
@@ -58,6 +61,18 @@ def _check_pruning_data(step: Prune, dataset: DatasetFacts | None, task: Task | 
         _check_taught(step.criterion, dataset, task, pointer)
     if step.criterion in OF_INPUTS or step.within == "auto":
         what = f"Criterion {step.criterion}" if step.criterion in OF_INPUTS else "Scope auto"
+        _check_looked_at(what, dataset, pointer)
+
+
+def _check_structured_data(
+    step: StructuredPrune, dataset: DatasetFacts | None, task: Task | None, pointer: str
+) -> None:
+    if step.lasso is not None:
+        _check_training(step.lasso.training, dataset, task, f"{pointer}/lasso/training")
+    if step.criterion in BY_GRADIENTS:
+        _check_taught(step.criterion, dataset, task, pointer)
+    if step.looks_at_samples:
+        what = "Scope auto" if step.scope == "auto" else f"Criterion {step.criterion}"
         _check_looked_at(what, dataset, pointer)
 
 

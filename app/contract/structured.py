@@ -67,8 +67,10 @@ class StructuredPrune(Strict):
             raise ValueError("give exactly one of budget and sparsity")
         if self.rounds > 1 and self.training is None:
             raise ValueError("rounds are for a training behind each: give training, or leave rounds out")
-        if self.lasso is not None and self.training is not None and self._crew(self.lasso.training) != self._crew(
-            self.training
+        if (
+            self.lasso is not None
+            and self.training is not None
+            and self._crew(self.lasso.training) != self._crew(self.training)
         ):
             raise ValueError("both trainings take the same hosts and processes: those of lasso differ")
         return self

@@ -12,6 +12,11 @@ from app.contract.architecture import Architecture, Parallel, Residual, Sequenti
 from app.contract.errors import Unsupported
 from app.contract.layers import Layer
 
+# What says how many channels, features or units a layer has; in the words of torch and of an upload alike.
+_SIZES = (
+    "in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "num_channels",
+    "num_groups", "normalized_shape", "embedding_dim", "input_size", "hidden_size", "proj_size", "num_parameters",
+)  # fmt: skip
 _BIAS = "bias"  # of which modules keep the values, not whether there is one
 
 
@@ -40,7 +45,15 @@ def _layer(layer: Layer, module: Any) -> Layer:
     if isinstance(layer, Parallel):
         pairs = zip(layer.branches, module.branches, strict=True)
         return layer.model_copy(update={"branches": tuple(tuple(_layers(own, branch)) for own, branch in pairs)})
-    return _product(layer, module) if isinstance(module, nn.Sequential) else layer
+    return _product(layer, module) if isinstance(module, nn.Sequential) else _sized(layer, module)
+
+
+def _sized(layer: Layer, module: Any) -> Layer:
+    """With the sizes that its module has come to have."""
+    own = {name: getattr(module, name) for name in _SIZES if name in type(layer).model_fields}
+    if isinstance(module, nn.TransformerEncoderLayer):
+        own["dim_feedforward"] = module.linear1.out_features
+    return layer.model_copy(update=own)
 
 
 def _product(layer: Layer, module: Any) -> Layer:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from worker.structure.forms import Factors, factored
+from worker.structure.narrowing import apply_narrow
 
 Edit: TypeAlias = dict[str, Any]
 """`kind`, and what that takes; JSON values."""
@@ -33,4 +34,4 @@ def _factorize(module: nn.Module, edit: Edit) -> None:
     module.set_submodule(edit["layer"], factored(layer, Factors(edit["form"], tuple(edit["ranks"]))))
 
 
-_APPLIED = {"factorize": _factorize}
+_APPLIED = {"factorize": _factorize, "narrow": apply_narrow}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from worker.structure.tracing.tracer import Trace, trace
 Dims = dict[tuple[str, int], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
     """The entries of a parameter along one of its dimensions that go with each unit of a group.
 
@@ -44,6 +44,12 @@ class Group:
     def kind(self) -> str:
         """The same for groups at the same place of equal blocks."""
         return " ".join(sorted({re.sub(r"\d+", "#", f"{cut.parameter}:{cut.dim}") for cut in self.cuts}))
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a unit is made by entries in a row, as a head is."""
+        first = next(cut.places for cut in self.cuts if cut.made)
+        return first.shape[1] > 1 and bool((first[0].diff() == 1).all())
 
     @property
     def pattern(self) -> tuple[int, str]:
@@ -82,10 +88,20 @@ def _groups(found: Trace) -> tuple[Group, ...]:
             alike[tuple(sorted((key, len(places)) for key, places in own.items()))].append(own)
     order = {name: number for number, name in enumerate(found.weights)}
     groups = [_group(units, made, order) for units in alike.values() if len(units) > 1]
-    return tuple(sorted(groups, key=lambda group: order[group.name]))
+    groups.sort(key=lambda group: (order[group.name], int(group.cuts[0].places[0, 0])))
+    names = [group.name for group in groups]
+    # Parts of one parameter that are read by different ones.
+    return tuple(
+        group
+        if names.count(group.name) == 1
+        else replace(group, name=f"{group.name}/{names[:place].count(group.name)}")
+        for place, group in enumerate(groups)
+    )
 
 
-def _group(units: Sequence[dict[tuple[str, int], list[int]]], made: dict[tuple[str, int], bool], order: dict[str, int]) -> Group:
+def _group(
+    units: Sequence[dict[tuple[str, int], list[int]]], made: dict[tuple[str, int], bool], order: dict[str, int]
+) -> Group:
     keys = sorted(units[0], key=lambda key: (order[key[0]], key[1]))
     first = next(key for key in keys if made[key])
     units = sorted(units, key=lambda own: own[first])

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from worker.structure.edits import Edit
 from worker.structure.groups import Group, Structure
 from worker.techniques.pruning.weights import is_transformers_conv1d
 
@@ -26,7 +25,11 @@ _HEADS = (
 _WIDTHS = ("embed_dim",)  # that of all heads together in some, of what comes in in others
 
 
-def left(structure: Structure, groups: Sequence[Group], kept: Kept) -> dict[tuple[str, int], Tensor]:
+Entries = dict[tuple[str, int], Tensor]
+"""What stays of parameters, in order, by name and dimension."""
+
+
+def left(structure: Structure, groups: Sequence[Group], kept: Kept) -> Entries:
     """The entries that stay, in order, of each parameter along each dimension that loses some."""
     gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group in groups:
@@ -34,7 +37,7 @@ def left(structure: Structure, groups: Sequence[Group], kept: Kept) -> dict[tupl
         stays[kept[group.name]] = True
         for cut in group.cuts:
             gone[cut.parameter, cut.dim].append(cut.places[~stays].reshape(-1))
-    found = {}
+    found: Entries = {}
     for key, places in gone.items():
         mask = torch.ones(len(structure.classes[key]), dtype=torch.bool)
         mask[torch.cat(places)] = False
@@ -43,7 +46,7 @@ def left(structure: Structure, groups: Sequence[Group], kept: Kept) -> dict[tupl
     return found
 
 
-def narrowed(module: nn.Module, groups: Sequence[Group], kept: Kept, entries: Mapping[tuple[str, int], Tensor]) -> Edit:
+def narrowed(module: nn.Module, groups: Sequence[Group], kept: Kept, entries: Entries) -> dict[str, Any]:
     """What is told of it, in words: new lengths, and attributes of modules that say how many heads there are."""
     lengths: dict[str, dict[str, int]] = defaultdict(dict)
     for (name, dim), own in entries.items():
@@ -51,7 +54,7 @@ def narrowed(module: nn.Module, groups: Sequence[Group], kept: Kept, entries: Ma
     return {"kind": "narrow", "lengths": dict(lengths), "attributes": _attributes(module, groups, kept)}
 
 
-def apply_narrow(module: nn.Module, edit: Edit) -> None:
+def apply_narrow(module: nn.Module, edit: Mapping[str, Any]) -> None:
     """Shortens parameters to their first entries, and tells layers of it."""
     narrow(
         module,
@@ -64,9 +67,7 @@ def apply_narrow(module: nn.Module, edit: Edit) -> None:
     )
 
 
-def narrow(
-    module: nn.Module, entries: Mapping[tuple[str, int], Tensor], attributes: Mapping[str, Mapping[str, int]]
-) -> None:
+def narrow(module: nn.Module, entries: Entries, attributes: Mapping[str, Mapping[str, int]]) -> None:
     """Keeps these entries of parameters, in place, and tells layers of it. Parameters that are shared stay shared."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for (name, dim), own in entries.items():
@@ -127,6 +128,8 @@ def _fit(layer: Any) -> None:
         if layer.num_groups == layer.num_channels:
             layer.num_groups = len(layer.weight)
         layer.num_channels = len(layer.weight)
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = len(layer.weight)
     elif isinstance(layer, nn.RNNBase):
         _fit_recurrent(layer)
 

@@ -39,7 +39,9 @@ class Layout:
     def varying(self, labels: Labels) -> list[int]:
         """The dimensions along which classes differ."""
         roots = self.classes.roots(_reduced(labels))
-        return [dim for dim, size in enumerate(roots.shape) if size > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())]
+        return [
+            dim for dim, size in enumerate(roots.shape) if size > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())
+        ]
 
     def along(self, labels: Labels, dim: int) -> Tensor:
         """The labels at the first place of all other dimensions."""

@@ -43,9 +43,7 @@ def _bias(tracer: Tracer, bias: Carried, labels: Labels | None) -> None:
         tracer.freeze(bias, labels)
 
 
-def _product(
-    tracer: Tracer, left: Carried, right: Carried, one: Tensor, other: Tensor, out: Tensor
-) -> Labels | None:
+def _product(tracer: Tracer, left: Carried, right: Carried, one: Tensor, other: Tensor, out: Tensor) -> Labels | None:
     """Of matrices, or batches of them. What has no labels along what is summed is of a size that stays."""
     summed = one.ndim - 1, other.ndim - 2
     sides = []
@@ -106,9 +104,9 @@ def _given(tracer: Tracer, a: _Side, b: _Side, out: Tensor) -> Labels | None:
         kept, dim = (a.batch if a.batch is not None else b.batch), 0
     elif a.given is not None and (b.given is None or b.is_weight) and not a.is_weight:
         kept, dim = a.given, rank - 2
-    elif b.given is not None and (a.given is None or a.is_weight) and not b.is_weight:
-        kept, dim = b.given, rank - 1
-    elif b.is_weight and b.given is not None and not a.is_weight:
+    elif (b.given is not None and (a.given is None or a.is_weight) and not b.is_weight) or (
+        b.is_weight and b.given is not None and not a.is_weight
+    ):
         kept, dim = b.given, rank - 1
     elif a.is_weight and a.given is not None and not b.is_weight:
         kept, dim = a.given, rank - 2

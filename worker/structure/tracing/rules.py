@@ -13,29 +13,128 @@ from worker.structure.tracing.labels import Labels, Weight, together
 from worker.structure.tracing.products import addmm, baddbmm, bmm, convolution, embedding, mm
 from worker.structure.tracing.tracer import Rule, Tracer, replaced, tensors
 
-_MOVING = (
-    "view _unsafe_view reshape _reshape_alias permute transpose t numpy_T mT unsqueeze squeeze expand expand_as repeat "
-    "slice select split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk chunk unbind cat stack clone "
-    "detach alias index index_select gather roll flip pixel_shuffle pixel_unshuffle im2col unfold "
-    "diagonal narrow"
-).split()
+_MOVING = [
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "permute",
+    "transpose",
+    "t",
+    "numpy_T",
+    "mT",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "expand_as",
+    "repeat",
+    "slice",
+    "select",
+    "split",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+    "chunk",
+    "unbind",
+    "cat",
+    "stack",
+    "clone",
+    "detach",
+    "alias",
+    "index",
+    "index_select",
+    "gather",
+    "roll",
+    "flip",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "im2col",
+    "unfold",
+    "diagonal",
+    "narrow",
+]
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
-_SPATIAL = (
-    "max_pool2d_with_indices max_pool3d_with_indices max_pool1d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool1d "
-    "adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d "
-    "replication_pad1d replication_pad2d grid_sampler_2d"
-).split()
-_REDUCING = (
-    "mean sum amax amin prod var std var_mean std_mean linalg_vector_norm norm logsumexp any all nansum"
-).split()
-_SAME = "as_strided_ softmax _softmax _log_softmax _safe_softmax _to_copy to contiguous native_dropout lift_fresh _conj".split()
-_ALONG = "max min argmax argmin cumsum cumprod sort topk median mode logcumsumexp".split()  # an order, not a set
-_BATCH_NORMS = (
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update "
-    "_batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm"
-).split()
+_SPATIAL = [
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "max_pool1d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_avg_pool1d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact2d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "grid_sampler_2d",
+]
+_REDUCING = [
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "linalg_vector_norm",
+    "norm",
+    "logsumexp",
+    "any",
+    "all",
+    "nansum",
+]
+_SAME = [
+    "as_strided_",
+    "softmax",
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "_to_copy",
+    "to",
+    "contiguous",
+    "native_dropout",
+    "lift_fresh",
+    "_conj",
+]
+_ALONG = [
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "cumsum",
+    "cumprod",
+    "sort",
+    "topk",
+    "median",
+    "mode",
+    "logcumsumexp",
+]  # an order, not a set
+_BATCH_NORMS = [
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "batch_norm",
+]
 _LAYER_NORMS = ("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm")
 
 
@@ -204,7 +303,13 @@ def reducing(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out:
         asked = args[2]
     if isinstance(asked, bool):
         asked = None
-    dims = range(labels.ndim) if asked is None or asked == [] else [asked] if isinstance(asked, int) else asked
+    dims = (
+        range(labels.ndim)
+        if asked is None or not list([asked] if isinstance(asked, int) else asked)
+        else [asked]
+        if isinstance(asked, int)
+        else asked
+    )
     over = {dim % labels.ndim for dim in dims}
     varying = tracer.layout.varying(labels)
     if len(varying) > 1 and over & set(varying):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from app.contract.errors import InvalidSpec
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
+from app.contract.structured import StructuredPrune
 from worker.context import Context
 from worker.model import Model
 from worker.ranks.ranks import Ranks
@@ -21,20 +22,23 @@ from worker.techniques.pruning.noise import WeightNoise, noisy, observations
 from worker.techniques.pruning.rounds import prune_in_rounds
 from worker.techniques.pruning.scoring import scorer
 from worker.techniques.pruning.weights import PrunableWeight, WeightSet, prunable, select
+from worker.techniques.structure import structured
 from worker.training.finding.settle import settle
 from worker.training.loop import fed, train
 
 
 class PruneTechnique:
-    """Sets the least important weights to zero, by masks that every later step keeps."""
+    """Sets the least important weights to zero, by masks that every later step keeps; or takes whole units out."""
 
     name: ClassVar[str] = "prune"
 
-    def applies(self, step: Prune, model: Model) -> str | None:
+    def applies(self, step: Prune | StructuredPrune, model: Model) -> str | None:
         """A network needs a Linear, convolution, Embedding, recurrent or attention layer.
 
         Raises InvalidSpec where `exclude` or `layers` name none of them, or nothing is left to prune.
         """
+        if isinstance(step, StructuredPrune):
+            return structured.applies(step, model)
         if not model.facts.trainable and (step.training is not None or step.criterion in OF_GRADIENTS):
             return model.facts.untrainable_reason
         if not prunable(model.module):
@@ -49,8 +53,10 @@ class PruneTechnique:
         fitting(step, _in_reach(step, model, chosen))
         return None
 
-    def apply(self, step: Prune, context: Context) -> Details:
+    def apply(self, step: Prune | StructuredPrune, context: Context) -> Details:
         """Prunes, and trains where the step says so; one_shot before the training, the other schedules during it."""
+        if isinstance(step, StructuredPrune):
+            return structured.prune_structured(step, context)
         module = context.model.module
         chosen = select(module, step.exclude, tuple(step.layers))
         weights = WeightSet(module, fitting(step, _in_reach(step, context.model, chosen)))

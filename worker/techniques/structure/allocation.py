@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from app.contract.budgets import Budget
 from app.contract.errors import InvalidSpec
@@ -45,16 +46,17 @@ def limit_of(budget: Budget, model: Model) -> Limit:
     return Limit(measure, share, measured(measure, model))
 
 
-def measured(measure: str, model: Model) -> int:
-    """Parameters, MACs of a sample, or bytes of the tensors."""
+def measured(measure: str, model: Model, module: nn.Module | None = None) -> int:
+    """Parameters, MACs of a sample, or bytes of the tensors; of a `module` that may take the place of the model's."""
+    module = model.module if module is None else module
     match measure:
         case "parameters":
-            return sum(own.numel() for own in model.module.parameters())
+            return sum(own.numel() for own in module.parameters())
         case "macs":
-            return module_macs(model.module, example_on(model.module, model, 1))
+            return module_macs(module, example_on(module, model, 1))
         case _:
             dtypes = model.dtypes
-            named = model.module.named_parameters()
+            named = module.named_parameters()
             return sum(own.numel() * dtypes.get(name, own.dtype).itemsize for name, own in named)
 
 

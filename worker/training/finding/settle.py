@@ -66,10 +66,10 @@ def settle(context: Context, training: Training) -> tuple[Settled, Details]:
     """
     if not training.automatic:
         return training.settled(), {}
-    remembered = None if context.checkpoints is None else context.checkpoints.remembered()
+    remembered = (context.checkpoints and context.checkpoints.remembered()) or {}
     # One process searches: what is fast and what is best is to be the same for all.
     alone = training.model_copy(update={"processes": 1, "hosts": 1, "sharded": False})
-    details = remembered or context.ranks.told(lambda: _search(context, alone).details())
+    details = remembered if "found_lr" in remembered else context.ranks.told(lambda: _search(context, alone).details())
     if context.checkpoints is not None:
         context.checkpoints.remember(details)
     found: dict[str, Any] = {name: details[f"found_{name}"] for name in ("optimizer", "lr", "batch_size")}

@@ -1,0 +1,76 @@
+"""What a network without some of its units costs, by arithmetic; and what it really costs, counted on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from app.contract.budgets import Budget
+from worker.evaluation.macs import layer_macs
+from worker.model import Model
+from worker.structure.calls import example_on
+from worker.structure.groups import Group
+
+Counts = Mapping[str, int]
+"""By a group's name how many units it keeps."""
+
+
+class Costs:
+    """Of one measure of a budget: parameters, macs or bytes."""
+
+    def __init__(self, measure: str, model: Model, groups: Sequence[Group]) -> None:
+        self.measure = measure
+        self._shapes = {name: tuple(own.shape) for name, own in model.module.named_parameters()}
+        self._each = {name: _each(measure, model, name) for name in self._shapes}
+        self._fixed = 0
+        if measure == "macs":
+            self._fixed = self._set_macs(model)
+        self._cuts: dict[str, list[tuple[int, Group, int]]] = {}
+        for group in groups:
+            for cut in group.cuts:
+                if cut.parameter in self._shapes:
+                    own = self._cuts.setdefault(cut.parameter, [])
+                    own.append((cut.dim, group, cut.places.shape[1]))
+
+    def __call__(self, kept: Counts) -> float:
+        """For these numbers of units, those of other groups being all there."""
+        return self._fixed + sum(each * prod(self._shape(name, kept)) for name, each in self._each.items() if each)
+
+    def _shape(self, name: str, kept: Counts) -> list[int]:
+        sizes = list(self._shapes[name])
+        for dim, group, places in self._cuts.get(name, ()):
+            sizes[dim] -= (group.units - kept.get(group.name, group.units)) * places
+        return sizes
+
+    def _set_macs(self, model: Model) -> int:
+        """What each weight's layer computes for an entry of it; returns the rest, products of activations."""
+        counted = layer_macs(model.module, example_on(model.module, model, 1))
+        own = dict.fromkeys(self._each, 0.0)
+        left = counted.get("", 0)
+        for path, layer in model.module.named_modules():
+            weights = [
+                f"{path}.{name}".lstrip(".") for name, one in layer.named_parameters(recurse=False) if one.ndim > 1
+            ]
+            whole = sum(prod(self._shapes[name]) for name in weights if name in self._shapes)
+            inside = sum(counted.get(f"{path}.{child}".lstrip("."), 0) for child, _ in layer.named_children())
+            macs = counted.get(path, 0) - inside
+            if whole and macs > 0 and path:
+                own |= {name: macs / whole for name in weights if name in own}
+                left -= macs
+        self._each = own
+        return left
+
+
+def _each(measure: str, model: Model, name: str) -> float:
+    if measure != "bytes":
+        return 1.0
+    parameter = model.module.get_parameter(name)
+    return float(model.dtypes.get(name, parameter.dtype).itemsize)
+
+
+def limit(budget: Budget | None, sparsity: float | None) -> tuple[str, float]:
+    """What is limited, and to which share; units where there is a sparsity instead."""
+    if budget is not None:
+        return budget.limit
+    assert sparsity is not None
+    return "units", 1 - sparsity

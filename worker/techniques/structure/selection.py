@@ -1,0 +1,180 @@
+"""Which units stay, so that a budget is met: by scores, or by what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.contract.errors import InvalidSpec
+from app.contract.structured import StructuredPrune
+from worker.context import Context
+from worker.structure.groups import Group, Structure
+from worker.structure.narrowing import Kept
+from worker.structure.sound import without
+from worker.techniques.pruning.sensitivity import drift
+from worker.techniques.structure.allocation import measured
+from worker.techniques.structure.costs import Costs, Counts
+from worker.techniques.structure.importance import scores
+from worker.techniques.structure.units_math import Pool, descending, fitting, relative, within
+
+RELATIVE = ("l1", "l2", "bn_scale", "fpgm", "activations", "random")  # whose size says nothing between groups
+LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
+CORRECTIONS = 4  # of a cost by arithmetic towards the one that is counted
+NEAR = 0.005  # of a limit, at which a correction is not worth another count
+UNITS = "units"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What may be left of a measure, as a share of `whole`."""
+
+    measure: str
+    share: float
+    whole: float
+
+    @property
+    def most(self) -> float:
+        return self.share * self.whole
+
+
+def limit_of(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> Limit:
+    """The step's, of the network as it stands."""
+    if step.budget is None:
+        assert step.sparsity is not None
+        return Limit(UNITS, 1 - step.sparsity, sum(group.units for group in groups))
+    measure, share = step.budget.limit
+    return Limit(measure, share, measured(measure, context.model))
+
+
+def chosen(
+    step: StructuredPrune,
+    context: Context,
+    structure: Structure,
+    groups: Sequence[Group],
+    limit: Limit,
+    least: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """What stays of each group, of which `least` at least. Raises InvalidSpec, with what is reachable, for a limit that
+    none is within."""
+    own = scores(step, context, groups)
+    groups = [group for group in groups if group.name in own]
+    pools = _pools(step, groups, own, least)
+    find = _finder(step, context, groups, pools)
+    cost = _cost(limit, context, groups)
+    found: tuple[float, dict[str, Tensor]] | None = None
+    aim = limit.most
+    for _ in range(CORRECTIONS):
+        counts = find(cost, aim)
+        if counts is None:
+            break
+        kept = {pool.name: pool.best(counts[pool.name]) for pool in pools}
+        real = _counted(limit, context, structure, groups, kept, cost(counts))
+        if real <= limit.most and (found is None or real > found[0]):
+            found = real, kept
+        if abs(real - cost(counts)) <= NEAR * limit.whole and real <= limit.most:
+            break
+        aim *= limit.most / real * (1.0 if real <= limit.most else 1 - NEAR)
+    if found is not None:
+        return found[1]
+    smallest = cost({pool.name: pool.allowed(0) for pool in pools})
+    raise InvalidSpec(
+        f"With the fewest units that every group may keep {smallest / limit.whole:.1%} of the {limit.measure} are "
+        f"left, and {limit.share:.1%} are asked for. Give a larger budget, a smaller "
+        "keep_at_least, or exclude fewer layers."
+    )
+
+
+def _pools(
+    step: StructuredPrune, groups: Sequence[Group], own: Mapping[str, Tensor], least: Mapping[str, int]
+) -> list[Pool]:
+    if step.criterion in RELATIVE:
+        own = {name: relative(values) for name, values in own.items()}
+    if step.scope == "local":
+        own = within(own, {group.name: group.name for group in groups})
+    elif step.scope == "isomorphic":
+        own = within(own, {group.name: group.pattern for group in groups})
+    return [
+        Pool(group.name, own[group.name], least[group.name], 1 if group.in_blocks else min(step.round_to, group.units))
+        for group in groups
+    ]
+
+
+def _cost(limit: Limit, context: Context, groups: Sequence[Group]) -> Callable[[Counts], float]:
+    if limit.measure == UNITS:
+        return lambda kept: float(sum(kept.values()))
+    return Costs(limit.measure, context.model, groups)
+
+
+def _counted(
+    limit: Limit, context: Context, structure: Structure, groups: Sequence[Group], kept: Kept, told: float
+) -> float:
+    """On the network itself: products of activations with each other are nobody's."""
+    if limit.measure == UNITS:
+        return told
+    made, _ = without(context.model.module, structure, groups, kept)
+    return measured(limit.measure, context.model, made)
+
+
+Finder = Callable[[Callable[[Counts], float], float], "dict[str, int] | None"]
+
+
+def _finder(step: StructuredPrune, context: Context, groups: Sequence[Group], pools: Sequence[Pool]) -> Finder:
+    if step.scope != "auto":
+        return lambda cost, most: fitting(pools, cost, most)
+    losses = _losses(step, context, groups, pools)
+    return lambda cost, most: descending(pools, losses, cost, most)
+
+
+def _losses(
+    step: StructuredPrune, context: Context, groups: Sequence[Group], pools: Sequence[Pool]
+) -> dict[str, Callable[[int], float]]:
+    """By how many units stay: how far the outputs are from what they were, where nobody reads the others."""
+    told = drift(context, step.samples, "Scope auto looks at outputs for data")
+    found: dict[str, Callable[[int], float]] = {}
+    for place, (group, pool) in enumerate(zip(groups, pools, strict=True)):
+        counts, lost = [group.units], [0.0]
+        for level in LEVELS:
+            count = max(1, round((1 - level) * group.units))
+            if count < counts[-1]:
+                gone = torch.ones(group.units, dtype=torch.bool)
+                gone[pool.best(count)] = False
+                counts.append(count)
+                lost.append(max(lost[-1], _unread(context.model.module, group, gone, told)))
+        # Without any there is nothing left of what the group says: taken to go on as it did.
+        counts.append(0)
+        lost.append(2 * lost[-1] if len(lost) > 1 else 1.0)
+        found[group.name] = _curve(counts, lost)
+        context.progress(0.1 * (place + 1) / len(groups))
+    return found
+
+
+def _curve(counts: Sequence[int], lost: Sequence[float]) -> Callable[[int], float]:
+    at, values = list(counts)[::-1], list(lost)[::-1]
+    return lambda count: float(np.interp(count, at, values))
+
+
+def _unread(module: nn.Module, group: Group, gone: Tensor, told: Callable[[], float]) -> float:
+    """How far the outputs are where nobody reads what is gone; the network is left as it was."""
+    tensors = dict(module.named_parameters())
+    before: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for cut in group.cuts:
+            if not cut.made:
+                tensor = tensors[cut.parameter]
+                before.setdefault(cut.parameter, tensor.detach().clone())
+                tensor.index_fill_(cut.dim, cut.places[gone].reshape(-1).to(tensor.device), 0.0)
+        try:
+            return told()
+        finally:
+            for name, values in before.items():
+                tensors[name].copy_(values)
+
+
+def least_of(step: StructuredPrune, groups: Sequence[Group]) -> dict[str, int]:
+    """How many units every group keeps whatever is asked for."""
+    return {group.name: max(1, ceil(step.keep_at_least * group.units - 1e-9)) for group in groups}

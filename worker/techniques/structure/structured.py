@@ -1,0 +1,181 @@
+"""Structured pruning: units leave the network, at once or round by round, with training to recover."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from app.contract.errors import InvalidSpec
+from app.contract.structured import StructuredPrune
+from worker.context import Context
+from worker.model import Model
+from worker.structure.calls import example_on
+from worker.structure.edits import Edit
+from worker.structure.groups import Group, Structure, structure_of
+from worker.structure.restructured import restructure, take
+from worker.structure.sound import standing, without
+from worker.techniques.base import Details
+from worker.techniques.pruning.weights import LAYERS_NAMED
+from worker.techniques.structure.allocation import measured
+from worker.techniques.structure.lasso import Lasso
+from worker.techniques.structure.selection import Limit, chosen, least_of, limit_of
+from worker.training.finding.settle import settle
+from worker.training.loop import train
+
+EXAMPLES = 2  # samples that a network is looked at with
+TOLD = ("parameters", "macs")
+KEPT = "narrowed"  # in what a checkpoint remembers
+
+
+def applies(step: StructuredPrune, model: Model) -> str | None:
+    """A network that can be trained, with units that may leave it. Raises InvalidSpec where `exclude` matches no layer
+    that has any, or leaves none."""
+    if not model.facts.trainable:
+        return model.facts.untrainable_reason
+    if model.facts.format in ("pt2", "onnx") and any(dtype != torch.float32 for dtype in model.stored.values()):
+        return "The graph computes in narrower floats than float32, of which nothing is taken out."
+    structure = _structure(model)
+    if not structure.groups:
+        return "Every part of the network is bound to its inputs or outputs: there is no unit that could leave it."
+    included(step, structure.groups)
+    return None
+
+
+def prune_structured(step: StructuredPrune, context: Context) -> Details:
+    """Takes units out and trains. Where an earlier attempt was cut off in a round, goes on in that one."""
+    before = {name: measured(name, context.model) for name in TOLD}
+    rounds = _Rounds(step, context)
+    details = rounds.run()
+    for name, own in before.items():
+        now = measured(name, context.model)
+        details |= {f"{name}_before": own, name: now, f"{name}_share": now / own}
+    if context.model.spec is not None:  # what the native file is uploaded with
+        details["spec"] = json.dumps(context.model.spec)
+    return details | rounds.rows()
+
+
+def included(step: StructuredPrune, groups: Sequence[Group]) -> list[Group]:
+    """Those of which no layer that makes them is excluded. Raises InvalidSpec for a pattern that matches none, and
+    where none is left."""
+    names = {group.name: _layers(group) for group in groups}
+    for pattern in step.exclude:
+        if not any(_matches(own, pattern) for own in names.values()):
+            shown = ", ".join(own[0] for own in list(names.values())[:LAYERS_NAMED])
+            raise InvalidSpec(f"exclude: {pattern!r} matches no layer that makes units. There are {shown}.")
+    found = [group for group in groups if not any(_matches(names[group.name], own) for own in step.exclude)]
+    if not found:
+        raise InvalidSpec("exclude leaves no layer that makes units. Give fewer patterns.")
+    return found
+
+
+def _layers(group: Group) -> list[str]:
+    return list(dict.fromkeys(cut.parameter.rpartition(".")[0] for cut in group.cuts if cut.made))
+
+
+def _matches(layers: Sequence[str], pattern: str) -> bool:
+    return any(fnmatchcase(layer, pattern) or fnmatchcase(f"{layer}.weight", pattern) for layer in layers)
+
+
+def _structure(model: Model) -> Structure:
+    return structure_of(model.module, example_on(model.module, model, EXAMPLES))
+
+
+@dataclass
+class _Done:
+    """How far a step is, for a checkpoint: an edit of the structure a round, none in the training in front, and the
+    units that each group has."""
+
+    edits: list[Edit] = field(default_factory=list)
+    units: dict[str, int] = field(default_factory=dict)
+
+
+class _Rounds:
+    """One step: what stays the same over its rounds, and how far it is."""
+
+    def __init__(self, step: StructuredPrune, context: Context) -> None:
+        self._step, self._context = step, context
+        found = _structure(context.model)
+        inputs = example_on(context.model.module, context.model, EXAMPLES)
+        sound, self._alone = standing(context.model.module, inputs, found)
+        if not sound:
+            raise InvalidSpec(f"No unit can leave this network: {next(iter(self._alone.values()))}.")
+        self._groups = included(step, sound)
+        self._alone = found.kept_whole | self._alone
+        self._limit = limit_of(step, context, self._groups)
+        self._least = least_of(step, self._groups)
+        told = ((context.checkpoints and context.checkpoints.remembered()) or {}).get(KEPT)
+        self._done = _Done(**told) if told else _Done(units={group.name: group.units for group in self._groups})
+        self._parts = step.rounds + (step.lasso is not None)
+
+    def run(self) -> Details:
+        """Raises InvalidSpec for a budget that cannot be kept."""
+        step, context, done = self._step, self._context, self._done
+        details = self._dense()
+        if done.edits:  # of an earlier attempt; their weights come with its checkpoint
+            take(context, restructure(context, done.edits), done.edits)
+        else:
+            self._narrow(1)
+        if step.training is None:
+            return details
+        training, found = settle(context, step.training)
+        found.pop(KEPT, None)
+        for number in range(len(done.edits), step.rounds + 1):
+            if number > len(done.edits):
+                self._narrow(number)
+            self._remember(found)
+            summary = train(replace(context, progress=self._part(self._parts - step.rounds + number - 1)), training)
+        return details | found | summary.details()
+
+    def rows(self) -> Details:
+        """For each group what it had and has; and what is left alone, with the reason."""
+        units = self._done.units
+        rows: list[dict[str, float | int | str | None]] = [
+            {"name": group.name, "units": group.units, "kept": units[group.name]} for group in self._groups
+        ]
+        details: Details = {"criterion": self._step.criterion, "scope": self._step.scope, "groups": rows}
+        if self._alone:
+            details["left_alone"] = [{"name": name, "why": why} for name, why in self._alone.items()]
+        return details
+
+    def _dense(self) -> Details:
+        """The training in front."""
+        lasso = self._step.lasso
+        if lasso is None or self._done.edits:
+            return {}
+        self._remember({})
+        penalty = Lasso(self._context.model.module, self._groups, lasso.strength)
+        summary = train(replace(self._context, progress=self._part(0)), lasso.training, penalty=penalty)
+        return {"lasso_last_epoch_loss": summary.last_epoch_loss}
+
+    def _narrow(self, number: int) -> None:
+        """To the share of the round, in all processes alike."""
+        context = self._context
+        structure = _structure(context.model)
+        own = {group.name for group in self._groups}
+        groups = [group for group in structure.groups if group.name in own]
+        share = self._limit.share ** (number / self._step.rounds)
+        limit = Limit(self._limit.measure, share, self._limit.whole)
+        kept: Mapping[str, torch.Tensor] = context.ranks.told(
+            lambda: chosen(self._step, context, structure, groups, limit, self._least)
+        )
+        module, edit = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)
+        take(context, module, [edit])
+        self._done.edits.append(edit)
+        self._done.units |= {name: len(places) for name, places in kept.items()}
+
+    def _remember(self, found: Details) -> None:
+        if self._context.checkpoints is not None:
+            self._context.checkpoints.remember({**found, KEPT: asdict(self._done)})
+
+    def _part(self, number: int) -> Any:
+        return functools.partial(_progress, self._context, number, self._parts)
+
+
+def _progress(context: Context, number: int, parts: int, share: float) -> None:
+    context.progress((number + share) / parts)
