@@ -296,20 +296,8 @@ def reducing(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out:
     labels = tracer.labels(args[0])
     if labels is None:
         return
-    asked = kwargs.get("dim", args[2] if tracer.operator == "linalg_vector_norm" and len(args) > 2 else None)
-    if asked is None and len(args) > 1 and isinstance(args[1], int | list | tuple) and tracer.operator != "norm":
-        asked = args[1]
-    if asked is None and len(args) > 2 and isinstance(args[2], list | tuple):
-        asked = args[2]
-    if isinstance(asked, bool):
-        asked = None
-    dims = (
-        range(labels.ndim)
-        if asked is None or not list([asked] if isinstance(asked, int) else asked)
-        else [asked]
-        if isinstance(asked, int)
-        else asked
-    )
+    asked = tracer.given.get("dim")
+    dims = [asked] if isinstance(asked, int) else list(asked or range(labels.ndim))
     over = {dim % labels.ndim for dim in dims}
     varying = tracer.layout.varying(labels)
     if len(varying) > 1 and over & set(varying):
@@ -328,8 +316,7 @@ def reducing(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out:
 def along(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """What looks at an order along a dimension, which has to stay."""
     labels = tracer.labels(args[0])
-    dims = [one for one in (*args[1:], kwargs.get("dim")) if isinstance(one, int) and not isinstance(one, bool)]
-    dim = (dims[-1] if dims else -1) if tracer.operator == "topk" else (dims[0] if dims else None)
+    dim = tracer.given.get("dim")
     if labels is None or dim is None or dim % labels.ndim in tracer.layout.varying(labels):
         unknown(tracer, args, kwargs, out)
         return

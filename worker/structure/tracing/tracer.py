@@ -44,6 +44,7 @@ class Tracer(TorchDispatchMode):
         self.trace, self.classes = trace, trace.classes
         self.layout = Layout(trace.classes)
         self.operator = ""
+        self.given: dict[str, Any] = {}
         self._rules, self._usual = rules, usual
         self._carried: Any = WeakIdKeyDictionary()
 
@@ -52,6 +53,7 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         if any(self.of(one) is not None for one in tensors((args, kwargs))):
             self.operator = func._schema.name.removeprefix("aten::")
+            self.given = _named(func, args, kwargs)
             rule = self._rules.get(self.operator, self._usual)
             if torch.Tag.pointwise in func.tags and self.operator not in self._rules:
                 rule = self._rules["pointwise"]
@@ -86,6 +88,13 @@ class Tracer(TorchDispatchMode):
             for labels in one.dims if isinstance(one, Weight) else [one]:
                 if labels is not None:
                     self.classes.freeze(labels, self.why)
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operator's arguments by name, with those that are usual."""
+    names = [own.name for own in func._schema.arguments]
+    usual = {own.name: own.default_value for own in func._schema.arguments if own.has_default_value()}
+    return usual | dict(zip(names, args, strict=False)) | kwargs
 
 
 def tensors(arguments: Any) -> list[Tensor]:
