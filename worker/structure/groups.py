@@ -6,14 +6,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from worker.data.batch import Inputs
+from worker.structure.literals import Literal, Reader
 from worker.structure.tracing.classes import NONE
 from worker.structure.tracing.rules import RULES, unknown
-from worker.structure.tracing.tracer import Trace, trace
+from worker.structure.tracing.tracer import Trace, Tracer, trace
 
 Dims = dict[tuple[str, int], Tensor]
 
@@ -22,13 +24,15 @@ Dims = dict[tuple[str, int], Tensor]
 class Cut:
     """The entries of a parameter along one of its dimensions that go with each unit of a group.
 
-    `places` is int64 [units, entries of each]. `made`: what a product gives, and not what it reads.
+    `places` is int64 [units, entries of each], `shape` the parameter's. `made`: what a product gives, and not what it
+    reads.
     """
 
     parameter: str
     dim: int
     places: Tensor
     made: bool
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Group:
     @property
     def kind(self) -> str:
         """The same for groups at the same place of equal blocks."""
-        return " ".join(sorted({re.sub(r"\d+", "#", f"{cut.parameter}:{cut.dim}") for cut in self.cuts}))
+        return " ".join(sorted({re.sub(r"\d+", "#", cut.parameter) + f":{cut.dim}:{cut.shape}" for cut in self.cuts}))
 
     @property
     def in_blocks(self) -> bool:
@@ -60,17 +64,30 @@ class Group:
 @dataclass(frozen=True)
 class Structure:
     """What a network's parts hang together by: its groups, in the order of what makes them, and for each parameter and
-    dimension the class that each entry is of. `kept_whole` says of parameters that make what has to stay why."""
+    dimension the class that each entry is of. `kept_whole` says of parameters that make what has to stay why, and
+    `literals` are numbers in a graph's code, with the classes of what they count."""
 
     groups: tuple[Group, ...]
     classes: Dims
     kept_whole: dict[str, str]
+    literals: tuple[Literal, ...] = ()
 
 
 def structure_of(module: nn.Module, inputs: Inputs) -> Structure:
     """By one pass. Raises what the network raises."""
-    found = trace(module, inputs, RULES, unknown)
-    return Structure(_groups(found), _classes(found), _kept_whole(found))
+    literals: list[Literal] = []
+
+    def run(tracer: Tracer) -> Any:
+        if not isinstance(module, fx.GraphModule):
+            return module(*inputs)
+        reader = Reader(module, tracer)
+        outputs = reader.run(*inputs)
+        literals.extend(reader.found)
+        return outputs
+
+    found = trace(module, run, RULES, unknown)
+    counted = tuple(replace(own, labels=found.classes.roots(own.labels)) for own in literals)
+    return Structure(_groups(found), _classes(found), _kept_whole(found), counted)
 
 
 def _groups(found: Trace) -> tuple[Group, ...]:
@@ -82,12 +99,13 @@ def _groups(found: Trace) -> tuple[Group, ...]:
             roots = classes.roots(labels)
             for place in free.nonzero().flatten().tolist():
                 of_class[int(roots[place])][name, dim].append(place)
+    shapes = {name: weight.shape for name, weight in found.weights.items()}
     alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
     for own in of_class.values():
         if any(made[key] for key in own) and any(not made[key] for key in own):
             alike[tuple(sorted((key, len(places)) for key, places in own.items()))].append(own)
     order = {name: number for number, name in enumerate(found.weights)}
-    groups = [_group(units, made, order) for units in alike.values() if len(units) > 1]
+    groups = [_group(units, made, order, shapes) for units in alike.values() if len(units) > 1]
     groups.sort(key=lambda group: (order[group.name], int(group.cuts[0].places[0, 0])))
     names = [group.name for group in groups]
     # Parts of one parameter that are read by different ones.
@@ -100,12 +118,15 @@ def _groups(found: Trace) -> tuple[Group, ...]:
 
 
 def _group(
-    units: Sequence[dict[tuple[str, int], list[int]]], made: dict[tuple[str, int], bool], order: dict[str, int]
+    units: Sequence[dict[tuple[str, int], list[int]]],
+    made: dict[tuple[str, int], bool],
+    order: dict[str, int],
+    shapes: dict[str, tuple[int, ...]],
 ) -> Group:
     keys = sorted(units[0], key=lambda key: (order[key[0]], key[1]))
     first = next(key for key in keys if made[key])
     units = sorted(units, key=lambda own: own[first])
-    cuts = tuple(Cut(*key, torch.tensor([own[key] for own in units]), made[key]) for key in keys)
+    cuts = tuple(Cut(*key, torch.tensor([own[key] for own in units]), made[key], shapes[key[0]]) for key in keys)
     return Group(first[0], len(units), cuts)
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from worker.structure.groups import Group, Structure
+from worker.structure.literals import rewrite
 from worker.techniques.pruning.weights import is_transformers_conv1d
 
 Kept = Mapping[str, Tensor]
@@ -46,12 +47,17 @@ def left(structure: Structure, groups: Sequence[Group], kept: Kept) -> Entries:
     return found
 
 
-def narrowed(module: nn.Module, groups: Sequence[Group], kept: Kept, entries: Entries) -> dict[str, Any]:
-    """What is told of it, in words: new lengths, and attributes of modules that say how many heads there are."""
+def narrowed(
+    module: nn.Module, structure: Structure, groups: Sequence[Group], kept: Kept, entries: Entries
+) -> dict[str, Any]:
+    """What is told of it, in words: new lengths, attributes of modules that say how many heads there are, and numbers
+    in a graph's code."""
     lengths: dict[str, dict[str, int]] = defaultdict(dict)
     for (name, dim), own in entries.items():
         lengths[name][str(dim)] = len(own)
-    return {"kind": "narrow", "lengths": dict(lengths), "attributes": _attributes(module, groups, kept)}
+    numbers = _numbers(structure, entries)
+    attributes = _attributes(module, groups, kept)
+    return {"kind": "narrow", "lengths": dict(lengths), "attributes": attributes, "numbers": numbers}
 
 
 def apply_narrow(module: nn.Module, edit: Mapping[str, Any]) -> None:
@@ -63,12 +69,13 @@ def apply_narrow(module: nn.Module, edit: Mapping[str, Any]) -> None:
             for name, dims in edit["lengths"].items()
             for dim, length in dims.items()
         },
-        edit["attributes"],
+        edit,
     )
 
 
-def narrow(module: nn.Module, entries: Entries, attributes: Mapping[str, Mapping[str, int]]) -> None:
-    """Keeps these entries of parameters, in place, and tells layers of it. Parameters that are shared stay shared."""
+def narrow(module: nn.Module, entries: Entries, edit: Mapping[str, Any]) -> None:
+    """Keeps these entries of parameters, in place, and tells layers and graphs of it what the edit says. Parameters
+    that are shared stay shared."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for (name, dim), own in entries.items():
         tensor = tensors[name]
@@ -76,7 +83,8 @@ def narrow(module: nn.Module, entries: Entries, attributes: Mapping[str, Mapping
         tensor.grad = None
     for layer in module.modules():
         _fit(layer)
-    for path, values in attributes.items():
+    rewrite(module, edit["numbers"])
+    for path, values in edit["attributes"].items():
         for name, value in values.items():
             setattr(module.get_submodule(path), name, value)
 
@@ -102,6 +110,24 @@ def _attributes(module: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[
                 if name in own:
                     found[path][name] = own[name] // group.units * stay
     return dict(found)
+
+
+def _numbers(structure: Structure, entries: Entries) -> dict[str, dict[str, int]]:
+    """New ones for those that count channels of which some go."""
+    gone = [_gone(structure.classes[key], own) for key, own in entries.items()]
+    lost = torch.cat(gone).unique() if gone else torch.zeros(0, dtype=torch.int64)
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for own in structure.literals:
+        stay = int((~torch.isin(own.labels, lost)).sum())
+        if stay < len(own.labels):
+            found[own.node][".".join(map(str, own.path))] = stay
+    return dict(found)
+
+
+def _gone(classes: Tensor, stay: Tensor) -> Tensor:
+    mask = torch.ones(len(classes), dtype=torch.bool)
+    mask[stay] = False
+    return classes[mask]
 
 
 def _count(own: Mapping[str, Any], name: str) -> int:

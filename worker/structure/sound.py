@@ -31,9 +31,9 @@ def without(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A copy with what is kept of the groups, and what was done to it as an edit."""
     entries = left(structure, groups, kept)
-    edit = narrowed(module, groups, kept, entries)
+    edit = narrowed(module, structure, groups, kept, entries)
     made = baked(module)
-    narrow(made, entries, edit["attributes"])
+    narrow(made, entries, edit)
     return made, edit
 
 

@@ -149,7 +149,7 @@ def moving(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
     """The same numbers in another place: labels go where these do."""
     given = tensors((args, kwargs))
     if len(given) == 1 and isinstance(own := tracer.of(given[0]), Weight):
-        moved = _moved_weight(tracer.operator, own, args[1:])
+        moved = _moved_weight(tracer, own)
         if moved is not None and isinstance(out, Tensor):
             tracer.give(out, moved)
             return
@@ -205,28 +205,28 @@ def _listed(value: Any) -> Sequence[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 
 
-def _moved_weight(operator: str, weight: Weight, given: Sequence[Any]) -> Weight | None:
+def _moved_weight(tracer: Tracer, weight: Weight) -> Weight | None:
     """A parameter seen otherwise, dimension by dimension; None where that is more than this can say."""
-    dims = weight.dims
-    match operator:
+    dims, given = weight.dims, tracer.given
+    match tracer.operator:
         case "t" | "numpy_T" | "mT":
             return Weight((*dims[:-2], *dims[-2:][::-1]))
         case "transpose":
             order = list(range(len(dims)))
-            one, other = (dim % len(dims) for dim in given[:2])
+            one, other = (given[name] % len(dims) for name in ("dim0", "dim1"))
             order[one], order[other] = order[other], order[one]
             return Weight(tuple(dims[place] for place in order))
         case "permute":
-            return Weight(tuple(dims[place] for place in given[0]))
+            return Weight(tuple(dims[place] for place in given["dims"]))
         case "detach" | "alias" | "clone":
             return weight
         case "unsqueeze":
-            place = given[0] % (len(dims) + 1)
+            place = given["dim"] % (len(dims) + 1)
             return Weight((*dims[:place], torch.zeros(1, dtype=torch.int64), *dims[place:]))
         case "slice":
-            dim, start, end, step = (*given, *(0, None, None, 1)[len(given) :])
-            own = dims[dim][slice(start, end, step)]
-            return Weight((*dims[:dim], own, *dims[dim:][1:]))
+            dim = given["dim"] % len(dims)
+            own = dims[dim][given["start"] : given["end"] : given["step"]]
+            return Weight((*dims[:dim], own, *dims[dim + 1 :]))
     return None
 
 

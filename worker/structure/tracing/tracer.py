@@ -6,7 +6,7 @@ operator moves labels as it moves numbers, or says which have to be the same for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,15 +107,15 @@ def replaced(arguments: Any, change: Callable[[Tensor], Any]) -> Any:
     return tree_map(lambda one: change(one) if isinstance(one, Tensor) else one, arguments)
 
 
-def trace(module: nn.Module, inputs: Sequence[Tensor], rules: Mapping[str, Rule], usual: Rule) -> Trace:
-    """One pass in eval mode. Outputs stay whole. Raises what the network raises."""
+def trace(module: nn.Module, run: Callable[[Tracer], Any], rules: Mapping[str, Rule], usual: Rule) -> Trace:
+    """One pass in eval mode, which `run` takes. What it returns stays whole. Raises what the network raises."""
     found = Trace()
     tracer = Tracer(found, rules, usual)
     for name, own in _followed(module):
         found.weights[name] = weight = Weight(tuple(found.classes.new(size) for size in own.shape))
         tracer.give(own, weight)
     with _plainly(module), _first_states(module, tracer), tracer:
-        outputs = module(*inputs)
+        outputs = run(tracer)
     for out in tensors(outputs):
         carried = tracer.of(out)
         for labels in carried.dims if isinstance(carried, Weight) else [carried]:
