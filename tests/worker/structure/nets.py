@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +13,21 @@ import transformers as T  # noqa: N812
 from torch import Tensor, nn
 
 from worker.data.batch import Inputs
+from worker.structure.groups import Group, Structure, structure_of
+from worker.structure.sound import standing
 
 Made = tuple[nn.Module, Inputs, Inputs]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network, what was found of it, and which groups may lose units; nobody changes it."""
+
+    module: nn.Module
+    inputs: tuple[Inputs, Inputs]
+    structure: Structure
+    groups: list[Group]
+    why: dict[str, str]
 
 
 def images(channels: int = 3, size: int = 8) -> tuple[Inputs, Inputs]:
@@ -329,3 +344,11 @@ def network(name: str) -> Made:
                 layer.momentum = 1.0
         module.train()(*own)
     return module.eval(), own, other
+
+
+@cache
+def found(name: str) -> Found:
+    """Once for all tests of a process."""
+    module, own, other = network(name)
+    structure = structure_of(module, own)
+    return Found(module, (own, other), structure, *standing(module, own, structure))

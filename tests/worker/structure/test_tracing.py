@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.worker.structure.nets import OWN, PUBLIC, Attention, Logits, Recurrent, lenet, network
+from tests.worker.structure.nets import OWN, PUBLIC, Attention, Logits, Recurrent, found, lenet
 from worker.data.batch import Inputs
-from worker.structure.groups import Group, Structure, structure_of
+from worker.structure.groups import Group, structure_of
 from worker.structure.sound import standing, without
 
 MANY = 12  # groups, of which only some are looked at
@@ -52,13 +51,6 @@ GROUPS = {
     "whisper": [32, 32, 4, 24, 4, 24, 16],
     "wav2vec2": [16, 16, 8, 4, 24, 4, 24, 256],
 }
-
-
-@cache
-def found(name: str) -> tuple[nn.Module, tuple[Inputs, Inputs], Structure, list[Group], dict[str, str]]:
-    module, own, other = network(name)
-    structure = structure_of(module, own)
-    return module, (own, other), structure, *standing(module, own, structure)
 
 
 def unread(module: nn.Module, group: Group, gone: Sequence[int]) -> nn.Module:
@@ -106,7 +98,8 @@ def assert_same(made: nn.Module, expected: nn.Module, inputs: Sequence[Inputs]) 
 
 @pytest.mark.parametrize("name", [*OWN, *PUBLIC])
 def test_without_units_it_computes_what_it_does_where_nobody_reads_them(name: str) -> None:
-    module, inputs, structure, groups, _ = found(name)
+    own = found(name)
+    module, inputs, structure, groups = own.module, own.inputs, own.structure, own.groups
     assert groups
     for group in groups if name in OWN else representatives(groups):
         parted, moved = normed(module, group), False
@@ -116,9 +109,9 @@ def test_without_units_it_computes_what_it_does_where_nobody_reads_them(name: st
             expected = unread(module, group, gone)
             if not parted:
                 assert_same(made, expected, inputs)
-            for own in inputs:
+            for one in inputs:
                 with torch.no_grad():
-                    assert made(*own).shape == module(*own).shape
+                    assert made(*one).shape == module(*one).shape
             with torch.no_grad():
                 moved |= not torch.equal(expected(*inputs[0]), module(*inputs[0]))
         assert moved or len(groups) > MANY  # else it says nothing; in deep networks a few units may be dead
@@ -126,7 +119,8 @@ def test_without_units_it_computes_what_it_does_where_nobody_reads_them(name: st
 
 @pytest.mark.parametrize("name", [*OWN, *PUBLIC])
 def test_of_all_groups_at_once_units_leave(name: str) -> None:
-    module, inputs, structure, groups, _ = found(name)
+    own = found(name)
+    module, inputs, structure, groups = own.module, own.inputs, own.structure, own.groups
     kept = {group.name: torch.arange(group.units)[1:] for group in groups}
     made, _ = without(module, structure, groups, kept)
     expected = module
@@ -135,50 +129,51 @@ def test_of_all_groups_at_once_units_leave(name: str) -> None:
     if not any(normed(module, group) for group in groups):
         assert_same(made, expected, inputs)
     with torch.no_grad():
-        assert all(made(*own).shape == module(*own).shape for own in inputs)
-    assert sum(own.numel() for own in made.parameters()) < sum(own.numel() for own in module.parameters())
+        assert all(made(*one).shape == module(*one).shape for one in inputs)
+    assert sum(one.numel() for one in made.parameters()) < sum(one.numel() for one in module.parameters())
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_groups_are_those_by_hand(name: str) -> None:
-    *_, groups, why = found(name)
-    assert [group.units for group in groups] == GROUPS[name]
-    assert why == {}
+    assert [group.units for group in found(name).groups] == GROUPS[name]
+    assert found(name).why == {}
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("resnet", 9), ("mobilenet_v2", 25), ("efficientnet", 22)])
 def test_every_width_of_a_convolutional_network_may_shrink(name: str, kinds: int) -> None:
-    module, _, _, groups, _ = found(name)
+    groups = found(name).groups
     assert len(groups) == kinds
-    convolutions = [f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    convolutions = [
+        f"{path}.weight" for path, layer in found(name).module.named_modules() if isinstance(layer, nn.Conv2d)
+    ]
     made = {cut.parameter for group in groups for cut in group.cuts if cut.made and cut.dim == 0}
     assert set(convolutions) <= made
 
 
 def test_names_are_of_what_makes_units_and_places_are_all_of_them() -> None:
-    for group in found("lenet")[3]:
+    for group in found("lenet").groups:
         assert group.cuts[0].made
         assert group.cuts[0].parameter == group.name
         assert torch.equal(group.cuts[0].places, torch.arange(group.units)[:, None])
-    *_, flattened = found("lenet")[3][1].cuts
+    *_, flattened = found("lenet").groups[1].cuts
     assert (flattened.parameter, flattened.dim, flattened.made) == ("5.weight", 1, False)
     assert torch.equal(flattened.places, torch.arange(800).view(50, 16))
 
 
 def test_heads_are_entries_in_a_row_and_channels_are_not() -> None:
-    assert [group.in_blocks for group in found("bert")[3]] == [False, True, False, True, False, False]
-    assert [group.in_blocks for group in found("grouped")[3]] == [False, False, False]
+    assert [group.in_blocks for group in found("bert").groups] == [False, True, False, True, False, False]
+    assert [group.in_blocks for group in found("grouped").groups] == [False, False, False]
 
 
 def test_blocks_of_one_shape_have_one_pattern() -> None:
-    patterns = [group.pattern for group in found("llama")[3]]
+    patterns = [group.pattern for group in found("llama").groups]
     assert patterns[1:3] == patterns[3:5]
     assert len(set(patterns)) == 3
 
 
 @pytest.mark.parametrize("name", ["lenet", "bert", "gpt2"])
 def test_outputs_stay_and_say_why(name: str) -> None:
-    structure = found(name)[2]
+    structure = found(name).structure
     assert set(structure.kept_whole.values()) <= {"the network gives it out", "it is looked up in"}
     assert structure.kept_whole
 
@@ -194,7 +189,6 @@ class Attending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         return self.head(torch.relu(self.between(self.attention(x, x, x)[0])))
-
 
 
 class Strided(nn.Module):
@@ -239,11 +233,11 @@ def test_a_number_of_heads_in_the_code_is_refused(module: nn.Module, reason: str
 
 def test_an_lstm_keeps_more_units_than_it_shows() -> None:
     """Where these are as many torch takes the layer for one that shows all."""
-    module, inputs, structure, groups, _ = found("lstm_projected")
-    group = groups[1]
+    own = found("lstm_projected")
+    group = own.groups[1]
     for stay in (7, 6, 5):
-        made, _ = without(module, structure, [group], {group.name: torch.arange(stay)})
-        assert_same(made, unread(module, group, range(stay, 8)), inputs)
+        made, _ = without(own.module, own.structure, [group], {group.name: torch.arange(stay)})
+        assert_same(made, unread(own.module, group, range(stay, 8)), own.inputs)
 
 
 def test_code_that_counts_places_is_refused() -> None:

@@ -1,0 +1,190 @@
+"""Structured pruning: a ResNet-20 to half and a quarter of its MACs, beside torch-pruning used by hand
+
+Trained here on Fashion-MNIST, pruned and trained again: by the prune step (granularity structured), and by
+torch-pruning (global group magnitudes, its share of channels bisected until the MACs are met), with the same training
+behind both.
+Accuracy is of the 10,000 test pictures, the mean of seeds; latency is that of ONNX Runtime for one picture on one
+thread, in turns with the network as it was. `pip install torch-pruning==1.6.1` for it. TERSOR_BENCH_SIDE shrinks the
+pictures (28), TERSOR_BENCH_SAMPLES takes so many to train on (60,000), TERSOR_BENCH_SEEDS counts the seeds (3).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from app.contract.budgets import Budget
+from app.contract.spec import Finetune
+from app.contract.structured import StructuredPrune
+from app.contract.training import Training
+from benchmarks.distillation import fashion
+from benchmarks.harness import in_turns, ratio, table, where
+from benchmarks.resnet import resnet
+from tests.worker.helpers import context_for, memory_data, tiny_model
+from worker.context import Context
+from worker.data.base import Data
+from worker.evaluation.macs import module_macs
+from worker.export.registry import write_onnx
+from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.training.finetune import FinetuneTechnique
+
+SIDE = int(os.environ.get("TERSOR_BENCH_SIDE", "28"))
+SAMPLES = int(os.environ.get("TERSOR_BENCH_SAMPLES", "60000"))
+SEEDS = int(os.environ.get("TERSOR_BENCH_SEEDS", "3"))
+SHARES = (0.5, 0.25)
+FIRST = Training(epochs=6, lr=3e-3, batch_size=128, schedule="cosine")
+AGAIN = Training(epochs=3, lr=1e-3, batch_size=128, schedule="cosine")
+ROUNDS, CALLS = 15, 40
+
+Way = Callable[[Context, float], nn.Module]
+
+
+def ours(context: Context, share: float) -> nn.Module:
+    """The prune step; its training comes behind it, as that of the other way."""
+    PruneTechnique().apply(StructuredPrune(budget=Budget(macs=share), scope="auto", criterion="l2"), context)
+    return context.model.module
+
+
+def ours_by_magnitude(context: Context, share: float) -> nn.Module:
+    """The same by norms alone, without a look at data."""
+    PruneTechnique().apply(StructuredPrune(budget=Budget(macs=share)), context)
+    return context.model.module
+
+
+def torch_pruning(context: Context, share: float) -> nn.Module:
+    """By hand: the share of channels that gives the MACs is bisected."""
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        raise SystemExit("torch-pruning is not there: pip install torch-pruning==1.6.1") from None
+    example = torch.randn(1, 1, SIDE, SIDE)
+    whole = context.model.module
+
+    def pruned(ratio: float) -> nn.Module:
+        module = copy.deepcopy(whole)
+        last = next(one for one in reversed(list(module.modules())) if isinstance(one, nn.Linear))
+        pruner = tp.pruner.MagnitudePruner(
+            module, example, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
+            pruning_ratio=ratio, ignored_layers=[last], round_to=8,
+        )  # fmt: skip
+        pruner.step()
+        return module
+
+    low, high, most = 0.0, 1.0, share * module_macs(whole, (example,))
+    for _ in range(8):
+        middle = (low + high) / 2
+        if module_macs(pruned(middle), (example,)) <= most:
+            high = middle
+        else:
+            low = middle
+    return pruned(high)
+
+
+WAYS: dict[str, Way] = {
+    "Tersor, scope auto": ours,
+    "Tersor, magnitude": ours_by_magnitude,
+    "torch-pruning": torch_pruning,
+}
+
+
+def main() -> None:
+    """The table."""
+    splits = {
+        name: (nn.functional.adaptive_avg_pool2d(inputs, SIDE), targets)
+        for name, (inputs, targets) in fashion().splits.items()
+    }
+    x, y = splits["train"]
+    data = memory_data({"train": (x[:SAMPLES], y[:SAMPLES]), "test": splits["test"]})
+    found: dict[tuple[str, float], list[tuple[float, float, float, float]]] = {}
+    dense = []
+    for seed in range(SEEDS):
+        with tempfile.TemporaryDirectory() as name:
+            context = _context(_seeded(seed), data, Path(name), seed)
+            FinetuneTechnique().apply(Finetune(training=FIRST), context)
+            dense.append(_accuracy(context))
+            print(f"seed {seed}: {dense[-1]:.2f} %", flush=True)
+            for way, share, told in _ways(context.model.module, data, Path(name), seed):
+                found.setdefault((way, share), []).append(told)
+                print(way, share, *(f"{one:.4g}" for one in told), flush=True)
+    rows = [["as trained", "1", f"{statistics.mean(dense):.2f}", "1.00", "", ""]]
+    for (way, _), told in found.items():
+        macs, accuracy, faster, seconds = (statistics.mean(values) for values in zip(*told, strict=True))
+        gain = f"{faster * macs:.0%}"
+        rows.append([way, f"{macs:.3f}", f"{accuracy:.2f}", f"{faster:.2f}", gain, f"{seconds:.1f}"])
+    table(["way", "MACs", "accuracy, %", "times as fast", "of what the MACs say", "seconds to prune"], rows)
+    print(f"\n{SAMPLES} pictures of {SIDE} x {SIDE}, {SEEDS} seeds, {torch.get_num_threads()} threads", end="")
+    where("torch", "onnxruntime", "torch-pruning")
+
+
+def _seeded(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return resnet()
+
+
+def _ways(
+    trained: nn.Module, data: Data, folder: Path, seed: int
+) -> Iterator[tuple[str, float, tuple[float, float, float, float]]]:
+    """For each way and share: MACs, accuracy, times as fast, and seconds."""
+    example = torch.randn(1, 1, SIDE, SIDE)
+    before = module_macs(trained.eval(), (example,))
+    whole = _session(_context(trained, data, folder / "whole", seed), folder / "whole")
+    for share in SHARES:
+        for way, prune in WAYS.items():
+            own = folder / f"{way}-{share}"
+            context = _context(copy.deepcopy(trained), data, own, seed)
+            begun = time.perf_counter()
+            module = prune(context, share)
+            seconds = time.perf_counter() - begun
+            context = _context(module, data, own, seed)
+            FinetuneTechnique().apply(Finetune(training=AGAIN), context)
+            macs = module_macs(context.model.module.eval(), (example,)) / before
+            yield way, share, (macs, _accuracy(context), _faster(whole, _session(context, own)), seconds)
+
+
+def _context(module: nn.Module, data: Data, folder: Path, seed: int) -> Context:
+    folder.mkdir(exist_ok=True)
+    context = context_for(tiny_model(module, shape=(1, SIDE, SIDE)), data, folder)
+    context.seed = seed
+    return context
+
+
+def _accuracy(context: Context) -> float:
+    assert context.feed is not None
+    module = context.model.module.eval()
+    return 100 * context.feed.score(lambda inputs: module(*inputs), "test")[0]
+
+
+def _session(context: Context, folder: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    path = write_onnx(context.model.module, context, folder).path
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _faster(whole: ort.InferenceSession, other: ort.InferenceSession) -> float:
+    """The median over rounds of how many times as fast the other is."""
+    picture = np.random.default_rng(0).standard_normal((1, 1, SIDE, SIDE)).astype(np.float32)
+
+    def timed(session: ort.InferenceSession) -> Callable[[], float]:
+        name = session.get_inputs()[0].name
+
+        def run() -> float:
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                session.run(None, {name: picture})
+            return time.perf_counter() - start
+
+        return run
+
+    taken = in_turns({"whole": timed(whole), "other": timed(other)}, ROUNDS)
+    return ratio(taken["whole"], taken["other"])
