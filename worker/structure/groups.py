@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from worker.data.batch import Inputs
 from worker.structure.literals import Literal, Reader
 from worker.structure.tracing.classes import NONE
-from worker.structure.tracing.rules import RULES, unknown
+from worker.structure.tracing.rules import RULES
 from worker.structure.tracing.tracer import Trace, Tracer, trace
 
 Dims = dict[tuple[str, int], Tensor]
@@ -85,7 +85,7 @@ def structure_of(module: nn.Module, inputs: Inputs) -> Structure:
         literals.extend(reader.found)
         return outputs
 
-    found = trace(module, run, RULES, unknown)
+    found = trace(module, run, RULES)
     counted = tuple(replace(own, labels=found.classes.roots(own.labels)) for own in literals)
     return Structure(_groups(found), _classes(found), _kept_whole(found), counted)
 

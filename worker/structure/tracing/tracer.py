@@ -39,13 +39,13 @@ Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 class Tracer(TorchDispatchMode):
     """Sees every operator of a pass, and what its tensors carry."""
 
-    def __init__(self, trace: Trace, rules: Mapping[str, Rule], usual: Rule) -> None:
+    def __init__(self, trace: Trace, rules: Mapping[str, Rule]) -> None:
         super().__init__()
         self.trace, self.classes = trace, trace.classes
         self.layout = Layout(trace.classes)
         self.operator = ""
         self.given: dict[str, Any] = {}
-        self._rules, self._usual = rules, usual
+        self._rules = rules
         self._carried: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,7 +54,7 @@ class Tracer(TorchDispatchMode):
         if any(self.of(one) is not None for one in tensors((args, kwargs))):
             self.operator = func._schema.name.removeprefix("aten::")
             self.given = _named(func, args, kwargs)
-            rule = self._rules.get(self.operator, self._usual)
+            rule = self._rules.get(self.operator, unknown)
             if torch.Tag.pointwise in func.tags and self.operator not in self._rules:
                 rule = self._rules["pointwise"]
             rule(self, args, kwargs, out)
@@ -97,6 +97,13 @@ def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return usual | dict(zip(names, args, strict=False)) | kwargs
 
 
+def unknown(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """An operator of which nothing is known: all that comes in stays."""
+    tracer.freeze(*(tracer.of(one) for one in tensors((args, kwargs))))
+    for one in tensors(out):
+        tracer.give(one, None)
+
+
 def tensors(arguments: Any) -> list[Tensor]:
     """Those in nested arguments."""
     return [one for one in tree_flatten(arguments)[0] if isinstance(one, Tensor)]
@@ -107,10 +114,10 @@ def replaced(arguments: Any, change: Callable[[Tensor], Any]) -> Any:
     return tree_map(lambda one: change(one) if isinstance(one, Tensor) else one, arguments)
 
 
-def trace(module: nn.Module, run: Callable[[Tracer], Any], rules: Mapping[str, Rule], usual: Rule) -> Trace:
+def trace(module: nn.Module, run: Callable[[Tracer], Any], rules: Mapping[str, Rule]) -> Trace:
     """One pass in eval mode, which `run` takes. What it returns stays whole. Raises what the network raises."""
     found = Trace()
-    tracer = Tracer(found, rules, usual)
+    tracer = Tracer(found, rules)
     for name, own in _followed(module):
         found.weights[name] = weight = Weight(tuple(found.classes.new(size) for size in own.shape))
         tracer.give(own, weight)

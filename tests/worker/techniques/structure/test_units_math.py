@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Callable, Mapping
+from itertools import pairwise, product
 from math import ceil, inf
 
 import pytest
@@ -44,7 +44,7 @@ def pools(draw: st.DrawFn) -> list[Pool]:
 def cost(kept: Mapping[str, int]) -> float:
     """Of layers in a row, whose widths multiply, and of the widths themselves."""
     widths = [kept[name] for name in sorted(kept)]
-    pairs = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    pairs = sum(a * b for a, b in pairwise(widths))
     return pairs + sum(price * width for price, width in zip(PRICES, widths, strict=False))
 
 
@@ -100,7 +100,7 @@ def test_a_limit_is_never_exceeded_and_no_step_would_still_fit(found: list[Pool]
             assert more is None or cost({**kept, own.name: more}) > most
 
 
-def _lost(own: Pool):  # type: ignore[no-untyped-def]
+def _lost(own: Pool) -> Callable[[int], float]:
     return lambda count: float(own.scores.sort().values[: own.units - count].sum())
 
 
