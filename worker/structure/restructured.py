@@ -20,6 +20,7 @@ from worker.model import Model
 from worker.structure.calls import example_on
 from worker.structure.described import described
 from worker.structure.edits import Edit, apply
+from worker.structure.expressed import expressed
 from worker.training.states import Unusable
 
 
@@ -54,12 +55,14 @@ def restructured(model: Model, module: nn.Module) -> Model:
     """The model with another network in it: in the upload's own words where these can say it.
 
     An architecture says anything. A program and a graph are written anew from the network. A config of transformers
-    has one width for all layers and no word for products: then `native_as` says which artifact stands in.
+    has one width for all layers and no word for products: beyond that `native_as` says which artifact stands in.
     """
     if isinstance(model.plan, ArchitecturePlan):
         assert isinstance(module, nn.Sequential)
         architecture = described(model.plan.layers, module)
         return model.plan.model(architecture, module.cpu().state_dict(), _stored(model, module))
+    if (told := expressed(model, module)) is not None:
+        return told
     module.eval()
     two, one = (example_on(module, model, batch) for batch in (2, 1))
     check_forward(module, model.facts.task, two, one, None)

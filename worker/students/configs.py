@@ -10,8 +10,8 @@ from app.contract.errors import Unsupported
 from worker.students.depths import spread
 
 _DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
-_HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
-_INNER = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner")
+HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
+INNER = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner")
 # One entry a layer, which is chosen along with the layer.
 _BY_LAYER = ("layer_types",)
 # Widths of the stages of convolutional networks, in steps that vector units like.
@@ -51,12 +51,12 @@ def shrunk(config: Mapping[str, Any], made: Any, width: float, depth: float) -> 
 
 def has_layers(made: Any) -> bool:
     """Whether there are layers to leave out."""
-    return any(count > 1 for count in (*_integers(made, _DEPTHS).values(), *(getattr(made, _STAGE_DEPTHS, None) or ())))
+    return any(count > 1 for count in (*integers(made, _DEPTHS).values(), *(getattr(made, _STAGE_DEPTHS, None) or ())))
 
 
 def _fewer_layers(made: Any, share: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, count in _integers(made, _DEPTHS).items():
+    for key, count in integers(made, _DEPTHS).items():
         left = found[key] = max(1, round(share * count))
         for name in _BY_LAYER:
             entries = getattr(made, name, None)
@@ -82,8 +82,8 @@ def _stepped(size: int, share: float) -> int:
 
 
 def _fewer_heads(config: Mapping[str, Any], made: Any, share: float, changes: dict[str, Any]) -> Shrunk:
-    heads = _integers(made, _HEADS)
-    hidden_key = _real(made, "hidden_size")
+    heads = integers(made, HEADS)
+    hidden_key = real(made, "hidden_size")
     hidden = getattr(made, hidden_key, None)
     if not heads or not isinstance(hidden, int) or len(set(heads.values())) != 1:
         raise Unsupported("The config does not say hidden_size and one number of attention heads. Give shrink: depth.")
@@ -93,7 +93,7 @@ def _fewer_heads(config: Mapping[str, Any], made: Any, share: float, changes: di
         raise Unsupported(f"{hidden} hidden features are no multiple of {values} heads. Give shrink: depth.")
     kept = max(1, round(share * values))
     per_head = getattr(made, "head_dim", None) or hidden // count
-    inner = _integers(made, _INNER) or {}
+    inner = integers(made, INNER) or {}
     changes[hidden_key] = hidden // values * kept
     changes |= dict.fromkeys(heads, count // values * kept)
     if "num_key_value_heads" in config or values != count:
@@ -104,12 +104,12 @@ def _fewer_heads(config: Mapping[str, Any], made: Any, share: float, changes: di
     return Shrunk({**config, **changes}, values, kept, shared, frozenset(inner.values()) or frozenset({4 * hidden}))
 
 
-def _integers(made: Any, names: Sequence[str]) -> dict[str, int]:
+def integers(made: Any, names: Sequence[str]) -> dict[str, int]:
     """The values that a config has under these names, or under those that it calls them by."""
-    keys = dict.fromkeys(_real(made, name) for name in names)
+    keys = dict.fromkeys(real(made, name) for name in names)
     found = {key: getattr(made, key, None) for key in keys}
     return {key: value for key, value in found.items() if isinstance(value, int) and not isinstance(value, bool)}
 
 
-def _real(made: Any, name: str) -> str:
+def real(made: Any, name: str) -> str:
     return str((getattr(made, "attribute_map", None) or {}).get(name, name))

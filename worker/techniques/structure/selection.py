@@ -99,7 +99,13 @@ def _pools(
     elif step.scope == "isomorphic":
         own = within(own, {group.name: group.pattern for group in groups})
     return [
-        Pool(group.name, own[group.name], least[group.name], 1 if group.in_blocks else min(step.round_to, group.units))
+        Pool(
+            group.name,
+            own[group.name],
+            least[group.name],
+            1 if group.in_blocks else min(step.round_to, group.units),
+            group.pattern if step.scope == "local" else None,
+        )
         for group in groups
     ]
 

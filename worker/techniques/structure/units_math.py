@@ -13,15 +13,16 @@ Cost = Callable[[Mapping[str, int]], float]
 """Of so many units of each group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """A group's scores, higher for what is worth more, and how many units may stay: `least` at least, and of numbers
-    below all of them multiples of `step`."""
+    below all of them multiples of `step`. Groups of one `tie` keep as many as each other."""
 
     name: str
     scores: Tensor
     least: int
     step: int
+    tie: Hashable = None
 
     @property
     def units(self) -> int:
@@ -72,11 +73,23 @@ def within(scores: Mapping[str, Tensor], pools: Mapping[str, Hashable]) -> dict[
 
 
 def lowest(pools: Sequence[Pool], count: int) -> dict[str, int]:
-    """How many units each group keeps if so many of the lowest scores of all go, as far as they may."""
+    """How many units each group keeps if so many of the lowest scores of all go, as far as they may; of groups that are
+    tied as many from each."""
     order = torch.cat([pool.scores.double() for pool in pools]).sort(stable=True).indices[:count]
     owner = torch.repeat_interleave(torch.arange(len(pools)), torch.tensor([pool.units for pool in pools]))
     gone = torch.bincount(owner[order], minlength=len(pools)).tolist()
-    return {pool.name: pool.allowed(pool.units - own) for pool, own in zip(pools, gone, strict=True)}
+    found: dict[str, int] = {}
+    for tied in _ties(pools):
+        mean = sum(own for own, pool in zip(gone, pools, strict=True) if pool in tied) / len(tied)
+        found |= {pool.name: pool.allowed(pool.units - mean) for pool in tied}
+    return found
+
+
+def _ties(pools: Sequence[Pool]) -> list[list[Pool]]:
+    ties: dict[Hashable, list[Pool]] = {}
+    for pool in pools:
+        ties.setdefault(pool.name if pool.tie is None else pool.tie, []).append(pool)
+    return list(ties.values())
 
 
 def fitting(pools: Sequence[Pool], cost: Cost, most: float) -> dict[str, int] | None:
@@ -97,14 +110,14 @@ def fitting(pools: Sequence[Pool], cost: Cost, most: float) -> dict[str, int] | 
 def filled(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: float) -> dict[str, int]:
     """With units put back a step of a group at a time, those of the highest scores first, as long as they fit."""
     found = dict(kept)
-    waiting = {pool.name: pool for pool in pools}
+    waiting = _ties(pools)
     while waiting:
-        best = max(waiting.values(), key=lambda pool: pool.next_score(found[pool.name]))
-        more = best.above(found[best.name])
-        if more > found[best.name] and cost({**found, best.name: more}) <= most:
-            found[best.name] = more
+        best = max(waiting, key=lambda tied: max(pool.next_score(found[pool.name]) for pool in tied))
+        more = {pool.name: pool.above(found[pool.name]) for pool in best}
+        if any(more[name] > found[name] for name in more) and cost({**found, **more}) <= most:
+            found |= more
         else:
-            del waiting[best.name]
+            waiting.remove(best)
     return found
 
 

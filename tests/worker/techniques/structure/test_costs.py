@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from app.contract.budgets import Budget
+from app.contract.facts import TensorFacts
 from tests.worker.helpers import tiny_model
 from tests.worker.structure.nets import Found, found
 from worker.evaluation.macs import module_macs
@@ -15,22 +16,16 @@ from worker.model import Model
 from worker.structure.sound import without
 from worker.techniques.structure.costs import Costs, limit
 
-SHAPES = {"chain": (3, 8, 8), "residual": (3, 8, 8), "depthwise": (3, 8, 8), "grouped": (3, 8, 8), "tied": (9,),
-          "bert": (9,), "gpt2": (9,), "llama": (9,), "lstm_deep": (9,), "convnext": (3, 32, 32)}  # fmt: skip
-
-
-class Own(Model):
-    """Whose inputs are those of the network at hand."""
-
-    def example(self, batch: int) -> tuple[torch.Tensor, ...]:
-        return tuple(one[:1].expand(batch, *one.shape[1:]) for one in found(self.facts.name or "").inputs[0])
+IMAGES = ("chain", "residual", "depthwise", "grouped", "convnext")
+TOKENS = ("bert", "gpt2", "llama", "tied", "lstm_deep")
 
 
 def model_of(name: str, own: Found) -> Model:
-    model = tiny_model(own.module, shape=SHAPES[name])
-    inputs = own.inputs[0]
-    object.__setattr__(model, "example", lambda batch: tuple(one[:batch] for one in inputs))
-    return model
+    (given,) = own.inputs[0]
+    shape, dtype = tuple(given.shape[1:]), str(given.dtype).removeprefix("torch.")
+    model = tiny_model(own.module, shape=shape)
+    inputs = (TensorFacts(name="input", shape=shape, dtype=dtype),)  # type: ignore[arg-type]
+    return replace(model, facts=model.facts.model_copy(update={"inputs": inputs}))
 
 
 def kept_of(own: Found, share: float) -> dict[str, int]:
@@ -47,7 +42,7 @@ def counted(measure: str, name: str, own: Found, counts: dict[str, int]) -> int:
 
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.4])
 @pytest.mark.parametrize("measure", ["parameters", "bytes"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [*IMAGES, *TOKENS])
 def test_parameters_and_bytes_are_exact(name: str, measure: str, share: float) -> None:
     own = found(name)
     counts = kept_of(own, share)
@@ -55,7 +50,7 @@ def test_parameters_and_bytes_are_exact(name: str, measure: str, share: float) -
 
 
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.4])
-@pytest.mark.parametrize("name", ["chain", "residual", "depthwise", "grouped", "convnext"])
+@pytest.mark.parametrize("name", IMAGES)
 def test_macs_of_convolutions_and_linear_layers_are_exact(name: str, share: float) -> None:
     own = found(name)
     counts = kept_of(own, share)
@@ -65,7 +60,7 @@ def test_macs_of_convolutions_and_linear_layers_are_exact(name: str, share: floa
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "tied", "lstm_deep"])
+@pytest.mark.parametrize("name", TOKENS)
 def test_macs_of_sequences_are_near_and_never_less(name: str, share: float) -> None:
     """Products of activations are nobody's, and count as if all heads were there."""
     own = found(name)
@@ -88,7 +83,7 @@ def test_groups_that_are_not_told_of_are_all_there() -> None:
 def test_bytes_are_those_of_the_file() -> None:
     own = found("chain")
     model = model_of("chain", own)
-    half = replace(model, stored={name: torch.float16 for name in own.module.state_dict()})
+    half = replace(model, stored=dict.fromkeys(own.module.state_dict(), torch.float16))
     assert Costs("bytes", half, own.groups)({}) == Costs("bytes", model, own.groups)({}) / 2
 
 
