@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import get_args
@@ -14,13 +15,15 @@ from app.contract.catalogue import TECHNIQUES
 from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import problem_classes
+from app.contract.factorizing import Factorize
 from app.contract.optimizing import Optimizer, Precision
 from app.contract.packed.models import WEIGHTS
 from app.contract.packed.stored import DTYPES
 from app.contract.pruning import Criterion, Prune, Scope
 from app.contract.recipes import RECIPES
 from app.contract.scheduling import Schedule
-from app.contract.spec import Finetune
+from app.contract.spec import Finetune, JobSpec
+from app.contract.structured import GroupLasso, Importance, StructuredPrune
 from app.contract.tasks import HIGHER_IS_BETTER, TASKS
 from app.contract.training import Training
 from app.settings import Settings
@@ -74,6 +77,20 @@ def test_the_page_of_pruning_lists_every_field_and_its_example_is_taken() -> Non
     values = (*get_args(Criterion), *get_args(Scope), *get_args(Codebook.model_fields["start"].annotation))
     assert not [value for value in values if f"`{value}`" not in text]
     Prune.model_validate_json(text.split("<!-- example -->")[1].split("```json")[1].split("```")[0])
+
+
+def test_the_page_of_structure_lists_every_field_and_its_examples_are_taken() -> None:
+    text = (ROOT / "docs" / "structure.md").read_text()
+    fields = {*Factorize.model_fields, *StructuredPrune.model_fields, *GroupLasso.model_fields} - {
+        "technique",
+        "granularity",
+    }
+    assert not [name for name in fields if f"`{name}`" not in text]
+    values = (*get_args(Importance), *get_args(StructuredPrune.model_fields["scope"].annotation))
+    assert not [value for value in values if f"`{value}`" not in text]
+    examples = [part.split("```json")[1].split("```")[0] for part in text.split("<!-- example -->")[1:]]
+    taken = [JobSpec.model_validate({"model": f"mdl_{0:026}", "steps": [json.loads(one)]}).steps for one in examples]
+    assert [step.technique for (step,) in taken] == ["factorize", "prune"]  # type: ignore[union-attr, misc]
 
 
 def test_the_page_of_the_packed_format_has_its_dtypes_and_weights() -> None:

@@ -23,6 +23,12 @@ class GroupLasso(Strict):
     strength: Annotated[float, Field(gt=0, le=10)] = 1e-4
     training: Training = Field(default_factory=Training)
 
+    @model_validator(mode="after")
+    def _settled(self) -> GroupLasso:
+        if self.training.automatic:
+            raise ValueError(f"lasso trains as it is told: give {', '.join(self.training.automatic)} instead of auto")
+        return self
+
 
 class StructuredPrune(Strict):
     """Takes the least important units out of the network, with all that hangs on them: a smaller dense network."""

@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused_at_its_place(
 def test_a_config_has_no_words_for_products() -> None:
     folder = model(format="huggingface")
     for export in ("packed", "compressed-tensors"):
-        with pytest.raises(Unsupported, match="no words for factorized layers") as caught:
+        with pytest.raises(Unsupported, match="no words for layers") as caught:
             check(spec(FACTORIZE, export=[export]), folder, None)
         assert caught.value.pointer == "/export"
     asked = spec(FACTORIZE, export=["native", "pt2", "onnx"])

@@ -53,7 +53,6 @@ def test_what_makes_sense_is_taken(fields: dict[str, Any]) -> None:
         ({"granularity": "2:2"}, "2:2 keeps N of every M"),
         ({"granularity": "2:99"}, "M 64 at most"),
         ({"granularity": "n:m"}, "pattern"),
-        ({"granularity": "structured", "sparsity": 0.5}, "pattern"),
         ({"granularity": "2:4", "sparsity": 0.5}, "states the sparsity"),
         ({"granularity": "2:4", "schedule": "cubic", "training": TRAINING}, "pruned at once"),
         ({"granularity": "2:4", "scope": "global"}, "in every layer alike"),
