@@ -22,10 +22,18 @@ class Budget(Strict):
     def _one(self) -> Budget:
         given = [name for name, share in self if share is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of parameters, macs and bytes, not {' and '.join(given) or 'none'}")
+            *names, last = type(self).model_fields
+            raise ValueError(f"give one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
         return self
 
     @property
     def limit(self) -> tuple[str, float]:
         """What is limited, and to which share."""
         return next((name, share) for name, share in self if share is not None)
+
+
+class TimedBudget(Budget):
+    """One limit, which may be one of time: as it is measured in ONNX Runtime on the worker, for one sample."""
+
+    latency: Annotated[Share | None, Field(description="Of the time of a sample.")] = None
+    latency_ms: Annotated[float | None, Field(gt=0, le=1e6, description="Milliseconds of a sample.")] = None

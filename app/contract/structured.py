@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.pruning import Pattern
 from app.contract.strict import Strict
 from app.contract.training import Training
@@ -50,7 +50,7 @@ class StructuredPrune(Strict):
         "place of equal blocks (Fang et al. 2024). auto: groups lose units where the outputs move least for what is "
         "saved, as measured on samples.",
     )
-    budget: Budget | None = Field(None, description="How much of the model may be left.")
+    budget: TimedBudget | None = Field(None, description="How much of the model may be left.")
     sparsity: Annotated[float | None, Field(gt=0, lt=1, description="Instead: the share of all units that go.")] = None
     round_to: Annotated[
         int,

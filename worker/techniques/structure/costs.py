@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from app.contract.budgets import Budget
 from worker.evaluation.macs import layer_macs
 from worker.model import Model
 from worker.structure.calls import example_on
@@ -22,9 +21,10 @@ class Costs:
         self.measure = measure
         self._shapes = {name: tuple(own.shape) for name, own in model.module.named_parameters()}
         self._each = {name: _each(measure, model, name) for name in self._shapes}
-        self._fixed = 0
+        self._fixed = 0.0
         if measure == "macs":
-            self._fixed = self._set_macs(model)
+            counted = layer_macs(model.module, example_on(model.module, model, 1))
+            self._fixed = self._divided(model, counted, counted.get("", 0))
         self._cuts: dict[str, list[tuple[int, Group, int]]] = {}
         for group in groups:
             for cut in group.cuts:
@@ -42,21 +42,24 @@ class Costs:
             sizes[dim] -= (group.units - kept.get(group.name, group.units)) * places
         return sizes
 
-    def _set_macs(self, model: Model) -> int:
-        """What each weight's layer computes for an entry of it; returns the rest, products of activations."""
-        counted = layer_macs(model.module, example_on(model.module, model, 1))
+    def take(self, model: Model, shares: Mapping[str, float], whole: float) -> None:
+        """Measures otherwise: by what of a whole each layer has, by its name, in proportion to its weights."""
+        self._fixed = self._divided(model, {name: whole * own for name, own in shares.items()}, whole)
+
+    def _divided(self, model: Model, counted: Mapping[str, float], left: float) -> float:
+        """Gives each weight's entries what its layer has, without the layers in it; returns the rest, such as products
+        of activations."""
         own = dict.fromkeys(self._each, 0.0)
-        left = counted.get("", 0)
         for path, layer in model.module.named_modules():
             weights = [
                 f"{path}.{name}".lstrip(".") for name, one in layer.named_parameters(recurse=False) if one.ndim > 1
             ]
             whole = sum(prod(self._shapes[name]) for name in weights if name in self._shapes)
             inside = sum(counted.get(f"{path}.{child}".lstrip("."), 0) for child, _ in layer.named_children())
-            macs = counted.get(path, 0) - inside
-            if whole and macs > 0 and path:
-                own |= {name: macs / whole for name in weights if name in own}
-                left -= macs
+            has = counted.get(path, 0) - inside
+            if whole and has > 0 and path:
+                own |= {name: has / whole for name in weights if name in own}
+                left -= has
         self._each = own
         return left
 
@@ -66,11 +69,3 @@ def _each(measure: str, model: Model, name: str) -> float:
         return 1.0
     parameter = model.module.get_parameter(name)
     return float(model.dtypes.get(name, parameter.dtype).itemsize)
-
-
-def limit(budget: Budget | None, sparsity: float | None) -> tuple[str, float]:
-    """What is limited, and to which share; units where there is a sparsity instead."""
-    if budget is not None:
-        return budget.limit
-    assert sparsity is not None
-    return "units", 1 - sparsity

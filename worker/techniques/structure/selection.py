@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -14,41 +13,18 @@ from app.contract.errors import InvalidSpec
 from app.contract.structured import StructuredPrune
 from worker.context import Context
 from worker.structure.groups import Group, Structure
-from worker.structure.narrowing import Kept
 from worker.structure.sound import without
 from worker.techniques.pruning.sensitivity import drift
-from worker.techniques.structure.allocation import measured
-from worker.techniques.structure.costs import Costs, Counts
+from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
+from worker.techniques.structure.limits import LATENCY, UNITS, Limit
 from worker.techniques.structure.units_math import Pool, descending, fitting, relative, within
 
 RELATIVE = ("l1", "l2", "bn_scale", "fpgm", "activations", "random")  # whose size says nothing between groups
 LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
-CORRECTIONS = 4  # of a cost by arithmetic towards the one that is counted
-NEAR = 0.005  # of a limit, at which a correction is not worth another count
-UNITS = "units"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What may be left of a measure, as a share of `whole`."""
-
-    measure: str
-    share: float
-    whole: float
-
-    @property
-    def most(self) -> float:
-        return self.share * self.whole
-
-
-def limit_of(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> Limit:
-    """The step's, of the network as it stands."""
-    if step.budget is None:
-        assert step.sparsity is not None
-        return Limit(UNITS, 1 - step.sparsity, sum(group.units for group in groups))
-    measure, share = step.budget.limit
-    return Limit(measure, share, measured(measure, context.model))
+CORRECTIONS = 6  # of a cost by arithmetic towards the one that is counted
+CLOSE = 0.002  # of the whole, by which the two differ where no correction brings more
+CENTRE = {False: 0.999, True: 0.97}  # of a limit, what a correction aims at; a time is never the same twice
 
 
 def chosen(
@@ -65,27 +41,41 @@ def chosen(
     groups = [group for group in groups if group.name in own]
     pools = _pools(step, groups, own, least)
     find = _finder(step, context, groups, pools)
-    cost = _cost(limit, context, groups)
+    cost = limit.cost(context, groups)
+
+    def real(kept: Mapping[str, Tensor], told: float) -> float:
+        if limit.measure == UNITS:
+            return told
+        return limit.real(context, without(context.model.module, structure, groups, kept)[0])
+
+    def stay(counts: Counts) -> dict[str, Tensor]:
+        return {pool.name: pool.best(counts[pool.name]) for pool in pools}
+
     found: tuple[float, dict[str, Tensor]] | None = None
-    aim = limit.most
+    aim, low, high = limit.most, 0.0, limit.whole  # between an aim that was met and one that was not
     for _ in range(CORRECTIONS):
         counts = find(cost, aim)
         if counts is None:
             break
-        kept = {pool.name: pool.best(counts[pool.name]) for pool in pools}
-        real = _counted(limit, context, structure, groups, kept, cost(counts))
-        if real <= limit.most and (found is None or real > found[0]):
-            found = real, kept
-        if abs(real - cost(counts)) <= NEAR * limit.whole and real <= limit.most:
+        kept, told = stay(counts), cost(counts)
+        has = real(kept, told)
+        if has <= limit.most and (found is None or has > found[0]):
+            found = has, kept
+        if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
             break
-        aim *= limit.most / real * (1.0 if real <= limit.most else 1 - NEAR)
+        low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
+        aim *= CENTRE[limit.measure == LATENCY] * limit.most / has
+        if not low < aim < high:
+            aim = (low + high) / 2
     if found is not None:
         return found[1]
-    smallest = cost({pool.name: pool.allowed(0) for pool in pools})
+    smallest = {pool.name: pool.allowed(0) for pool in pools}
+    has = real(stay(smallest), cost(smallest))
+    if has <= limit.most:
+        return stay(smallest)
     raise InvalidSpec(
-        f"With the fewest units that every group may keep {smallest / limit.whole:.1%} of the {limit.measure} are "
-        f"left, and {limit.share:.1%} are asked for. Give a larger budget, a smaller "
-        "keep_at_least, or exclude fewer layers."
+        f"With the fewest units that every group may keep {has / limit.whole:.1%} of the {limit.measure} are left, "
+        f"and {limit.share:.1%} are asked for. Give a larger budget, a smaller keep_at_least, or exclude fewer layers."
     )
 
 
@@ -108,22 +98,6 @@ def _pools(
         )
         for group in groups
     ]
-
-
-def _cost(limit: Limit, context: Context, groups: Sequence[Group]) -> Callable[[Counts], float]:
-    if limit.measure == UNITS:
-        return lambda kept: float(sum(kept.values()))
-    return Costs(limit.measure, context.model, groups)
-
-
-def _counted(
-    limit: Limit, context: Context, structure: Structure, groups: Sequence[Group], kept: Kept, told: float
-) -> float:
-    """On the network itself: products of activations with each other are nobody's."""
-    if limit.measure == UNITS:
-        return told
-    made, _ = without(context.model.module, structure, groups, kept)
-    return measured(limit.measure, context.model, made)
 
 
 Finder = Callable[[Callable[[Counts], float], float], "dict[str, int] | None"]

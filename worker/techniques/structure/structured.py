@@ -24,7 +24,8 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED
 from worker.techniques.structure.allocation import measured
 from worker.techniques.structure.lasso import Lasso
-from worker.techniques.structure.selection import Limit, chosen, least_of, limit_of
+from worker.techniques.structure.limits import limit_of
+from worker.techniques.structure.selection import chosen, least_of
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
@@ -160,7 +161,7 @@ class _Rounds:
         own = {group.name for group in self._groups}
         groups = [group for group in structure.groups if group.name in own]
         share = self._limit.share ** (number / self._step.rounds)
-        limit = Limit(self._limit.measure, share, self._limit.whole)
+        limit = replace(self._limit, share=share)
         kept: Mapping[str, torch.Tensor] = context.ranks.told(
             lambda: chosen(self._step, context, structure, groups, limit, self._least)
         )
