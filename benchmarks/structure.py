@@ -23,7 +23,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.spec import Finetune
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
@@ -51,13 +51,13 @@ Way = Callable[[Context, float], nn.Module]
 
 def ours(context: Context, share: float) -> nn.Module:
     """The prune step; its training comes behind it, as that of the other way."""
-    PruneTechnique().apply(StructuredPrune(budget=Budget(macs=share), scope="auto", criterion="l2"), context)
+    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=share), scope="auto", criterion="l2"), context)
     return context.model.module
 
 
 def ours_by_magnitude(context: Context, share: float) -> nn.Module:
     """The same by norms alone, without a look at data."""
-    PruneTechnique().apply(StructuredPrune(budget=Budget(macs=share)), context)
+    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=share)), context)
     return context.model.module
 
 

@@ -45,7 +45,7 @@ class StructuredPrune(Strict):
     )
     scope: Literal["global", "local", "isomorphic", "auto"] = Field(
         "global",
-        description="With which others a unit is compared. global: all, relative to the mean of their group; local: "
+        description="With which others a unit is compared. global: all, each relative to the mean of its group; local: "
         "those of its group, so that each loses the same share; isomorphic: those of groups of one shape at the same "
         "place of equal blocks (Fang et al. 2024). auto: groups lose units where the outputs move least for what is "
         "saved, as measured on samples.",

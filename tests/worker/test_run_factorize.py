@@ -122,7 +122,7 @@ def test_a_config_has_no_words_for_products_and_a_program_stands_in(tmp_path: Pa
             assert torch.allclose(program(*inputs), torch.from_numpy(given), atol=1e-4)
     for format in ("packed", "compressed-tensors"):
         refused = request_for(tmp_path / format, "model.zip", content, {}, None, (step,), export=(format,))
-        with pytest.raises(Unsupported, match="no words for factorized layers"):
+        with pytest.raises(Unsupported, match="no words for layers"):
             run_job(refused, Recorder())
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.errors import InvalidSpec
 from app.contract.report import Report
 from app.contract.spec import Quantize
@@ -28,7 +28,7 @@ from worker.model import Model
 from worker.run import run_job
 
 __all__ = ["few_digits"]
-SMALLER = StructuredPrune(budget=Budget(macs=0.5), criterion="activations", round_to=2)
+SMALLER = StructuredPrune(budget=TimedBudget(macs=0.5), criterion="activations", round_to=2)
 
 
 def details(report: Report, step: int = 0) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_program_is_written_anew(few_digits: Data, tmp_path: Path) -> None:
 def test_layers_of_sizes_of_their_own_are_a_program(tmp_path: Path) -> None:
     llama(tmp_path / "model")
     content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
-    step = StructuredPrune(budget=Budget(parameters=0.7))
+    step = StructuredPrune(budget=TimedBudget(parameters=0.7))
     request = request_for(tmp_path / "job", "model.zip", content, {}, None, (step,), export=("native", "onnx"))
     result = run_job(request, Recorder())
     assert [(one.format, one.path.name) for one in result.artifacts] == [("pt2", "program.pt2"), ("onnx", "model.onnx")]
@@ -108,6 +108,6 @@ def test_layers_of_sizes_of_their_own_are_a_program(tmp_path: Path) -> None:
 
 
 def test_a_budget_out_of_reach_says_what_is_in_reach(trained_lenet: Model, few_digits: Data, tmp_path: Path) -> None:
-    step = StructuredPrune(budget=Budget(macs=0.01), keep_at_least=0.5)
+    step = StructuredPrune(budget=TimedBudget(macs=0.01), keep_at_least=0.5)
     with pytest.raises(InvalidSpec, match=r"With the fewest units .* are left"):
         run_job(job(tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, few_digits, (step,)), Recorder())

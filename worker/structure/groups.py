@@ -95,10 +95,9 @@ def _groups(found: Trace) -> tuple[Group, ...]:
     of_class: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
     for name, weight in found.weights.items():
         for dim, labels in enumerate(weight.dims):
-            free = ~classes.frozen(labels)
-            roots = classes.roots(labels)
-            for place in free.nonzero().flatten().tolist():
-                of_class[int(roots[place])][name, dim].append(place)
+            free = (~classes.frozen(labels)).nonzero().flatten()
+            for place, root in zip(free.tolist(), classes.roots(labels)[free].tolist(), strict=True):
+                of_class[root][name, dim].append(place)
     shapes = {name: weight.shape for name, weight in found.weights.items()}
     alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
     for own in of_class.values():

@@ -177,4 +177,6 @@ def _fit_recurrent(layer: Any) -> None:
     layer.input_size = layer.weight_ih_l0.shape[1]
     if layer.proj_size:
         layer.proj_size = layer.weight_hr_l0.shape[0]
+        if layer.hidden_size <= layer.proj_size:
+            raise ValueError("torch takes an LSTM with as many units as it shows for one without a projection")
     layer._init_flat_weights()

@@ -47,7 +47,7 @@ def retake(context: Context, edits: Sequence[Edit]) -> None:
         return
     try:
         take(context, restructure(context, edits), edits)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, TersorError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, TersorError) as error:
         raise Unusable(f"its changes of the network's structure are not of this one ({error})") from error
 
 

@@ -18,6 +18,7 @@ MOVING = (
     "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "chunk", "unbind", "cat", "stack", "clone",
     "detach", "alias", "index", "index_select", "gather", "roll", "flip", "pixel_shuffle", "pixel_unshuffle",
     "im2col", "unfold", "diagonal", "narrow",
+    "transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_",
 )  # fmt: skip
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
 
@@ -30,6 +31,7 @@ def moving(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
         if moved is not None and isinstance(out, Tensor):
             tracer.give(out, moved)
             return
+    operator = tracer.operator.removesuffix("_")  # in place or not
     indices = tensors(args[1:]) if tracer.operator in ("index", "index_select", "gather") else []
     if any(tracer.of(one) is not None for one in indices):
         unknown(tracer, args, kwargs, out)
@@ -37,13 +39,17 @@ def moving(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
 
     def labelled(one: Tensor) -> Tensor:
         if any(one is index for index in indices):
-            return one
+            return one.cpu()
         labels = tracer.labels(one)
         return torch.zeros((), dtype=torch.int64).expand(one.shape) if labels is None else labels
 
     own_args = args[:2] if tracer.operator in _VIEWS else args
-    operator = getattr(torch.ops.aten, "reshape" if tracer.operator in _VIEWS else tracer.operator)
-    found = operator(*replaced(own_args, labelled), **replaced(kwargs, labelled))
+    move = getattr(torch.ops.aten, "reshape" if operator in _VIEWS else operator)
+    try:
+        found = move(*replaced(own_args, labelled), **replaced(kwargs, labelled))
+    except (NotImplementedError, RuntimeError):  # some operators are for floats alone
+        unknown(tracer, args, kwargs, out)
+        return
     for one, labels in zip(listed(out), listed(found), strict=True):
         if tracer.operator in ("cat", "stack"):
             _joined(tracer, labels, args)
@@ -90,7 +96,7 @@ def _joined(tracer: Tracer, labels: Labels, args: tuple[Any, ...]) -> None:
 def _moved_weight(tracer: Tracer, weight: Weight) -> Weight | None:
     """A parameter seen otherwise, dimension by dimension; None where that is more than this can say."""
     dims, given = weight.dims, tracer.given
-    match tracer.operator:
+    match tracer.operator.removesuffix("_"):
         case "t" | "numpy_T" | "mT":
             return Weight((*dims[:-2], *dims[-2:][::-1]))
         case "transpose":

@@ -31,8 +31,11 @@ _SAME = (
 
 def same(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """A tensor of the first's shape, each place of which belongs to the same channel."""
-    first = out if isinstance(out, Tensor) else out[0]
-    tracer.give(first, tracer.of(args[0]))
+    first, carried = out if isinstance(out, Tensor) else out[0], tracer.of(args[0])
+    if carried is not None and tuple(carried.shape) != tuple(first.shape):
+        unknown(tracer, args, kwargs, out)
+        return
+    tracer.give(first, carried)
 
 
 def pointwise(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -136,6 +139,7 @@ RULES: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "_weight_norm_interface": weight_norm,
     "copy_": copying,
+    "_prelu_kernel": pointwise,
     "glu": glu,
     "mm": mm,
     "addmm": addmm,

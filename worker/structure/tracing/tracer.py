@@ -171,15 +171,17 @@ def _first_states(module: nn.Module, tracer: Tracer) -> Iterator[None]:
 @contextmanager
 def _plainly(module: nn.Module) -> Iterator[None]:
     """Without gradients, in eval mode, and with operators that a layer has one of its own for taken apart."""
-    own: Any = torch.backends.mkldnn
-    training, fast, enabled = module.training, torch.backends.mha.get_fastpath_enabled(), own.enabled
+    kernels: tuple[Any, ...] = torch.backends.mkldnn, torch.backends.cudnn
+    training, fast, enabled = module.training, torch.backends.mha.get_fastpath_enabled(), [k.enabled for k in kernels]
     module.eval()
     torch.backends.mha.set_fastpath_enabled(False)
-    own.enabled = False
+    for own in kernels:
+        own.enabled = False
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        own.enabled = enabled
+        for own, before in zip(kernels, enabled, strict=True):
+            own.enabled = before
         torch.backends.mha.set_fastpath_enabled(fast)
         module.train(training)

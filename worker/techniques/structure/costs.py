@@ -50,15 +50,16 @@ class Costs:
         """Gives each weight's entries what its layer has, without the layers in it; returns the rest, such as products
         of activations."""
         own = dict.fromkeys(self._each, 0.0)
+        names = {id(parameter): name for name, parameter in model.module.named_parameters()}
         for path, layer in model.module.named_modules():
-            weights = [
-                f"{path}.{name}".lstrip(".") for name, one in layer.named_parameters(recurse=False) if one.ndim > 1
-            ]
-            whole = sum(prod(self._shapes[name]) for name in weights if name in self._shapes)
+            # A weight that layers share has one name, and costs what it does in each of them.
+            weights = [names[id(one)] for one in layer.parameters(recurse=False) if one.ndim > 1]
+            whole = sum(prod(self._shapes[name]) for name in weights)
             inside = sum(counted.get(f"{path}.{child}".lstrip("."), 0) for child, _ in layer.named_children())
             has = counted.get(path, 0) - inside
             if whole and has > 0 and path:
-                own |= {name: has / whole for name in weights if name in own}
+                for name in weights:
+                    own[name] += has / whole
                 left -= has
         self._each = own
         return left

@@ -18,13 +18,15 @@ from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.limits import LATENCY, UNITS, Limit
-from worker.techniques.structure.units_math import Pool, descending, fitting, relative, within
+from worker.techniques.structure.units_math import Cost, Pool, descending, fitting, relative, within
 
-RELATIVE = ("l1", "l2", "bn_scale", "fpgm", "activations", "random")  # whose size says nothing between groups
 LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
 CORRECTIONS = 6  # of a cost by arithmetic towards the one that is counted
 CLOSE = 0.002  # of the whole, by which the two differ where no correction brings more
 CENTRE = {False: 0.999, True: 0.97}  # of a limit, what a correction aims at; a time is never the same twice
+
+Finder = Callable[[Cost, float], "dict[str, int] | None"]
+"""What costs no more than so much."""
 
 
 def chosen(
@@ -41,49 +43,55 @@ def chosen(
     groups = [group for group in groups if group.name in own]
     pools = _pools(step, groups, own, least)
     find = _finder(step, context, groups, pools)
-    cost = limit.cost(context, groups)
 
-    def real(kept: Mapping[str, Tensor], told: float) -> float:
+    def real(counts: Counts) -> float:
+        """What so many units really cost; units are what they are."""
         if limit.measure == UNITS:
-            return told
-        return limit.real(context, without(context.model.module, structure, groups, kept)[0])
+            return float(sum(counts.values()))
+        return limit.real(context, without(context.model.module, structure, groups, _stay(pools, counts))[0])
 
-    def stay(counts: Counts) -> dict[str, Tensor]:
-        return {pool.name: pool.best(counts[pool.name]) for pool in pools}
-
-    found: tuple[float, dict[str, Tensor]] | None = None
-    aim, low, high = limit.most, 0.0, limit.whole  # between an aim that was met and one that was not
-    for _ in range(CORRECTIONS):
-        counts = find(cost, aim)
-        if counts is None:
-            break
-        kept, told = stay(counts), cost(counts)
-        has = real(kept, told)
-        if has <= limit.most and (found is None or has > found[0]):
-            found = has, kept
-        if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
-            break
-        low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
-        aim *= CENTRE[limit.measure == LATENCY] * limit.most / has
-        if not low < aim < high:
-            aim = (low + high) / 2
-    if found is not None:
-        return found[1]
+    counts = _met(limit, find, limit.cost(context, groups), real)
+    if counts is not None:
+        return _stay(pools, counts)
     smallest = {pool.name: pool.allowed(0) for pool in pools}
-    has = real(stay(smallest), cost(smallest))
+    has = real(smallest)
     if has <= limit.most:
-        return stay(smallest)
+        return _stay(pools, smallest)
     raise InvalidSpec(
         f"With the fewest units that every group may keep {has / limit.whole:.1%} of the {limit.measure} are left, "
         f"and {limit.share:.1%} are asked for. Give a larger budget, a smaller keep_at_least, or exclude fewer layers."
     )
 
 
+def _stay(pools: Sequence[Pool], counts: Counts) -> dict[str, Tensor]:
+    return {pool.name: pool.best(counts[pool.name]) for pool in pools}
+
+
+def _met(limit: Limit, find: Finder, cost: Cost, real: Cost) -> dict[str, int] | None:
+    """The largest numbers of units that were found to be within the limit. What is found is found by arithmetic; where
+    it really costs something else, another is looked for, between an aim that was met and one that was not."""
+    best: tuple[float, dict[str, int]] | None = None
+    aim, low, high = limit.most, 0.0, limit.whole
+    for _ in range(CORRECTIONS):
+        counts = find(cost, aim)
+        if counts is None:
+            break
+        told, has = cost(counts), real(counts)
+        if has <= limit.most and (best is None or has > best[0]):
+            best = has, counts
+        if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
+            break
+        low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
+        aim *= CENTRE[limit.measure == LATENCY] * limit.most / has
+        if not low < aim < high:
+            aim = (low + high) / 2
+    return None if best is None else best[1]
+
+
 def _pools(
     step: StructuredPrune, groups: Sequence[Group], own: Mapping[str, Tensor], least: Mapping[str, int]
 ) -> list[Pool]:
-    if step.criterion in RELATIVE:
-        own = {name: relative(values) for name, values in own.items()}
+    own = {name: relative(values) for name, values in own.items()}
     if step.scope == "local":
         own = within(own, {group.name: group.name for group in groups})
     elif step.scope == "isomorphic":
@@ -98,9 +106,6 @@ def _pools(
         )
         for group in groups
     ]
-
-
-Finder = Callable[[Callable[[Counts], float], float], "dict[str, int] | None"]
 
 
 def _finder(step: StructuredPrune, context: Context, groups: Sequence[Group], pools: Sequence[Pool]) -> Finder:

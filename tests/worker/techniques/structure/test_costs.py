@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.contract.budgets import Budget
 from app.contract.facts import TensorFacts
 from tests.worker.helpers import tiny_model
 from tests.worker.structure.nets import Found, found
 from worker.evaluation.macs import module_macs
 from worker.model import Model
 from worker.structure.sound import without
-from worker.techniques.structure.costs import Costs, limit
+from worker.techniques.structure.costs import Costs
 
 IMAGES = ("chain", "residual", "depthwise", "grouped", "convnext")
 TOKENS = ("bert", "gpt2", "llama", "tied", "lstm_deep")
@@ -85,8 +84,3 @@ def test_bytes_are_those_of_the_file() -> None:
     model = model_of("chain", own)
     half = replace(model, stored=dict.fromkeys(own.module.state_dict(), torch.float16))
     assert Costs("bytes", half, own.groups)({}) == Costs("bytes", model, own.groups)({}) / 2
-
-
-def test_a_limit_is_the_budgets_or_a_share_of_units() -> None:
-    assert limit(Budget(macs=0.4), None) == ("macs", 0.4)
-    assert limit(None, 0.3) == ("units", 0.7)
