@@ -36,5 +36,6 @@ def check_words(spec: ResolvedSpec, model: ModelFacts) -> None:
 
 
 def _lacks_words(spec: ResolvedSpec, model: ModelFacts) -> bool:
-    """A config of transformers gives all layers one width, and has no products; others say anything."""
+    """A config of transformers gives all layers one width, and has no products; fewer layers it can say. Others say
+    anything."""
     return model.format == "huggingface" and any(isinstance(step, Factorize | StructuredPrune) for step in spec.steps)
