@@ -90,7 +90,7 @@ def test_the_page_of_structure_lists_every_field_and_its_examples_are_taken() ->
     assert not [value for value in values if f"`{value}`" not in text]
     examples = [part.split("```json")[1].split("```")[0] for part in text.split("<!-- example -->")[1:]]
     taken = [JobSpec.model_validate({"model": f"mdl_{0:026}", "steps": [json.loads(one)]}).steps for one in examples]
-    assert [step.technique for (step,) in taken] == ["factorize", "prune"]  # type: ignore[union-attr, misc]
+    assert [step.technique for (step,) in taken] == ["factorize", "prune", "resize"]  # type: ignore[union-attr, misc]
 
 
 def test_the_page_of_the_packed_format_has_its_dtypes_and_weights() -> None:

@@ -15,6 +15,7 @@ from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
+from app.contract.resizing import Resize
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
@@ -107,6 +108,18 @@ TECHNIQUES: tuple[Technique, ...] = (
         methods=(Factorize(energy=0.9),),
     ),
     Technique(
+        name="resize",
+        family="structure",
+        title="Leave out the layers that do the least",
+        needs="Samples of any split; a labelled `train` split for criterion taylor, and a `train` split where "
+        "`training` is given.",
+        applies_to="Models that came as an architecture or with a config of transformers, with blocks that give the "
+        "shape that they take: layers of a transformer, residual blocks.",
+        may_not_follow=frozenset({"quantize"}),
+        exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
+        methods=(Resize(layers=1),),
+    ),
+    Technique(
         name="quantize",
         family="quantization",
         title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
@@ -155,7 +168,9 @@ def check_order(spec: ResolvedSpec) -> None:
             and step.student is not None
             and (
                 lost := [
-                    one.technique for one in spec.steps[:i] if isinstance(one, Prune | StructuredPrune | Factorize)
+                    one.technique
+                    for one in spec.steps[:i]
+                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize)
                 ]
             )
         ):
@@ -163,12 +178,12 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize | StructuredPrune) and any(
+        if isinstance(step, Factorize | StructuredPrune | Resize) and any(
             isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
         ):
-            name = "factorize" if isinstance(step, Factorize) else "Structured prune"
+            name = "Structured prune" if isinstance(step, StructuredPrune) else step.technique
             raise OrderRefused(
-                f"{name} makes new layers, so what masks or shared values did before is lost: put it first.",
+                f"{name} makes a new network, so what masks or shared values did before is lost: put it first.",
                 pointer=spec.pointer(i),
             )
         if isinstance(step, FewBits | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):

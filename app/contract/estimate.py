@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ from app.contract.facts import Cost, DatasetFacts, ModelFacts, calibration_split
 from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
+from app.contract.resizing import Resize
 from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, as_static, training_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
@@ -111,6 +113,8 @@ def estimate(
                 needs.append(_training_bytes(step.lasso.training, cost, 0, 1))
         if isinstance(step, Factorize):
             passes += _factorizing_passes(step, model, dataset)
+        if isinstance(step, Resize):
+            passes += _resizing_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
@@ -141,6 +145,19 @@ def _factorizing_passes(step: Factorize, model: ModelFacts, dataset: DatasetFact
         passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     layers = sum(layer.type in MEASURED for layer in model.layers)
     return passes + (layers * FACTORS_MEASURED * given if step.allocation == "measured" else 0.0)
+
+
+def _resizing_passes(step: Resize, model: ModelFacts, dataset: DatasetFacts | None) -> float:
+    """For what blocks do or for gradients, once; greedily for every block that is left, as often as one goes."""
+    if step.criterion == "taylor":
+        return TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
+    given = min(step.samples, _samples(dataset, calibration_split(dataset)))
+    if step.criterion == "cosine":
+        return given
+    # Most blocks are entries of a list, and no layer's name says which are.
+    blocks = len({found[0] for layer in model.layers if (found := re.match(r".*?\d+(?=\.)", layer.name))})
+    gone = min(blocks, step.layers or blocks if step.budget is None else round((1 - step.budget.limit[1]) * blocks))
+    return given * (1.0 + gone * blocks - gone * (gone - 1) / 2)
 
 
 def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: DatasetFacts | None) -> float:

@@ -36,7 +36,7 @@ def check_words(spec: ResolvedSpec, model: ModelFacts) -> None:
 
 
 def _lacks_words(spec: ResolvedSpec, model: ModelFacts) -> bool:
-    """A config of transformers gives all layers one width, and has no products; others say anything. Whether layers
-    that lose the same share come to one is only known when they have."""
+    """A config of transformers gives all layers one width, and has no products; fewer layers it can say, and others say
+    anything. Whether layers that lose the same share come to one width is only known when they have."""
     own = [step for step in spec.steps if isinstance(step, Factorize | StructuredPrune)]
     return model.format == "huggingface" and any(isinstance(step, Factorize) or step.scope != "local" for step in own)

@@ -16,6 +16,7 @@ from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
+from app.contract.resizing import Resize
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
@@ -142,11 +143,12 @@ Step = Annotated[
     | Annotated[Automatic, Tag("auto")]
     | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")]
-    | Annotated[Factorize, Tag("factorize")],
+    | Annotated[Factorize, Tag("factorize")]
+    | Annotated[Resize, Tag("resize")],
     Discriminator(
         _kind,
         custom_error_type="technique",
-        custom_error_message="technique is one of prune, finetune, distill, quantize, compress and factorize",
+        custom_error_message="technique is one of prune, finetune, distill, quantize, compress, factorize and resize",
     ),
 ]
 

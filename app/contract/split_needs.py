@@ -8,6 +8,7 @@ from app.contract.factorizing import Factorize
 from app.contract.facts import DatasetFacts, SplitFacts, Task, calibration_split
 from app.contract.mixed import Mixed
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
+from app.contract.resizing import Resize
 from app.contract.spec import Quantize, ResolvedSpec, training_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
@@ -29,6 +30,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Factorize):
             _check_factorizing_data(step, dataset, task, pointer)
+        if isinstance(step, Resize):
+            _check_resizing_data(step, dataset, task, pointer)
         if isinstance(step, StructuredPrune):
             _check_structured_data(step, dataset, task, pointer)
         if isinstance(step, Prune):
@@ -82,6 +85,13 @@ def _check_factorizing_data(step: Factorize, dataset: DatasetFacts | None, task:
     if step.looks_at_samples:
         measured = step.allocation == "measured"
         _check_looked_at("Allocation measured" if measured else f"Criterion {step.criterion}", dataset, pointer)
+
+
+def _check_resizing_data(step: Resize, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    if step.looks_at_samples:
+        _check_looked_at(f"Criterion {step.criterion}", dataset, pointer)
+    else:
+        _check_taught(step.criterion, dataset, task, pointer)
 
 
 def _check_taught(criterion: str, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:

@@ -78,7 +78,7 @@ def test_every_documented_operation_is_exercised(service: Service) -> None:
 
 def test_techniques_carry_the_schema_of_their_step(service: Service) -> None:
     found = {item["name"]: item for item in service.http.get("/v1/techniques").json()}
-    assert set(found) == {"prune", "finetune", "distill", "quantize", "compress", "factorize"}
+    assert set(found) == {"prune", "finetune", "distill", "quantize", "compress", "factorize", "resize"}
     assert found["prune"]["schema"]["properties"]["sparsity"]
     assert found["quantize"]["may_not_follow"] == ["quantize"]
     recipes = {item["name"]: item for item in service.http.get("/v1/recipes").json()}

@@ -107,10 +107,11 @@ class ConfigPlan:
             with torch.device(device):
                 return kind(made).eval()
 
-    def model(self, config: dict[str, Any], module: Any) -> Model:
-        """A model of another config, with the same tokenizer or processor, kept in the same kind of file."""
+    def model(self, config: dict[str, Any], module: Any, dtypes: Dtypes | None = None) -> Model:
+        """A model of another config, with the same tokenizer or processor, kept in the same kind of file, in `dtypes`
+        or else in those that came."""
         path = Path(tempfile.mkdtemp(prefix="student-", dir=self.folder.path.parent)) / "model"
-        with written(self.folder, module) as weights:
+        with written(self.folder, module, casts=dtypes) as weights:
             folder = repeated(self.folder, config, weights, path)
         model = self.read(folder)
         if self.spec.config is None:

@@ -11,6 +11,7 @@ from torch import nn
 from app.contract.architecture import Architecture, Parallel, Residual, Sequential
 from app.contract.errors import Unsupported
 from app.contract.layers import Layer
+from worker.structure.dropping import Kept
 
 # What says how many channels, features or units a layer has; in the words of torch and of an upload alike.
 _SIZES = (
@@ -30,6 +31,17 @@ def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
         raise Unsupported(
             f"The new layers are more than an architecture may have ({error.errors()[0]['msg']}): exclude some."
         ) from error
+
+
+def without(layers: Sequence[Layer], kept: Kept, path: str = "") -> tuple[Layer, ...]:
+    """The layers without those that do not stay, in sequences in sequences too."""
+    left = []
+    for place in kept.get(path, range(len(layers))):
+        layer, name = layers[place], f"{path}.{place}".lstrip(".")
+        if isinstance(layer, Sequential):
+            layer = layer.model_copy(update={"layers": without(layer.layers, kept, name)})
+        left.append(layer)
+    return tuple(left)
 
 
 def _layers(layers: Sequence[Layer], modules: Iterable[nn.Module]) -> list[Layer]:

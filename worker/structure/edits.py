@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from worker.structure.dropping import DROP, apply_drop
 from worker.structure.forms import Factors, factored
-from worker.structure.narrowing import apply_narrow
+from worker.structure.narrowing import NARROW, apply_narrow
 
 Edit: TypeAlias = dict[str, Any]
 """`kind`, and what that takes; JSON values."""
@@ -34,4 +35,4 @@ def _factorize(module: nn.Module, edit: Edit) -> None:
     module.set_submodule(edit["layer"], factored(layer, Factors(edit["form"], tuple(edit["ranks"]))))
 
 
-_APPLIED = {"factorize": _factorize, "narrow": apply_narrow}
+_APPLIED = {"factorize": _factorize, NARROW: apply_narrow, DROP: apply_drop}

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from app.contract.errors import ModelRejected
-from worker.model import Model
+from worker.model import Dtypes, Model
 from worker.students.configs import HEADS, INNER, integers, real
 
 MOST_TRIED = 64  # configs; a network all of whose layers are alike needs a few
 Shapes = dict[str, torch.Size]
 
 
-def expressed(model: Model, module: nn.Module) -> Model | None:
-    """The model of a smaller config with the module's weights; None where a config has no words for it.
+def expressed(model: Model, module: nn.Module, stored: Dtypes) -> Model | None:
+    """The model of a smaller config with the module's weights, in the dtypes that are `stored`; None where a config has
+    no words for it.
 
     A config has one size for all layers. Which it would be is read off the sizes that came in the place of the old.
     """
@@ -36,7 +37,7 @@ def expressed(model: Model, module: nn.Module) -> Model | None:
         if fits:
             built = plan.begin(config)
             built.load_state_dict(module.state_dict())
-            made: Model = plan.model(config, built)
+            made: Model = plan.model(config, built, stored)
             return made
     return None
 

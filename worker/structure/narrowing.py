@@ -15,6 +15,7 @@ from worker.structure.groups import Group, Structure
 from worker.structure.literals import rewrite
 from worker.techniques.pruning.weights import is_transformers_conv1d
 
+NARROW = "narrow"
 Kept = Mapping[str, Tensor]
 """By the group's name which of its units stay, in order."""
 
@@ -57,7 +58,7 @@ def narrowed(
         lengths[name][str(dim)] = len(own)
     numbers = _numbers(structure, entries)
     attributes = _attributes(module, groups, kept)
-    return {"kind": "narrow", "lengths": dict(lengths), "attributes": attributes, "numbers": numbers}
+    return {"kind": NARROW, "lengths": dict(lengths), "attributes": attributes, "numbers": numbers}
 
 
 def apply_narrow(module: nn.Module, edit: Mapping[str, Any]) -> None:

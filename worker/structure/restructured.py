@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from worker.context import Context
 from worker.export.onnx import export_onnx
 from worker.loading.architecture import ArchitecturePlan
 from worker.loading.describe import check_forward, layer_facts
-from worker.model import Model
+from worker.model import Dtypes, Model
+from worker.structure.blocks import passed, same, varied
 from worker.structure.calls import example_on
-from worker.structure.described import described
+from worker.structure.described import described, without
+from worker.structure.dropping import CONFIG, DROP, origin
 from worker.structure.edits import Edit, apply
 from worker.structure.expressed import expressed
+from worker.structure.narrowing import NARROW
 from worker.training.states import Unusable
 
 
@@ -36,32 +40,41 @@ def take(context: Context, module: nn.Module, edits: Sequence[Edit]) -> None:
 
     Raises ModelRejected where it does not run, or is no longer what its task asks for.
     """
-    context.replace_model(restructured(context.model, module))
+    context.replace_model(restructured(context.model, module, edits))
     if context.edits is not None:
         context.edits = [*context.edits, *edits]
 
 
 def retake(context: Context, edits: Sequence[Edit]) -> None:
-    """Makes edits that an earlier attempt has told of again. Raises Unusable where they are not of this network."""
-    if not edits:
-        return
+    """Makes edits that an earlier attempt has told of again, as many at a time as it did: what a config has words for
+    is asked after each. Raises Unusable where they are not of this network."""
     try:
-        take(context, restructure(context, edits), edits)
+        for kind, of_kind in itertools.groupby(edits, lambda edit: edit.get("kind")):
+            own = list(of_kind)
+            for some in [[one] for one in own] if kind == NARROW else [own]:
+                take(context, restructure(context, some), some)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, TersorError) as error:
         raise Unusable(f"its changes of the network's structure are not of this one ({error})") from error
 
 
-def restructured(model: Model, module: nn.Module) -> Model:
-    """The model with another network in it: in the upload's own words where these can say it.
+def restructured(model: Model, module: nn.Module, edits: Sequence[Edit]) -> Model:
+    """The model with another network in it, which `edits` have made of its own: in the upload's own words where these
+    can say it.
 
     An architecture says anything. A program and a graph are written anew from the network. A config of transformers
-    has one width for all layers and no word for products: beyond that `native_as` says which artifact stands in.
+    has words for fewer layers and other widths, but one width for all layers and none for products: beyond that
+    `native_as` says which artifact stands in.
     """
+    stored = _stored(model, module, edits)
     if isinstance(model.plan, ArchitecturePlan):
         assert isinstance(module, nn.Sequential)
-        architecture = described(model.plan.layers, module)
-        return model.plan.model(architecture, module.cpu().state_dict(), _stored(model, module))
-    if (told := expressed(model, module)) is not None:
+        layers = model.plan.layers
+        for edit in edits:
+            layers = without(layers, edit["kept"]) if edit["kind"] == DROP else layers
+        return model.plan.model(described(layers, module), module.cpu().state_dict(), stored)
+    if (folder := _in_config(model, module, edits, stored)) is not None:
+        return folder
+    if (told := expressed(model, module, stored)) is not None:
         return told
     module.eval()
     two, one = (example_on(module, model, batch) for batch in (2, 1))
@@ -69,12 +82,33 @@ def restructured(model: Model, module: nn.Module) -> Model:
     facts = model.facts.model_copy(
         update={"parameters": sum(own.numel() for own in module.parameters()), "layers": layer_facts(module)}
     )
-    changed = replace(model, module=module, facts=facts, stored=_stored(model, module), graph=None)
+    changed = replace(model, module=module, facts=facts, stored=stored, graph=None)
     if facts.format == "onnx":
         return replace(changed, save=_Graph(changed), saving=None)
     if facts.format == "pt2":
         return changed
     return replace(changed, plan=None, saving=None, native_as=STAND_IN)
+
+
+def _in_config(model: Model, module: nn.Module, edits: Sequence[Edit], stored: Dtypes) -> Model | None:
+    """A folder of transformers again, or weights for a config, of which other words are all that changed; None where
+    the network that these describe is not this one."""
+    if model.plan is None or model.plan.described != "config" or not all(edit.get(CONFIG) for edit in edits):
+        return None
+    # Only here, since transformers takes seconds to import.
+    from worker.loading.huggingface import ConfigPlan
+
+    assert isinstance(model.plan, ConfigPlan)
+    config = dict(model.plan.folder.config)
+    for edit in edits:
+        config |= edit[CONFIG]
+    try:
+        made = model.plan.model(config, module.cpu(), stored)
+        module.load_state_dict(made.module.state_dict())  # as the file has rounded it
+    except Exception:  # classes of transformers raise errors of every class
+        return None
+    inputs = varied(made)
+    return made if same(passed(made.module, inputs), passed(module, inputs)) else None
 
 
 class _Graph:
@@ -87,11 +121,13 @@ class _Graph:
         return export_onnx(module, self._model, folder / self._model.facts.native_file)
 
 
-def _stored(model: Model, module: nn.Module) -> dict[str, torch.dtype]:
+def _stored(model: Model, module: nn.Module, edits: Sequence[Edit]) -> dict[str, torch.dtype]:
     """The dtypes of the file; a weight that is new has that of the layer in whose place it is."""
     found = {}
     for name, tensor in module.state_dict().items():
         layer = name
+        for edit in reversed(edits):
+            layer = origin(layer, edit["kept"]) if edit["kind"] == DROP else layer
         while layer and (own := model.stored.get(layer) or model.stored.get(f"{layer}.weight")) is None:
             layer = layer.rpartition(".")[0]
         if layer and own is not None and tensor.is_floating_point():

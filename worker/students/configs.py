@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,10 @@ from worker.students.depths import spread
 _DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
 HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
 INNER = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner")
+# Numbers of layers of single stacks, besides.
+_OF_STACKS = ("num_encoder_layers", "num_decoder_layers")
 # One entry a layer, which is chosen along with the layer.
-_BY_LAYER = ("layer_types",)
+_BY_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "indexer_types")
 # Widths of the stages of convolutional networks, in steps that vector units like.
 _STAGE_WIDTHS, _STAGE_DEPTHS, STEP = "hidden_sizes", "depths", 8
 
@@ -54,14 +57,47 @@ def has_layers(made: Any) -> bool:
     return any(count > 1 for count in (*integers(made, _DEPTHS).values(), *(getattr(made, _STAGE_DEPTHS, None) or ())))
 
 
+def shallower(made: Any, stacks: Sequence[tuple[int, Sequence[int]]]) -> Iterator[dict[str, Any]]:
+    """What a config may say in place of what it says, where stacks of layers have only some left: of each how many it
+    has, and the places of those that stay. Which number is of which stack it does not say, so several may be right."""
+    for words in itertools.product(*(_words(made, count) for count, _ in stacks)):
+        changes: dict[str, Any] = {}
+        for (stage, key), (_, kept) in zip(words, stacks, strict=True):
+            if stage is None:
+                changes |= {key: len(kept), **_of_layers(made, getattr(made, key), kept)}
+            else:
+                depths = list(changes.get(key, getattr(made, key)))
+                depths[stage] = len(kept)
+                changes[key] = depths
+        if len(set(words)) == len(words):
+            yield changes
+
+
+def _words(made: Any, count: int) -> list[tuple[int | None, str]]:
+    """Numbers of a config that may be that of a stack of so many layers: by their name, and their place in it."""
+    found: list[tuple[int | None, str]] = [
+        (None, key) for key, own in integers(made, (*_DEPTHS, *_OF_STACKS)).items() if own == count
+    ]
+    stages = getattr(made, _STAGE_DEPTHS, None)
+    places = enumerate(stages) if isinstance(stages, list | tuple) else ()
+    return found + [(place, _STAGE_DEPTHS) for place, own in places if own == count]
+
+
+def _of_layers(made: Any, count: int, kept: Sequence[int]) -> dict[str, Any]:
+    """What is there once for each of so many layers, of those that are kept."""
+    found = {name: getattr(made, name, None) for name in _BY_LAYER}
+    return {
+        name: [own[place] for place in kept]
+        for name, own in found.items()
+        if isinstance(own, list) and len(own) == count
+    }
+
+
 def _fewer_layers(made: Any, share: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, count in integers(made, _DEPTHS).items():
         left = found[key] = max(1, round(share * count))
-        for name in _BY_LAYER:
-            entries = getattr(made, name, None)
-            if isinstance(entries, list) and len(entries) == count:
-                found[name] = [entries[i] for i in spread(count, left)]
+        found |= _of_layers(made, count, spread(count, left))
     stages = getattr(made, _STAGE_DEPTHS, None)
     if isinstance(stages, list | tuple):
         found[_STAGE_DEPTHS] = [max(1, round(share * count)) for count in stages]

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from app.contract.architecture import Architecture
 from app.contract.budgets import Budget
 from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
+from app.contract.resizing import Resize
 from app.contract.spec import DistillStep, Finetune, Step
 from tests.worker.helpers import mlp
 from tests.worker.jobs import job
 from tests.worker.test_resuming import DATA, LAYERS, TRAINING, Attempts, Killed, same
 from worker.checkpoints import file
+from worker.loading.layers import build
 from worker.request import RunRequest
 
 FACTORIZE = Factorize(budget=Budget(parameters=0.6), criterion="activations", training=TRAINING)
@@ -75,3 +79,43 @@ def test_behind_a_student_nothing_is_said_that_could_not_be_taken_up(tmp_path: P
         attempts.run(in_the_last)
     assert "step" not in attempts.stored
     assert same(attempts.run(), AfterAStudent(tmp_path / "whole").run())
+
+
+DEEP: list[dict[str, Any]] = [
+    LAYERS[0],
+    *(
+        {"type": "Residual", "layers": [{"type": "Linear", "in_features": 64, "out_features": 64}, {"type": "Tanh"}]}
+        for _ in range(3)
+    ),
+    *LAYERS[1:],
+]
+
+
+class Shallower(Attempts):
+    """Layers go, and then one becomes a product: names are those of the network as it stands by then."""
+
+    steps: tuple[Step, ...] = (
+        Resize(layers=2, samples=32, training=TRAINING),
+        Factorize(budget=Budget(parameters=0.7)),
+        Finetune(training=TRAINING),
+    )
+
+    def request(self, folder: Path) -> RunRequest:
+        torch.manual_seed(0)
+        module = build(Architecture.model_validate({"layers": DEEP}).layers).eval()
+        request = job(folder, module, DEEP, (64,), DATA, self.steps, export=("native",))
+        return replace(request, checkpoints=dict(self.stored))
+
+
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 12])
+def test_layers_that_went_go_again(tmp_path: Path, kill: Any) -> None:
+    whole, attempts = Shallower(tmp_path / "whole").run(), Shallower(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(kill)
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert {edit["kind"] for edit in again[0].edits or ()} == {"drop", "factorize"}
+    assert again[0].model.spec == whole[0].model.spec
+    assert ("resize" in attempts.said) == (kill is not in_the_last)
