@@ -254,8 +254,8 @@ def _stood_in_for(spec: ResolvedSpec, artifacts: Sequence[ArtifactReport]) -> It
     stand_in = next((one.name for one in artifacts if one.format == STAND_IN), None)
     if stand_in and "native" in spec.export and not any(one.format == "native" for one in artifacts):
         yield (
-            "A config of transformers gives all layers one width and has no words for factorized ones, so there is no "
-            f"native file: {stand_in} stands in, which torch loads by itself."
+            "A config of transformers has no words for the layers that are left (all have one width, and kinds go by "
+            f"their place), so there is no native file: {stand_in} stands in, which torch loads by itself."
         )
 
 
