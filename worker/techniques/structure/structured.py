@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from app.contract.errors import InvalidSpec
+from app.contract.errors import InvalidSpec, Unsupported
 from app.contract.structured import StructuredPrune
 from worker.context import Context
 from worker.model import Model
@@ -21,7 +21,7 @@ from worker.structure.groups import Group, Structure, structure_of
 from worker.structure.restructured import restructure, take
 from worker.structure.sound import standing, without
 from worker.techniques.base import Details
-from worker.techniques.pruning.weights import LAYERS_NAMED
+from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
 from worker.techniques.structure.allocation import measured
 from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import limit_of
@@ -29,6 +29,7 @@ from worker.techniques.structure.selection import chosen, least_of
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
+MANY = 30_000_000  # parameters of a network that takes seconds to look at
 EXAMPLES = 2  # samples that a network is looked at with
 TOLD = ("parameters", "macs")
 KEPT = "narrowed"  # in what a checkpoint remembers
@@ -41,6 +42,10 @@ def applies(step: StructuredPrune, model: Model) -> str | None:
         return model.facts.untrainable_reason
     if model.facts.format in ("pt2", "onnx") and any(dtype != torch.float32 for dtype in model.stored.values()):
         return "The graph computes in narrower floats than float32, of which nothing is taken out."
+    if not prunable(model.module):
+        return "The model has no layer that makes units."
+    if model.facts.parameters > MANY:  # looked at when its turn has come
+        return None
     structure = _structure(model)
     if not structure.groups:
         return "Every part of the network is bound to its inputs or outputs: there is no unit that could leave it."
@@ -105,7 +110,8 @@ class _Rounds:
         inputs = example_on(context.model.module, context.model, EXAMPLES)
         sound, self._alone = standing(context.model.module, inputs, found)
         if not sound:
-            raise InvalidSpec(f"No unit can leave this network: {next(iter(self._alone.values()))}.")
+            why = next(iter({**self._alone, **found.kept_whole}.values()), "it has none")
+            raise Unsupported(f"No unit can leave this network: {why}.")
         self._groups = included(step, sound)
         self._alone = found.kept_whole | self._alone
         self._limit = limit_of(step, context, self._groups)
