@@ -53,7 +53,7 @@ class Group:
     def in_blocks(self) -> bool:
         """Whether a unit is made by entries in a row, as a head is."""
         first = next(cut.places for cut in self.cuts if cut.made)
-        return first.shape[1] > 1 and bool((first[0].diff() == 1).all())
+        return first.shape[1] > 1 and int(first[0, 1] - first[0, 0]) == 1
 
     @property
     def pattern(self) -> tuple[int, str]:
