@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from app.contract.budgets import Budget
 from app.contract.errors import InvalidSpec
 from worker.context import Context
-from worker.evaluation.macs import module_macs
 from worker.model import Model
-from worker.structure.calls import example_on
 from worker.structure.forms import Factors
 from worker.techniques.knapsack_math import frontier
 from worker.techniques.pruning.sensitivity import measuring
 from worker.techniques.structure.candidates import Candidate
+from worker.techniques.structure.limits import Limit
 from worker.techniques.structure.ranking import Option, Ranking
 
 MEASURED = 4  # options of a layer whose effect on the outputs is measured; the others lie between them
 
 Losses = Sequence[Sequence[float]]
 """Of each layer's options."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A budget in the units of what it limits, and what the network has of it."""
-
-    measure: str
-    share: float
-    whole: int
-
-    @property
-    def most(self) -> int:
-        return int(self.share * self.whole)
-
-
-def limit_of(budget: Budget, model: Model) -> Limit:
-    """What a budget is of this network, on the device that it is on."""
-    measure, share = budget.limit
-    return Limit(measure, share, measured(measure, model))
-
-
-def measured(measure: str, model: Model, module: nn.Module | None = None) -> int:
-    """Parameters, MACs of a sample, or bytes of the tensors; of a `module` that may take the place of the model's."""
-    module = model.module if module is None else module
-    match measure:
-        case "parameters":
-            return sum(own.numel() for own in module.parameters())
-        case "macs":
-            return module_macs(module, example_on(module, model, 1))
-        case _:
-            dtypes = model.dtypes
-            named = module.named_parameters()
-            return sum(own.numel() * dtypes.get(name, own.dtype).itemsize for name, own in named)
 
 
 def costs(measure: str, one: Candidate, model: Model, factors: Factors | None) -> int:
@@ -88,7 +51,7 @@ def allotted(
     ]
     rest = limit.whole - sum(own)
     best = frontier(table)
-    point = best.within(limit.most - rest)
+    point = best.within(int(limit.most) - rest)
     if point is None:
         reachable = (rest + int(best.sizes[0])) / limit.whole
         raise InvalidSpec(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +18,7 @@ from worker.structure.restructured import restructure, take
 from worker.techniques.base import Details
 from worker.techniques.structure import allocation
 from worker.techniques.structure.candidates import Candidate, candidates
+from worker.techniques.structure.limits import had, limit_of, remaining
 from worker.techniques.structure.metrics import metrics
 from worker.techniques.structure.ranking import Option, Ranking, ranking
 from worker.training.finding.settle import settle
@@ -79,7 +79,7 @@ def _chosen(
     losses = allocation.by_energy(options)
     if step.allocation == "measured":
         losses = allocation.by_outputs(context, layers, known, options, step.samples)
-    limit = allocation.limit_of(step.budget, context.model)
+    limit = limit_of(step.budget, context.model)
     kept = allocation.allotted(limit, context.model, layers, options, losses)
     return [None if own is None else _of(own, given) for own, given in zip(kept, options, strict=True)]
 
@@ -106,7 +106,7 @@ def _replace(
     known: Mapping[str, Ranking],
 ) -> Details:
     """Puts the products in, with their weights; the same in all processes."""
-    before = {name: allocation.measured(name, context.model) for name in ("parameters", "macs")}
+    before = had(context.model)
     rows = [_row(one, own) for one, own in layers]
     pairs = [(one, own) for one, own in layers if own is not None]
     if pairs:
@@ -119,13 +119,8 @@ def _replace(
                 fill(made, known[one.name].weights(own.factors))
         take(context, module, edits)
         context.ranks.alike(parameter.data for parameter in context.model.module.parameters())
-    after = {name: allocation.measured(name, context.model) for name in before}
     details: Details = {"method": step.method, "criterion": step.criterion, "factorized_layers": len(pairs)}
-    for name in before:
-        details |= {f"{name}_before": before[name], name: after[name], f"{name}_share": after[name] / before[name]}
-    if pairs and context.model.spec is not None:  # what the native file is uploaded with
-        details["spec"] = json.dumps(context.model.spec)
-    return details | {"layers": rows}
+    return details | remaining(before, context.model) | {"layers": rows}
 
 
 def _row(one: Candidate, own: Chosen | None) -> dict[str, float | int | str | None]:

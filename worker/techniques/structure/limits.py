@@ -1,77 +1,66 @@
-"""What a budget asks of a network: what it limits, what a choice of units costs of that, and what it really costs."""
+"""What a budget is of a network, and what the report says of how much is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from app.contract.errors import InvalidSpec
-from app.contract.structured import StructuredPrune
-from worker.constraints import baked
-from worker.context import Context
-from worker.structure.groups import Group
-from worker.techniques.structure.allocation import measured
-from worker.techniques.structure.costs import Costs, Counts
-from worker.techniques.structure.latencies import Runtime, layer_shares
+from app.contract.budgets import Budget
+from worker.evaluation.macs import module_macs
+from worker.model import Model
+from worker.structure.calls import example_on
+from worker.techniques.base import Details
 
-UNITS = "units"
-LATENCY = "latency"
-MS = 1000.0  # in a second
-# Shares of a limit below it, at which a cost is as near as a correction could bring it: a count is exact, a time not.
-NEAR = {LATENCY: 0.08}
-NEAR_COUNTED = 0.005
+TOLD = ("parameters", "macs")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What may be left of a measure, as a share of `whole`; of a latency, seconds of a sample in `runtime`."""
+    """A share of what a network has of a measure, `whole`."""
 
     measure: str
     share: float
     whole: float
-    runtime: Runtime | None = None
 
     @property
     def most(self) -> float:
         return self.share * self.whole
 
-    def is_met(self, real: float) -> bool:
-        """As nearly as it can be."""
-        return self.most * (1 - NEAR.get(self.measure, NEAR_COUNTED)) <= real <= self.most
 
-    def cost(self, context: Context, groups: Sequence[Group]) -> Callable[[Counts], float]:
-        """By arithmetic, for how many units each group keeps of the network as it stands."""
-        if self.measure == UNITS:
-            return lambda kept: float(sum(kept.values()))
-        if self.runtime is None:
-            return Costs(self.measure, context.model, groups)
-        costs = Costs(self.measure, context.model, groups)
-        costs.take(context.model, layer_shares(context), self.runtime.of(baked(context.model.module)))
-        return costs
-
-    def real(self, context: Context, module: nn.Module) -> float:
-        """Of a network that could take the place of the context's: counted, or measured, on itself."""
-        if self.runtime is not None:
-            return self.runtime.of(module)
-        return measured(self.measure, context.model, module)
+def limit_of(budget: Budget, model: Model) -> Limit:
+    """What a budget is of this network, on the device that it is on."""
+    measure, share = budget.limit
+    return Limit(measure, share, measured(measure, model))
 
 
-def limit_of(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> Limit:
-    """The step's, of the network as it stands. Raises InvalidSpec for milliseconds that the network does not take."""
-    if step.budget is None:
-        assert step.sparsity is not None
-        return Limit(UNITS, 1 - step.sparsity, sum(group.units for group in groups))
-    measure, share = step.budget.limit
-    if not measure.startswith(LATENCY):
-        return Limit(measure, share, measured(measure, context.model))
-    runtime = Runtime(context)
-    if measure == LATENCY:
-        return Limit(LATENCY, share, runtime.seconds, runtime)
-    if share / MS >= runtime.seconds:
-        raise InvalidSpec(
-            f"A sample takes {MS * runtime.seconds:.3g} ms in ONNX Runtime on this worker as it is, and the budget is "
-            f"{share:g} ms: there is nothing to take out."
-        )
-    return Limit(LATENCY, share / MS / runtime.seconds, runtime.seconds, runtime)
+def measured(measure: str, model: Model, module: nn.Module | None = None) -> int:
+    """Parameters, MACs of a sample, or bytes of the tensors; of a `module` that may take the place of the model's."""
+    module = model.module if module is None else module
+    match measure:
+        case "parameters":
+            return sum(own.numel() for own in module.parameters())
+        case "macs":
+            return module_macs(module, example_on(module, model, 1))
+        case _:
+            dtypes = model.dtypes
+            named = module.named_parameters()
+            return sum(own.numel() * dtypes.get(name, own.dtype).itemsize for name, own in named)
+
+
+def had(model: Model) -> dict[str, int]:
+    """What `remaining` holds a network against."""
+    return {name: measured(name, model) for name in TOLD}
+
+
+def remaining(before: Mapping[str, int], model: Model) -> Details:
+    """How much there was, is, and the share of it; and what a native file that needs a spec is uploaded with."""
+    details: Details = {}
+    for name, own in before.items():
+        now = measured(name, model)
+        details |= {f"{name}_before": own, name: now, f"{name}_share": now / own}
+    if model.spec is not None:
+        details["spec"] = json.dumps(model.spec)
+    return details

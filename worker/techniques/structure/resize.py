@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,12 +19,10 @@ from worker.structure.dropping import dropped, shortened
 from worker.structure.restructured import restructure, take
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED
-from worker.techniques.structure.allocation import Limit, limit_of, measured
 from worker.techniques.structure.influence import Influences, Order, in_order
+from worker.techniques.structure.limits import Limit, had, limit_of, measured, remaining
 from worker.training.finding.settle import settle
 from worker.training.loop import train
-
-TOLD = ("parameters", "macs")
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def left_of(measure: str, model: Model, gone: Sequence[Block]) -> int:
 def _drop(step: Resize, context: Context, found: Blocks, free: Sequence[Block], choice: Choice) -> Details:
     """The same in all processes."""
     model = context.model
-    before = {name: measured(name, model) for name in TOLD}
+    before = had(model)
     gone = [one for one in free if one.name in choice.gone]
     kept = kept_without(model.module, gone)
     edit = dropped(kept, told(model, kept))
@@ -160,12 +157,7 @@ def _drop(step: Resize, context: Context, found: Blocks, free: Sequence[Block], 
         "method": step.method, "criterion": step.criterion, "blocks_before": len(found.found),
         "dropped_blocks": len(choice.gone),
     }  # fmt: skip
-    for name, own in before.items():
-        now = measured(name, context.model)
-        details |= {f"{name}_before": own, name: now, f"{name}_share": now / own}
-    if context.model.spec is not None:  # what the native file is uploaded with
-        details["spec"] = json.dumps(context.model.spec)
-    return details | _rows(found, choice)
+    return details | remaining(before, context.model) | _rows(found, choice)
 
 
 def _check(model: Model, shorter: nn.Module, gone: Sequence[Block]) -> None:

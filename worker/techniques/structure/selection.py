@@ -17,7 +17,7 @@ from worker.structure.sound import without
 from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
-from worker.techniques.structure.limits import LATENCY, UNITS, Limit
+from worker.techniques.structure.unit_limits import LATENCY, UNITS, UnitLimit
 from worker.techniques.structure.units_math import Cost, Pool, descending, fitting, relative, within
 
 LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
@@ -34,7 +34,7 @@ def chosen(
     context: Context,
     structure: Structure,
     groups: Sequence[Group],
-    limit: Limit,
+    limit: UnitLimit,
     least: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """What stays of each group, of which `least` at least. Raises InvalidSpec, with what is reachable, for a limit that
@@ -67,7 +67,7 @@ def _stay(pools: Sequence[Pool], counts: Counts) -> dict[str, Tensor]:
     return {pool.name: pool.best(counts[pool.name]) for pool in pools}
 
 
-def _met(limit: Limit, find: Finder, cost: Cost, real: Cost) -> dict[str, int] | None:
+def _met(limit: UnitLimit, find: Finder, cost: Cost, real: Cost) -> dict[str, int] | None:
     """The largest numbers of units that were found to be within the limit. What is found is found by arithmetic; where
     it really costs something else, another is looked for, between an aim that was met and one that was not."""
     best: tuple[float, dict[str, int]] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -22,16 +21,15 @@ from worker.structure.restructured import restructure, take
 from worker.structure.sound import standing, without
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
-from worker.techniques.structure.allocation import measured
 from worker.techniques.structure.lasso import Lasso
-from worker.techniques.structure.limits import limit_of
+from worker.techniques.structure.limits import had, remaining
 from worker.techniques.structure.selection import chosen, least_of
+from worker.techniques.structure.unit_limits import limit_for
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
 MANY = 30_000_000  # parameters of a network that takes seconds to look at
 EXAMPLES = 2  # samples that a network is looked at with
-TOLD = ("parameters", "macs")
 KEPT = "narrowed"  # in what a checkpoint remembers
 
 
@@ -55,15 +53,10 @@ def applies(step: StructuredPrune, model: Model) -> str | None:
 
 def prune_structured(step: StructuredPrune, context: Context) -> Details:
     """Takes units out and trains. Where an earlier attempt was cut off in a round, goes on in that one."""
-    before = {name: measured(name, context.model) for name in TOLD}
+    before = had(context.model)
     rounds = _Rounds(step, context)
     details = rounds.run()
-    for name, own in before.items():
-        now = measured(name, context.model)
-        details |= {f"{name}_before": own, name: now, f"{name}_share": now / own}
-    if context.model.spec is not None:  # what the native file is uploaded with
-        details["spec"] = json.dumps(context.model.spec)
-    return details | rounds.rows()
+    return details | remaining(before, context.model) | rounds.rows()
 
 
 def included(step: StructuredPrune, groups: Sequence[Group]) -> list[Group]:
@@ -114,7 +107,7 @@ class _Rounds:
             raise Unsupported(f"No unit can leave this network: {why}.")
         self._groups = included(step, sound)
         self._alone = found.kept_whole | self._alone
-        self._limit = limit_of(step, context, self._groups)
+        self._limit = limit_for(step, context, self._groups)
         self._least = least_of(step, self._groups)
         told = ((context.checkpoints and context.checkpoints.remembered()) or {}).get(KEPT)
         self._done = _Done(**told) if told else _Done(units={group.name: group.units for group in self._groups})
