@@ -49,7 +49,7 @@ def allotted(
         ]
         for place, one in enumerate(layers)
     ]
-    rest = limit.whole - sum(own)
+    rest = int(limit.whole) - sum(own)
     best = frontier(table)
     point = best.within(int(limit.most) - rest)
     if point is None:

@@ -87,11 +87,12 @@ def _structure(model: Model) -> Structure:
 
 @dataclass
 class _Done:
-    """How far a step is, for a checkpoint: an edit of the structure a round, none in the training in front, and the
-    units that each group has."""
+    """How far a step is, for a checkpoint: an edit of the structure a round, none in the training in front, the units
+    that each group has, and what the report says of that training."""
 
     edits: list[Edit] = field(default_factory=list)
     units: dict[str, int] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
 
 
 class _Rounds:
@@ -116,13 +117,13 @@ class _Rounds:
     def run(self) -> Details:
         """Raises InvalidSpec for a budget that cannot be kept."""
         step, context, done = self._step, self._context, self._done
-        details = self._dense()
+        self._train_dense()
         if done.edits:  # of an earlier attempt; their weights come with its checkpoint
             take(context, restructure(context, done.edits), done.edits)
         else:
             self._narrow(1)
         if step.training is None:
-            return details
+            return dict(done.dense)
         training, found = settle(context, step.training)
         found.pop(KEPT, None)
         for number in range(len(done.edits), step.rounds + 1):
@@ -130,7 +131,7 @@ class _Rounds:
                 self._narrow(number)
             self._remember(found)
             summary = train(replace(context, progress=self._part(self._parts - step.rounds + number - 1)), training)
-        return details | found | summary.details()
+        return done.dense | found | summary.details()
 
     def rows(self) -> Details:
         """For each group what it had and has; and what is left alone, with the reason."""
@@ -143,15 +144,15 @@ class _Rounds:
             details["left_alone"] = [{"name": name, "why": why} for name, why in self._alone.items()]
         return details
 
-    def _dense(self) -> Details:
-        """The training in front."""
+    def _train_dense(self) -> None:
+        """In front, with the penalty."""
         lasso = self._step.lasso
         if lasso is None or self._done.edits:
-            return {}
+            return
         self._remember({})
         penalty = Lasso(self._context.model.module, self._groups, lasso.strength)
         summary = train(replace(self._context, progress=self._part(0)), lasso.training, penalty=penalty)
-        return {"lasso_last_epoch_loss": summary.last_epoch_loss}
+        self._done.dense = {"lasso_last_epoch_loss": summary.last_epoch_loss}
 
     def _narrow(self, number: int) -> None:
         """To the share of the round, in all processes alike."""
