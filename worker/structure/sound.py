@@ -77,8 +77,6 @@ def _trouble(module: nn.Module, inputs: Inputs, structure: Structure, group: Gro
             continue
         if given.shape != usual.shape or not hangs_together(structure, left(structure, [group], kept), other):
             return "without some of its units the network computes something else"
-        if group.units == 2:
-            return "without one of its two units the network computes something else"
     return None
 
 

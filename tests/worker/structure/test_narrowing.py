@@ -161,5 +161,5 @@ def test_what_is_kept_keeps_its_values_and_the_network_its_own() -> None:
 def test_an_edit_of_another_network_is_refused_as_a_checkpoint_counts_on(other: nn.Module) -> None:
     """With what `retake` takes for a structure that is not of this network."""
     _, edit, _ = halved("lenet", 0)
-    with pytest.raises((AttributeError, KeyError, RuntimeError, TypeError, ValueError)):
+    with pytest.raises((AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)):
         edits.apply(copy.deepcopy(other), [edit])
