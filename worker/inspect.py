@@ -10,6 +10,8 @@ import torch
 from app.contract.catalogue import TECHNIQUES as CATALOGUE
 from app.contract.errors import ModelRejected, TersorError
 from app.contract.facts import Applicability, DatasetFacts, ModelFacts, TensorFacts
+from app.contract.spec import STRUCTURED
+from app.contract.structured import StructuredPrune
 from app.contract.tasks import TASKS
 from worker.data import open_data
 from worker.evaluation.cost import measure_cost
@@ -50,7 +52,12 @@ def applicability(name: str, step: Any, model: Model) -> Applicability:
         reason = TECHNIQUES[name].applies(step, model)
     except TersorError as error:
         reason = error.detail
-    return Applicability(technique=name, method=getattr(step, "method", None), applies=reason is None, reason=reason)
+    return Applicability(technique=name, method=_method(step), applies=reason is None, reason=reason)
+
+
+def _method(step: Any) -> str | None:
+    """What tells the steps of a technique apart."""
+    return STRUCTURED if isinstance(step, StructuredPrune) else getattr(step, "method", None)
 
 
 def _output(model: Model) -> TensorFacts:

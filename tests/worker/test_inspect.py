@@ -26,6 +26,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
     found = told(tiny_model(lenet().eval(), shape=(1, 28, 28)))
     assert {key: entry.applies for key, entry in found.items()} == {
         ("prune", None): True,
+        ("prune", "structured"): True,
         ("finetune", None): True,
         ("distill", None): True,
         ("quantize", "static"): True,

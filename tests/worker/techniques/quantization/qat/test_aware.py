@@ -247,8 +247,9 @@ def test_training_wins_back_what_rounding_cost(trained: dict[str, nn.Module], tm
     rtn = WeightOnly(bits=2, group_size=None, symmetric=True, algorithm="rtn")
     QuantizeTechnique().apply(rtn, contexts[2])
     learned, fixed, rounded = (distance(context, trained["mlp"]) for context in contexts)
-    assert learned < fixed < rounded, (learned, fixed, rounded)
-    assert learned < 0.3 * rounded, (learned, fixed, rounded)
+    # Which of the two is the better one hangs on how a processor rounds its sums.
+    assert max(learned, fixed) < 0.1 * rounded, (learned, fixed, rounded)
+    assert learned < 1.5 * fixed, (learned, fixed, rounded)
 
 
 def distance(context: Context, other: nn.Module) -> float:
