@@ -93,33 +93,35 @@ class _Side:
 
 
 def _given(tracer: Tracer, a: _Side, b: _Side, out: Tensor) -> Labels | None:
-    rank = out.ndim
+    """What lies along one dimension of the product: the batch's, or what an activation brings, or a weight makes. What
+    would lie along another one stays."""
+    sides = [(own, dim) for own, dim in ((a, out.ndim - 2), (b, out.ndim - 1)) if own.given is not None]
+    brought = [one for one in sides if not one[0].is_weight] or sides
+    kept, dim, made = None, 0, False
     if a.batch is not None or b.batch is not None:
-        if a.batch is not None and b.batch is not None:
-            tracer.classes.unite(a.batch, b.batch)
-        else:  # the other has as many of them as it has
-            for own in (a.batch, b.batch):
-                if own is not None:
-                    tracer.classes.freeze(own, tracer.why)
-        kept, dim = (a.batch if a.batch is not None else b.batch), 0
-    elif a.given is not None and (b.given is None or b.is_weight) and not a.is_weight:
-        kept, dim = a.given, rank - 2
-    elif (b.given is not None and (a.given is None or a.is_weight) and not b.is_weight) or (
-        b.is_weight and b.given is not None and not a.is_weight
-    ):
-        kept, dim = b.given, rank - 1
-    elif a.is_weight and a.given is not None and not b.is_weight:
-        kept, dim = a.given, rank - 2
-    else:
-        kept, dim = None, 0
-    for own in (a.given, b.given):
-        if own is not None and own is not kept:
-            tracer.classes.freeze(own, tracer.why)
+        kept = _batch(tracer, a.batch, b.batch)
+    elif len(brought) == 1:
+        side, dim = brought[0]
+        kept, made = side.given, side.is_weight
+    for own, _ in sides:
+        if own.given is not None and own.given is not kept:
+            tracer.classes.freeze(own.given, tracer.why)
     if kept is None:
         return None
-    if (a.is_weight and kept is a.given) or (b.is_weight and kept is b.given):
+    if made:
         tracer.trace.made.append(kept)
     return spread(kept, dim, out.shape)
+
+
+def _batch(tracer: Tracer, one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Both have as many: where one is no row of channels, the other has to stay."""
+    if one is not None and other is not None:
+        tracer.classes.unite(one, other)
+        return one
+    kept = other if one is None else one
+    if kept is not None:
+        tracer.classes.freeze(kept, tracer.why)
+    return kept
 
 
 def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
