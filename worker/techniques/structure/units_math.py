@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
@@ -9,6 +10,7 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
+NEAR = 0.02  # of a limit, below which a cost is not what was asked for
 Cost = Callable[[Mapping[str, int]], float]
 """Of so many units of each group."""
 
@@ -104,7 +106,7 @@ def fitting(pools: Sequence[Pool], cost: Cost, most: float) -> dict[str, int] | 
             high = middle
         else:
             low = middle + 1
-    return filled(pools, lowest(pools, high), cost, most)
+    return nearer(pools, filled(pools, lowest(pools, high), cost, most), cost, most)
 
 
 def filled(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: float) -> dict[str, int]:
@@ -119,6 +121,33 @@ def filled(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: flo
         else:
             waiting.remove(best)
     return found
+
+
+def nearer(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: float) -> dict[str, int]:
+    """With a step of one group given up for one of another, as long as that brings a cost that is further than NEAR
+    below `most` nearer to it: the pair that loses the least by scores of those that bring it near, or the nearest."""
+    found, at = dict(kept), cost(kept)
+    while at < (1 - NEAR) * most:
+        ways = []
+        for more, less in itertools.permutations(_ties(pools), 2):
+            other = {**found, **{pool.name: pool.above(found[pool.name]) for pool in more}}
+            other |= {pool.name: pool.allowed(found[pool.name] - pool.step) for pool in less}
+            has = cost(other)
+            if at < has <= most:
+                ways.append((has < (1 - NEAR) * most, _lost(pools, found, other), -has, other))
+        if not ways:
+            break
+        _, _, has, best = min(ways, key=lambda way: (way[0], way[2] if way[0] else way[1]))
+        found, at = best, -has
+    return found
+
+
+def _lost(pools: Sequence[Pool], before: Mapping[str, int], after: Mapping[str, int]) -> float:
+    """The scores of units that no longer stay, without those of units that now do."""
+    kept = [pool.scores.sort(descending=True).values.double().cumsum(0) for pool in pools]
+    return sum(
+        float(own[before[pool.name] - 1] - own[after[pool.name] - 1]) for own, pool in zip(kept, pools, strict=True)
+    )
 
 
 def descending(
@@ -143,4 +172,4 @@ def descending(
         if best is None:
             return None
         _, name, kept[name], at = best
-    return filled(pools, kept, cost, most)
+    return nearer(pools, filled(pools, kept, cost, most), cost, most)

@@ -17,6 +17,7 @@ from worker.techniques.structure.units_math import (
     filled,
     fitting,
     lowest,
+    nearer,
     ranks,
     relative,
     within,
@@ -168,3 +169,16 @@ def test_groups_of_a_pool_are_ranked_together() -> None:
 def test_relative_is_in_units_of_the_mean() -> None:
     assert relative(torch.tensor([1.0, 3.0])).tolist() == [0.5, 1.5]
     assert relative(torch.tensor([0.0, 0.0])).tolist() == [0.0, 0.0]
+
+
+def test_a_step_of_one_group_is_given_up_for_one_of_another_where_that_is_nearer() -> None:
+    pools = [Pool("a", torch.tensor([3.0, 2.0, 1.0, 0.5]), 1, 1), Pool("b", torch.tensor([1.0, 0.4, 0.3]), 1, 1)]
+
+    def cost(kept: Mapping[str, int]) -> float:
+        return 10.0 * kept["a"] + 7.0 * kept["b"]
+
+    # 3 and 1 cost 37, and no unit fits in besides; 2 and 3 cost 41, 4 and 1 47.
+    assert filled(pools, {"a": 3, "b": 1}, cost, 42.0) == {"a": 3, "b": 1}
+    assert nearer(pools, {"a": 3, "b": 1}, cost, 42.0) == {"a": 3, "b": 1}  # one step each: 34
+    assert nearer(pools, {"a": 2, "b": 2}, cost, 37.0) == {"a": 3, "b": 1}  # 34 before, 37 behind
+    assert nearer(pools, {"a": 2, "b": 2}, cost, 34.5) == {"a": 2, "b": 2}  # near enough
