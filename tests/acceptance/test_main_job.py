@@ -57,7 +57,8 @@ def test_prune_distil_quantize(tersor: Service, lenet: Path, tmp_path: Path) -> 
     assert planned["steps"] == done["steps"]
     assert planned["estimate"]["seconds"] > 0
     assert sum(layer["macs"] for layer in inspected["layers"]) == inspected["cost"]["macs"]
-    assert all(entry["applies"] for entry in inspected["techniques"])
+    # A row of layers has no block that gives the shape that it takes.
+    assert {entry["technique"] for entry in inspected["techniques"] if not entry["applies"]} == {"resize"}
     measured = {item["name"]: item for item in report["artifacts"]}
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == artifacts[name]["sha256"] == measured[name]["sha256"]
