@@ -16,7 +16,7 @@ from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
-from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, as_static, training_of
+from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, Step, as_static, training_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
@@ -105,22 +105,30 @@ def estimate(
             shapes = {layer.parameters for layer in model.layers if layer.type in ("Linear", "Conv1D")}
             seconds += PRODUCT_SECONDS * len(shapes)
             passes += PRODUCT_RUNS
-        if isinstance(step, FewBits):
-            passes += _few_bits_passes(step, model, dataset)
-        if isinstance(step, StructuredPrune):
-            passes += _structured_passes(step, model, dataset)
-            if step.lasso is not None:
-                needs.append(_training_bytes(step.lasso.training, cost, 0, 1))
-        if isinstance(step, Factorize):
-            passes += _factorizing_passes(step, model, dataset)
-        if isinstance(step, Resize):
-            passes += _resizing_passes(step, model, dataset)
+        if isinstance(step, StructuredPrune) and step.lasso is not None:
+            needs.append(_training_bytes(step.lasso.training, cost, 0, 1))
+        passes += _choosing_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
     return Estimate(
         seconds=FIXED_SECONDS + EXPORT_SECONDS * len(spec.export) + seconds + passes * cost.seconds,
         memory_bytes=RUNTIME_BYTES + max(needs),
     )
+
+
+def _choosing_passes(step: Step, model: ModelFacts, dataset: DatasetFacts | None) -> float:
+    """For what a step looks at before it chooses."""
+    match step:
+        case FewBits():
+            return _few_bits_passes(step, model, dataset)
+        case StructuredPrune():
+            return _structured_passes(step, model, dataset)
+        case Factorize():
+            return _factorizing_passes(step, model, dataset)
+        case Resize():
+            return _resizing_passes(step, model, dataset)
+        case _:
+            return 0.0
 
 
 def _few_bits_passes(step: FewBits, model: ModelFacts, dataset: DatasetFacts | None) -> float:

@@ -11,6 +11,8 @@ from worker.model import Model
 from worker.structure.dropping import Kept, shortened
 from worker.students.configs import shallower
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def guessed(module: nn.Module, kept: Kept) -> dict[str, Any]:
     """What the module's own config most likely says of so few layers; nothing where it has no words for it."""
@@ -29,13 +31,10 @@ def told(model: Model, kept: Kept) -> dict[str, Any]:
     plan = model.plan
     assert isinstance(plan, ConfigPlan)
     with shortened(model.module, kept, {}):
-        wanted = _shapes(model.module)
+        wanted = shapes_of(model.module)
 
     def describes(changes: dict[str, Any]) -> bool:
-        try:
-            return _shapes(plan.begin({**plan.folder.config, **changes}, "meta")) == wanted
-        except Exception:  # classes of transformers raise errors of every class
-            return False
+        return shapes_said(plan, {**plan.folder.config, **changes}) == wanted
 
     return next(filter(describes, _ways(model.module, kept)), likely)
 
@@ -48,5 +47,14 @@ def _ways(module: nn.Module, kept: Kept) -> Iterator[dict[str, Any]]:
     return shallower(config, counts)
 
 
-def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
+def shapes_said(plan: Any, config: dict[str, Any]) -> Shapes | None:
+    """Those of the network that a config says; None for one that says none."""
+    try:
+        return shapes_of(plan.begin(config, "meta"))
+    except Exception:  # classes of transformers raise errors of every class
+        return None
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Of all that a state dict has."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from worker.model import Dtypes, Model
+from worker.structure.depth import Shapes, shapes_of, shapes_said
 from worker.students.configs import HEADS, INNER, integers, real
 
 MOST_TRIED = 64  # configs; a network all of whose layers are alike needs a few
-Shapes = dict[str, torch.Size]
 
 
 def expressed(model: Model, module: nn.Module, stored: Dtypes) -> Model | None:
@@ -26,10 +25,10 @@ def expressed(model: Model, module: nn.Module, stored: Dtypes) -> Model | None:
     plan: Any = model.plan
     if plan is None or plan.described != "config":
         return None
-    wanted = _shapes(module)
+    wanted = shapes_of(module)
     for changes in itertools.islice(_candidates(model.module, wanted), MOST_TRIED):
         config = {**plan.folder.config, **changes}
-        if _described(plan, config) == wanted:
+        if shapes_said(plan, config) == wanted:
             built = plan.begin(config)
             built.load_state_dict(module.state_dict())
             made: Model = plan.model(config, built, stored)
@@ -37,21 +36,9 @@ def expressed(model: Model, module: nn.Module, stored: Dtypes) -> Model | None:
     return None
 
 
-def _described(plan: Any, config: dict[str, Any]) -> Shapes | None:
-    """None for a config that says no network."""
-    try:
-        return _shapes(plan.begin(config, "meta"))
-    except Exception:  # classes of transformers raise errors of every class
-        return None
-
-
-def _shapes(module: nn.Module) -> Shapes:
-    return {name: own.shape for name, own in module.state_dict().items()}
-
-
 def _candidates(module: Any, wanted: Shapes) -> Iterator[dict[str, int]]:
     """Changes of a config that some of the new sizes speak for."""
-    made, sizes = module.config, _successors(_shapes(module), wanted)
+    made, sizes = module.config, _successors(shapes_of(module), wanted)
     inner, heads = integers(made, INNER), integers(made, HEADS)
     ways = [[{name: size} for size in sizes[value]] for name, value in inner.items()]
     hidden = getattr(made, real(made, "hidden_size"), None)
@@ -70,7 +57,7 @@ def _candidates(module: Any, wanted: Shapes) -> Iterator[dict[str, int]]:
         yield {name: size for own in chosen for name, size in own.items()}
 
 
-def _successors(before: Mapping[str, torch.Size], after: Mapping[str, torch.Size]) -> dict[int, list[int]]:
+def _successors(before: Shapes, after: Shapes) -> dict[int, list[int]]:
     """For each size what stands in its place in some weight, the smallest first."""
     found: dict[int, set[int]] = defaultdict(set)
     for name, shape in after.items():

@@ -61,15 +61,13 @@ class Layout:
             self.classes.freeze(labels, "some of what it is joined with is no channel")
         return self.classes.unite(labels.narrow(dim, 0, 1).expand_as(labels).reshape(-1), labels.reshape(-1))
 
-    def keep_outermost(self, labels: Labels) -> int | None:
-        """Leaves one dimension along which classes differ, the first, and returns it; None where there is none.
+    def keep_outermost(self, labels: Labels) -> None:
+        """Leaves one dimension at most along which classes differ, the first.
 
         Of heads and what is in them the heads: their size is part of what attention computes.
         """
-        dims = self.varying(labels)
-        for dim in dims[1:]:
+        for dim in self.varying(labels)[1:]:
             self.merge(labels, dim)
-        return next(iter(self.varying(labels)), None)
 
     def only(self, labels: Labels, dim: int, why: str) -> Tensor:
         """The labels along a dimension. Where others lie along other ones, all have to stay."""

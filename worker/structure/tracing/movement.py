@@ -54,7 +54,7 @@ def moving(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
         if tracer.operator in ("cat", "stack"):
             _joined(tracer, labels, args)
         tracer.give(one, labels)
-        if len(labels.shape) != len(given[0].shape) or labels.shape != given[0].shape:
+        if labels.shape != given[0].shape:
             tracer.layout.remember(labels)
 
 

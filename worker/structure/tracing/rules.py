@@ -112,8 +112,7 @@ def copying(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
     """Into a tensor: into its labels, which share memory as its views do."""
     into, labels = tracer.of(args[0]), tracer.labels(args[1])
     if isinstance(into, Tensor) and labels is not None and labels.shape == into.shape:
-        pointwise_fill = torch.where(labels != NONE, labels, into)
-        into.copy_(pointwise_fill)
+        into.copy_(torch.where(labels != NONE, labels, into))
         tracer.freeze(into)
         return
     unknown(tracer, args, kwargs, out)

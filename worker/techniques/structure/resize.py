@@ -68,11 +68,10 @@ class ResizeTechnique:
 def included(step: Resize, found: Blocks) -> list[Block]:
     """Those that no pattern keeps. Raises InvalidSpec for one that matches no block, and where none is left."""
     for pattern in step.exclude:
-        every = [*found.found]
-        if not any(_matches(one, pattern) for one in every) and not any(
+        if not any(_matches(one, pattern) for one in found.found) and not any(
             fnmatchcase(name, pattern) for name in found.kept
         ):
-            raise InvalidSpec(f"exclude: {pattern!r} matches no block. There are {_names(every)}.")
+            raise InvalidSpec(f"exclude: {pattern!r} matches no block. There are {_names(found.found)}.")
     left = [one for one in found.found if not any(_matches(one, pattern) for pattern in step.exclude)]
     if not left:
         raise InvalidSpec(f"exclude leaves none of the blocks {_names(found.found)}. Give fewer patterns.")

@@ -17,7 +17,7 @@ from worker.model import Model
 from worker.structure.calls import example_on
 from worker.structure.edits import Edit
 from worker.structure.groups import Group, Structure, structure_of
-from worker.structure.restructured import restructure, take
+from worker.structure.restructured import retake, take
 from worker.structure.sound import standing, without
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
@@ -119,7 +119,7 @@ class _Rounds:
         step, context, done = self._step, self._context, self._done
         self._train_dense()
         if done.edits:  # of an earlier attempt; their weights come with its checkpoint
-            take(context, restructure(context, done.edits), done.edits)
+            retake(context, done.edits)
         else:
             self._narrow(1)
         if step.training is None:
