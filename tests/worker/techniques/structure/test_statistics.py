@@ -23,15 +23,14 @@ def network(*, dropout: float = 0.5) -> nn.Sequential:
 
 def by_hand(net: nn.Sequential, batches: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Means and variances of both, batch for batch, with what torch does to the statistics left out."""
-    first, second = net[1], net[5]
+    first = net[1]
     told: list[list[tuple[Tensor, Tensor]]] = [[], []]
     for x in batches:
-        h = x @ net[0].weight.T + net[0].bias  # type: ignore[operator, union-attr]
+        h = x @ net[0].weight.T + net[0].bias
         told[0].append((h.mean(0), h.var(0, unbiased=True)))
         h = (h - h.mean(0)) / (h.var(0, unbiased=False) + first.eps).sqrt() * first.weight + first.bias  # type: ignore[operator]
-        h = h.relu() @ net[4].weight.T + net[4].bias  # type: ignore[operator, union-attr]
+        h = h.relu() @ net[4].weight.T + net[4].bias
         told[1].append((h.mean(0), h.var(0, unbiased=True)))
-    del second
     return [
         (torch.stack([mean for mean, _ in own]).mean(0), torch.stack([var for _, var in own]).mean(0)) for own in told
     ]

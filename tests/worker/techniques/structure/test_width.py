@@ -75,12 +75,12 @@ def test_the_weights_that_are_left_are_those_of_the_best_units(tmp_path: Path) -
     context = context_for(tiny_model(copy.deepcopy(module)), None, tmp_path)
     narrow(context, multiplier=0.5, round_to=1)
     first, second = module[0].weight.detach(), module[2].weight.detach()
-    worth = [float(first[unit].square().sum() + second[:, unit].square().sum()) ** 0.5 for unit in range(8)]  # type: ignore[operator]
+    worth = [float(first[unit].square().sum() + second[:, unit].square().sum()) ** 0.5 for unit in range(8)]
     best = sorted(sorted(range(8), key=lambda unit: -worth[unit])[:4])
     left: Any = context.model.module
-    assert torch.equal(left[0].weight, first[best])  # type: ignore[index]
+    assert torch.equal(left[0].weight, first[best])
     assert torch.equal(left[0].bias, module[0].bias[best])  # type: ignore[index]
-    assert torch.equal(left[2].weight, second[:, best])  # type: ignore[index]
+    assert torch.equal(left[2].weight, second[:, best])
 
 
 @pytest.mark.parametrize("measure", ["parameters", "macs"])
@@ -203,9 +203,9 @@ def tiny() -> nn.Sequential:
 
 
 def test_where_all_candidates_may_be_tried_none_is_better(digits: Data, tmp_path: Path) -> None:
-    flat = memory_data({"train": (digits.splits["train"].read(range(64)).inputs["input"].reshape(-1, 64), None)})  # type: ignore[union-attr]
+    flat = memory_data({"train": (digits.splits["train"].read(range(64)).inputs["input"].reshape(-1, 64), None)})
     context = context_for(tiny_model(tiny()), flat, tmp_path)
-    x: Tensor = flat.splits["train"].read(range(64)).inputs["input"]  # type: ignore[assignment]
+    x: Tensor = flat.splits["train"].read(range(64)).inputs["input"]
     net = tiny()
     usual = net(x).detach()
     details = narrow(context, budget=TimedBudget(parameters=0.7), search="evolutionary", candidates=1000, round_to=1)
@@ -220,8 +220,8 @@ def test_where_all_candidates_may_be_tried_none_is_better(digits: Data, tmp_path
         if counts[0] * 65 + counts[1] * (counts[0] + 1) + 10 * (counts[1] + 1) > 0.7 * whole:
             continue
         tried += 1
-        hidden = torch.relu(x @ first[one].T + net[0].bias[one])  # type: ignore[index, operator]
-        hidden = torch.tanh(hidden @ second[two][:, one].T + net[2].bias[two])  # type: ignore[index, operator]
+        hidden = torch.relu(x @ first[one].T + net[0].bias[one])
+        hidden = torch.tanh(hidden @ second[two][:, one].T + net[2].bias[two])
         given = hidden @ net[4].weight[:, two].T + net[4].bias  # type: ignore[index, operator]
         far = nn.functional.kl_div(given.log_softmax(-1), usual.softmax(-1), reduction="batchmean")
         best = min(best, float(far.detach()))
