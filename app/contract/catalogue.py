@@ -20,6 +20,7 @@ from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Ste
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.weight_only import FewBits, WeightOnly
+from app.contract.widths import ResizeWidth
 
 # In which artifact int8 is delivered: it lives in the file, and not in the module.
 INT8_EXPORTS = {"static": ("onnx", "pt2"), "qat": ("onnx", "pt2"), "dynamic": ("onnx",)}
@@ -110,14 +111,15 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="resize",
         family="structure",
-        title="Leave out the layers that do the least",
-        needs="Samples of any split; a labelled `train` split for criterion taylor, and a `train` split where "
-        "`training` is given.",
-        applies_to="Models that came as an architecture or with a config of transformers, with blocks that give the "
-        "shape that they take: layers of a transformer, residual blocks.",
+        title="Leave out the layers that do the least, or make all layers narrower",
+        needs="A `train` split where `training` is given. drop_layers: samples of any split; a labelled `train` split "
+        "for criterion taylor. width: what structured prune needs, and samples of any split for search evolutionary.",
+        applies_to="drop_layers: models that came as an architecture or with a config of transformers, with blocks "
+        "that give the shape that they take: layers of a transformer, residual blocks. width: what structured prune is "
+        "for.",
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
-        methods=(Resize(layers=1),),
+        methods=(Resize(layers=1), ResizeWidth(multiplier=0.5)),
     ),
     Technique(
         name="quantize",
@@ -170,7 +172,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 lost := [
                     one.technique
                     for one in spec.steps[:i]
-                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize)
+                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize | ResizeWidth)
                 ]
             )
         ):
@@ -178,7 +180,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize | StructuredPrune | Resize) and any(
+        if isinstance(step, Factorize | StructuredPrune | Resize | ResizeWidth) and any(
             isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
         ):
             name = "Structured prune" if isinstance(step, StructuredPrune) else step.technique

@@ -26,9 +26,10 @@ from app.contract.split_needs import check_splits
 from app.contract.structured import StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.weight_only import FewBits
+from app.contract.widths import ResizeWidth
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
-_RESTRUCTURES = Factorize | StructuredPrune | Resize  # what takes a network apart
+_RESTRUCTURES = Factorize | StructuredPrune | Resize | ResizeWidth  # what takes a network apart
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 

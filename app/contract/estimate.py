@@ -21,6 +21,7 @@ from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 from app.contract.weight_only import FewBits
+from app.contract.widths import ResizeWidth
 
 # A backward pass costs about two forward ones.
 TRAINING_PASSES = 3
@@ -44,6 +45,7 @@ COMPILE_SECONDS = 40.0  # of a program of integers or codes, by torch, for the r
 EXPORT_COPIES = 4
 MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed rounds one by one
 LEVELS_MEASURED = 3  # shares of a group's units without which the outputs are looked at
+WIDTHS_TRIED = 12  # of one for all layers, that a budget is met by
 FACTORS_MEASURED = 4  # products of a layer whose effect on the outputs is measured
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
@@ -127,6 +129,8 @@ def _choosing_passes(step: Step, model: ModelFacts, dataset: DatasetFacts | None
             return _factorizing_passes(step, model, dataset)
         case Resize():
             return _resizing_passes(step, model, dataset)
+        case ResizeWidth():
+            return _width_passes(step, dataset)
         case _:
             return 0.0
 
@@ -177,6 +181,16 @@ def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: Datase
     if step.scope == "auto":
         passes += step.rounds * len(model.layers) * LEVELS_MEASURED * given
     return passes + (0.0 if step.lasso is None else _training_passes(step.lasso.training, dataset))
+
+
+def _width_passes(step: ResizeWidth, dataset: DatasetFacts | None) -> float:
+    """For gradients or inputs, for statistics of batch norms, and those and the outputs of each candidate; a search
+    that looks at narrower networks is counted as if these were as wide."""
+    given = min(step.samples, _samples(dataset, calibration_split(dataset)))
+    passes = (1.0 + (step.criterion == "activations")) * given + (WIDTHS_TRIED if step.budget is not None else 0)
+    if step.criterion in BY_GRADIENTS:
+        passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
+    return passes + (2 * step.candidates * given if step.search == "evolutionary" else 0.0)
 
 
 def _looked_at(step: Quantize, dataset: DatasetFacts | None) -> int:

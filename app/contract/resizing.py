@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.contract.budgets import Budget
 from app.contract.pruning import Pattern
@@ -12,6 +12,7 @@ from app.contract.strict import Strict
 from app.contract.training import Training
 
 MOST_DROPPED = 1000  # as many layers as a network may have at all
+OWN_STEPS = ("width",)  # methods of resize that are steps of their own
 
 
 class Resize(Strict):
@@ -39,6 +40,14 @@ class Resize(Strict):
         tuple[Pattern, ...], Field(max_length=256, description="Blocks that stay, by their name or a layer's in them.")
     ] = ()
     training: Training | None = Field(None, description="Training that follows, to recover.")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known(cls, method: object) -> object:
+        """The other methods are steps of their own, and would not be named."""
+        if method != "drop_layers":
+            raise ValueError(f"method is one of drop_layers and {', '.join(OWN_STEPS)}")
+        return method
 
     @model_validator(mode="after")
     def _amount(self) -> Resize:

@@ -16,11 +16,13 @@ from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
+from app.contract.resizing import OWN_STEPS as RESIZING
 from app.contract.resizing import Resize
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
+from app.contract.widths import ResizeWidth
 
 MAX_STEPS = 16
 MAX_METADATA_BYTES = 16_384
@@ -121,12 +123,14 @@ STRUCTURED = "structured"  # the granularity of prune that is a step of its own
 
 
 def _kind(step: Any) -> Any:
-    """What tells steps apart: the technique; of quantize the method where that is a step of its own, and of prune
-    whether whole units go."""
+    """What tells steps apart: the technique; of quantize and resize the method where that is a step of its own, and of
+    prune whether whole units go."""
     fields = step if isinstance(step, dict) else vars(step) if isinstance(step, Strict) else {}
     technique, method = fields.get("technique"), fields.get("method")
     if technique == "prune" and fields.get("granularity") == STRUCTURED:
         return STRUCTURED
+    if technique == "resize" and method in RESIZING:
+        return method
     return method if technique == "quantize" and method in OWN_STEPS else technique
 
 
@@ -144,7 +148,8 @@ Step = Annotated[
     | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")]
     | Annotated[Factorize, Tag("factorize")]
-    | Annotated[Resize, Tag("resize")],
+    | Annotated[Resize, Tag("resize")]
+    | Annotated[ResizeWidth, Tag("width")],
     Discriminator(
         _kind,
         custom_error_type="technique",

@@ -14,6 +14,7 @@ from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
+from app.contract.widths import ResizeWidth
 
 
 def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | None = None) -> None:
@@ -34,6 +35,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_resizing_data(step, dataset, task, pointer)
         if isinstance(step, StructuredPrune):
             _check_structured_data(step, dataset, task, pointer)
+        if isinstance(step, ResizeWidth):
+            _check_width_data(step, dataset, task, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None:
@@ -77,6 +80,14 @@ def _check_structured_data(
     if step.looks_at_samples:
         what = "Scope auto" if step.scope == "auto" else f"Criterion {step.criterion}"
         _check_looked_at(what, dataset, pointer)
+
+
+def _check_width_data(step: ResizeWidth, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+    if step.criterion in BY_GRADIENTS:
+        _check_taught(step.criterion, dataset, task, pointer)
+    if step.looks_at_samples:
+        searched = step.search == "evolutionary"
+        _check_looked_at("Search evolutionary" if searched else f"Criterion {step.criterion}", dataset, pointer)
 
 
 def _check_factorizing_data(step: Factorize, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:

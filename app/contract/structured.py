@@ -15,6 +15,25 @@ Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "fpgm", "activa
 BY_GRADIENTS = ("taylor", "fisher")
 BY_INPUTS = ("activations",)
 
+# Fields of steps that take units out.
+Worth = Annotated[
+    Importance,
+    Field(
+        description="What a unit is worth. l1, l2: the norm of all weights that hang on it. taylor: by how much the "
+        "loss would change to first order (Molchanov et al. 2019); fisher: the mean over samples of that squared (Liu "
+        "et al. 2021). bn_scale: the factor that a batch norm gives it (Liu et al. 2017). fpgm: how far its weights "
+        "are from those of the others (He et al. 2019). activations: what it gives on samples, times the norm of the "
+        "weights that read it (after Wanda, Sun et al. 2023).",
+    ),
+]
+RoundTo = Annotated[
+    int, Field(ge=1, le=256, description="Groups keep a multiple of it, heads apart: what vector units like.")
+]
+KeepAtLeast = Annotated[float, Field(ge=0, lt=1, description="Share of its units that every group keeps.")]
+LookedAt = Annotated[
+    int, Field(ge=1, le=65_536, description="Samples that gradients, inputs or outputs are looked at with.")
+]
+
 
 class GroupLasso(Strict):
     """A training in front, whose loss is larger by `strength` times the sum of the norms of what hangs on each unit:
@@ -35,14 +54,7 @@ class StructuredPrune(Strict):
 
     technique: Literal["prune"] = "prune"
     granularity: Literal["structured"] = "structured"
-    criterion: Importance = Field(
-        "l2",
-        description="What a unit is worth. l1, l2: the norm of all weights that hang on it. taylor: by how much the "
-        "loss would change to first order (Molchanov et al. 2019); fisher: the mean over samples of that squared (Liu "
-        "et al. 2021). bn_scale: the factor that a batch norm gives it (Liu et al. 2017). fpgm: how far its weights "
-        "are from those of the others (He et al. 2019). activations: what it gives on samples, times the norm of the "
-        "weights that read it (after Wanda, Sun et al. 2023).",
-    )
+    criterion: Worth = "l2"
     scope: Literal["global", "local", "isomorphic", "auto"] = Field(
         "global",
         description="With which others a unit is compared. global: all, each relative to the mean of its group; local: "
@@ -52,14 +64,9 @@ class StructuredPrune(Strict):
     )
     budget: TimedBudget | None = Field(None, description="How much of the model may be left.")
     sparsity: Annotated[float | None, Field(gt=0, lt=1, description="Instead: the share of all units that go.")] = None
-    round_to: Annotated[
-        int,
-        Field(ge=1, le=256, description="Groups keep a multiple of it, heads apart: what vector units like."),
-    ] = 8
-    keep_at_least: Annotated[float, Field(ge=0, lt=1, description="Share of its units that every group keeps.")] = 0.1
-    samples: Annotated[
-        int, Field(ge=1, le=65_536, description="Samples that gradients, inputs or outputs are looked at with.")
-    ] = 256
+    round_to: RoundTo = 8
+    keep_at_least: KeepAtLeast = 0.1
+    samples: LookedAt = 256
     lasso: GroupLasso | None = None
     rounds: Annotated[
         int, Field(ge=1, le=100, description="In so many rounds, each with an equal share and the training behind it.")

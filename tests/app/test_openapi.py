@@ -82,6 +82,7 @@ def test_techniques_carry_the_schema_of_their_step(service: Service) -> None:
     kinds = found["prune"]["schema"]["$defs"]
     assert kinds["Prune"]["properties"]["sparsity"]
     assert kinds["StructuredPrune"]["properties"]["round_to"]
+    assert found["resize"]["schema"]["$defs"]["ResizeWidth"]["properties"]["multiplier"]
     assert found["quantize"]["may_not_follow"] == ["quantize"]
     recipes = {item["name"]: item for item in service.http.get("/v1/recipes").json()}
     assert set(recipes) >= {"int8", "sparse", "small"}

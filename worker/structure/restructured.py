@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +19,11 @@ from worker.export.onnx import export_onnx
 from worker.loading.architecture import ArchitecturePlan
 from worker.loading.describe import check_forward, layer_facts
 from worker.model import Dtypes, Model
-from worker.structure.blocks import passed, same, varied
 from worker.structure.calls import example_on
 from worker.structure.described import described, without
 from worker.structure.dropping import CONFIG, DROP, origin
 from worker.structure.edits import Edit, apply
-from worker.structure.expressed import expressed
+from worker.structure.expressed import expressed, read_again
 from worker.structure.narrowing import NARROW
 from worker.training.states import Unusable
 
@@ -95,20 +95,10 @@ def _in_config(model: Model, module: nn.Module, edits: Sequence[Edit], stored: D
     the network that these describe is not this one."""
     if model.plan is None or model.plan.described != "config" or not all(edit.get(CONFIG) for edit in edits):
         return None
-    # Only here, since transformers takes seconds to import.
-    from worker.loading.huggingface import ConfigPlan
-
-    assert isinstance(model.plan, ConfigPlan)
-    config = dict(model.plan.folder.config)
+    changes: dict[str, Any] = {}
     for edit in edits:
-        config |= edit[CONFIG]
-    try:
-        made = model.plan.model(config, module.cpu(), stored)
-        module.load_state_dict(made.module.state_dict())  # as the file has rounded it
-    except Exception:  # classes of transformers raise errors of every class
-        return None
-    inputs = varied(made)
-    return made if same(passed(made.module, inputs), passed(module, inputs)) else None
+        changes |= edit[CONFIG]
+    return read_again(model.plan, changes, module, stored)
 
 
 class _Graph:

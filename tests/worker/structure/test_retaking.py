@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from app.contract.architecture import Architecture
-from app.contract.budgets import Budget
+from app.contract.budgets import Budget, TimedBudget
 from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
 from app.contract.resizing import Resize
 from app.contract.spec import DistillStep, Finetune, Step
+from app.contract.widths import ResizeWidth
 from tests.worker.helpers import mlp
 from tests.worker.jobs import job
 from tests.worker.test_resuming import DATA, LAYERS, TRAINING, Attempts, Killed, same
@@ -117,5 +118,31 @@ def test_layers_that_went_go_again(tmp_path: Path, kill: Any) -> None:
     assert same(again, whole)
     assert again[0].edits == whole[0].edits
     assert {edit["kind"] for edit in again[0].edits or ()} == {"drop", "factorize"}
+    assert again[0].model.spec == whole[0].model.spec
+    assert ("resize" in attempts.said) == (kill is not in_the_last)
+
+
+class Narrower(Restructured):
+    """All layers become narrower, by a search, and then one a product."""
+
+    steps = (
+        ResizeWidth(
+            budget=TimedBudget(parameters=0.6), search="evolutionary", candidates=6, samples=32, training=TRAINING
+        ),
+        Factorize(budget=Budget(parameters=0.8)),
+        Finetune(training=TRAINING),
+    )
+
+
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 16])
+def test_widths_that_were_searched_are_taken_again(tmp_path: Path, kill: Any) -> None:
+    whole, attempts = Narrower(tmp_path / "whole").run(), Narrower(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(kill)
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow", "factorize"}
     assert again[0].model.spec == whole[0].model.spec
     assert ("resize" in attempts.said) == (kill is not in_the_last)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.constraints import stored
 from worker.context import Context
@@ -51,7 +51,7 @@ def measuring(
     """
     module = context.model.module
     training = module.training
-    batches = _batches(context, samples, why)
+    batches = held_batches(context, samples, why)
     try:
         with torch.no_grad():
             passes = Shortcut(module, [batch.inputs for batch in batches], [weight.owner for weight in weights])
@@ -66,17 +66,18 @@ def measuring(
         module.train(training)
 
 
-def drift(context: Context, samples: int, why: str) -> Callable[[], float]:
-    """What measures how far the network's outputs are, when it is called, from what they are now.
+def drift(context: Context, samples: int, why: str) -> Callable[..., float]:
+    """What measures how far the network's outputs are, when it is called, from what they are now; or those of another
+    in eval mode that is handed to it.
 
     Raises DatasetMismatch, saying `why` it is needed, without data.
     """
-    batches = _batches(context, samples, why)
-    task, module = context.model.task, context.model.module.eval()
+    batches = held_batches(context, samples, why)
+    task, own = context.model.task, context.model.module.eval()
     with torch.no_grad():
-        usual = [module(*batch.inputs) for batch in batches]
+        usual = [own(*batch.inputs) for batch in batches]
 
-    def measured() -> float:
+    def measured(module: nn.Module = own) -> float:
         with torch.no_grad():
             pairs = zip(batches, usual, strict=True)
             told = [len(one) * float(task.divergence(module(*one.inputs), before, one, 1.0)) for one, before in pairs]
@@ -109,10 +110,11 @@ def _one(
 
 def looked_at(context: Context, samples: int, why: str) -> int:
     """How many of so many samples layers are measured on: fewer where outputs are long. Raises as `measuring` does."""
-    return sum(map(len, _batches(context, samples, why)))
+    return sum(map(len, held_batches(context, samples, why)))
 
 
-def _batches(context: Context, samples: int, why: str) -> list[Batch]:
+def held_batches(context: Context, samples: int, why: str) -> list[Batch]:
+    """Samples, prepared, as many as their outputs leave room for. Raises as `measuring` does."""
     task, noise = context.model.task, torch.Generator().manual_seed(context.seed)
     given = calibration(context, min(BATCH, task.evaluation_batch), samples, why)
     found = [task.prepare(batch, noise) for batch in given]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from app.contract.errors import InvalidSpec
-from app.contract.structured import StructuredPrune
+from app.contract.widths import TakesUnits
 from worker.context import Context
 from worker.structure.groups import Cut, Group
 from worker.techniques.pruning.gradients import asked
@@ -21,7 +21,7 @@ from worker.training.loop import fed
 INPUTS_BATCH = 32
 
 
-def scores(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
+def scores(step: TakesUnits, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
     """By the group's name, float64 [units]. Raises DatasetMismatch where the criterion has no data, InvalidSpec for
     bn_scale where there is no batch norm."""
     tensors = dict(context.model.module.named_parameters())
@@ -84,7 +84,7 @@ def _scales(module: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
     return found
 
 
-def _by_gradients(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
+def _by_gradients(step: TakesUnits, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
     """By how much a sample's loss changes, to first order, where nobody reads a unit any more: the sum of weight times
     gradient over those that read it, which is the gradient of a factor in front of them. The mean over samples of its
     size (taylor), or of its square (fisher)."""
@@ -114,7 +114,7 @@ def _change(group: Group, tensors: Mapping[str, Tensor], gradients: Mapping[str,
     return total
 
 
-def _by_inputs(step: StructuredPrune, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
+def _by_inputs(step: TakesUnits, context: Context, groups: Sequence[Group]) -> dict[str, Tensor]:
     """For each layer that reads a unit the root of the summed squares of what comes in times the norm of the weights
     that it is read by; layers that do not compute plainly count with the weights alone."""
     module, tensors = context.model.module, dict(context.model.module.named_parameters())
@@ -147,7 +147,7 @@ def _sees_channels(layer: nn.Module) -> bool:
     return plain or isinstance(layer, nn.Linear) or is_transformers_conv1d(layer)
 
 
-def _squares(layers: Mapping[str, nn.Module], step: StructuredPrune, context: Context) -> dict[str, Tensor]:
+def _squares(layers: Mapping[str, nn.Module], step: TakesUnits, context: Context) -> dict[str, Tensor]:
     """The mean of the squares of what comes into each, by channel."""
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)

@@ -1,4 +1,4 @@
-"""Resizing: whole blocks leave the network, those that do the least, with training to recover."""
+"""Resizing: whole blocks leave the network, those that do the least, or all layers become narrower."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from app.contract.errors import InvalidSpec, Unsupported
 from app.contract.resizing import Resize
+from app.contract.widths import ResizeWidth
 from worker.context import Context
 from worker.model import Model
 from worker.structure.blocks import Block, Blocks, blocks, bypassed, kept_without, passed, same, varied
@@ -19,8 +20,10 @@ from worker.structure.dropping import dropped, shortened
 from worker.structure.restructured import restructure, take
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED
+from worker.techniques.structure import structured
 from worker.techniques.structure.influence import Influences, Order, in_order
 from worker.techniques.structure.limits import Limit, had, limit_of, measured, remaining
+from worker.techniques.structure.width import resize_width
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
@@ -34,12 +37,15 @@ class Choice:
 
 
 class ResizeTechnique:
-    """Leaves blocks out; what comes out is a shallower network of the same kind."""
+    """Leaves blocks out, and what comes out is a shallower network of the same kind; or units, for a narrower one."""
 
     name: ClassVar[str] = "resize"
 
-    def applies(self, step: Resize, model: Model) -> str | None:
-        """A network needs a block that may go. Raises InvalidSpec where `exclude` matches none, or leaves none."""
+    def applies(self, step: Resize | ResizeWidth, model: Model) -> str | None:
+        """A network needs a block, or units, that may go. Raises InvalidSpec where `exclude` matches none, or leaves
+        none."""
+        if isinstance(step, ResizeWidth):
+            return structured.applies(step, model)
         if not model.facts.trainable:
             return model.facts.untrainable_reason
         if model.facts.format in ("pt2", "onnx"):
@@ -53,8 +59,10 @@ class ResizeTechnique:
         included(step, found)
         return None
 
-    def apply(self, step: Resize, context: Context) -> Details:
-        """Chooses blocks, leaves them out, and trains where the step says so."""
+    def apply(self, step: Resize | ResizeWidth, context: Context) -> Details:
+        """Chooses what goes, leaves it out, and trains where the step says so."""
+        if isinstance(step, ResizeWidth):
+            return resize_width(step, context)
         found = blocks(context.model)
         free = included(step, found)
         choice = context.ranks.told(lambda: _chosen(step, context, free))

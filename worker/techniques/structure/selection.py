@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from app.contract.errors import InvalidSpec
 from app.contract.structured import StructuredPrune
+from app.contract.widths import TakesUnits
 from worker.context import Context
 from worker.structure.groups import Group, Structure
 from worker.structure.sound import without
@@ -160,6 +161,6 @@ def _unread(module: nn.Module, group: Group, gone: Tensor, told: Callable[[], fl
                 tensors[name].copy_(values)
 
 
-def least_of(step: StructuredPrune, groups: Sequence[Group]) -> dict[str, int]:
+def least_of(step: TakesUnits, groups: Sequence[Group]) -> dict[str, int]:
     """How many units every group keeps whatever is asked for."""
     return {group.name: max(1, ceil(step.keep_at_least * group.units - 1e-9)) for group in groups}

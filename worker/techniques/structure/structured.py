@@ -12,6 +12,7 @@ import torch
 
 from app.contract.errors import InvalidSpec, Unsupported
 from app.contract.structured import StructuredPrune
+from app.contract.widths import TakesUnits
 from worker.context import Context
 from worker.model import Model
 from worker.structure.calls import example_on
@@ -33,7 +34,7 @@ EXAMPLES = 2  # samples that a network is looked at with
 KEPT = "narrowed"  # in what a checkpoint remembers
 
 
-def applies(step: StructuredPrune, model: Model) -> str | None:
+def applies(step: TakesUnits, model: Model) -> str | None:
     """A network that can be trained, with units that may leave it. Raises InvalidSpec where `exclude` matches no layer
     that has any, or leaves none."""
     if not model.facts.trainable:
@@ -44,7 +45,7 @@ def applies(step: StructuredPrune, model: Model) -> str | None:
         return "The model has no layer that makes units."
     if model.facts.parameters > MANY:  # looked at when its turn has come
         return None
-    structure = _structure(model)
+    structure = structure_in(model)
     if not structure.groups:
         return "Every part of the network is bound to its inputs or outputs: there is no unit that could leave it."
     included(step, structure.groups)
@@ -59,7 +60,7 @@ def prune_structured(step: StructuredPrune, context: Context) -> Details:
     return details | remaining(before, context.model) | rounds.rows()
 
 
-def included(step: StructuredPrune, groups: Sequence[Group]) -> list[Group]:
+def included(step: TakesUnits, groups: Sequence[Group]) -> list[Group]:
     """Those of which no layer that makes them is excluded. Raises InvalidSpec for a pattern that matches none, and
     where none is left."""
     names = {group.name: _layers(group) for group in groups}
@@ -81,7 +82,18 @@ def _matches(layers: Sequence[str], pattern: str) -> bool:
     return any(fnmatchcase(layer, pattern) or fnmatchcase(f"{layer}.weight", pattern) for layer in layers)
 
 
-def _structure(model: Model) -> Structure:
+def free_groups(step: TakesUnits, model: Model, structure: Structure) -> tuple[list[Group], dict[str, str]]:
+    """Groups that may lose units, and by name why others may not. Raises Unsupported where none may, and InvalidSpec as
+    `included` does."""
+    sound, alone = standing(model.module, example_on(model.module, model, EXAMPLES), structure)
+    if not sound:
+        why = next(iter({**alone, **structure.kept_whole}.values()), "it has none")
+        raise Unsupported(f"No unit can leave this network: {why}.")
+    return included(step, sound), structure.kept_whole | alone
+
+
+def structure_in(model: Model) -> Structure:
+    """What a model's units hang together by."""
     return structure_of(model.module, example_on(model.module, model, EXAMPLES))
 
 
@@ -100,14 +112,7 @@ class _Rounds:
 
     def __init__(self, step: StructuredPrune, context: Context) -> None:
         self._step, self._context = step, context
-        found = _structure(context.model)
-        inputs = example_on(context.model.module, context.model, EXAMPLES)
-        sound, self._alone = standing(context.model.module, inputs, found)
-        if not sound:
-            why = next(iter({**self._alone, **found.kept_whole}.values()), "it has none")
-            raise Unsupported(f"No unit can leave this network: {why}.")
-        self._groups = included(step, sound)
-        self._alone = found.kept_whole | self._alone
+        self._groups, self._alone = free_groups(step, context.model, structure_in(context.model))
         self._limit = limit_for(step, context, self._groups)
         self._least = least_of(step, self._groups)
         told = ((context.checkpoints and context.checkpoints.remembered()) or {}).get(KEPT)
@@ -157,7 +162,7 @@ class _Rounds:
     def _narrow(self, number: int) -> None:
         """To the share of the round, in all processes alike."""
         context = self._context
-        structure = _structure(context.model)
+        structure = structure_in(context.model)
         own = {group.name for group in self._groups}
         groups = [group for group in structure.groups if group.name in own]
         share = self._limit.share ** (number / self._step.rounds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from app.contract.budgets import TimedBudget
 from app.contract.errors import InvalidSpec
 from app.contract.structured import StructuredPrune
 from worker.constraints import baked
@@ -56,7 +57,12 @@ def limit_for(step: StructuredPrune, context: Context, groups: Sequence[Group]) 
     if step.budget is None:
         assert step.sparsity is not None
         return UnitLimit(UNITS, 1 - step.sparsity, sum(group.units for group in groups))
-    measure, share = step.budget.limit
+    return within_budget(step.budget, context)
+
+
+def within_budget(budget: TimedBudget, context: Context) -> UnitLimit:
+    """What a budget is of the network as it stands. Raises InvalidSpec for milliseconds that it does not take."""
+    measure, share = budget.limit
     if not measure.startswith(LATENCY):
         return UnitLimit(measure, share, measured(measure, context.model))
     runtime = Runtime(context)

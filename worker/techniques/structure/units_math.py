@@ -81,13 +81,14 @@ def lowest(pools: Sequence[Pool], count: int) -> dict[str, int]:
     owner = torch.repeat_interleave(torch.arange(len(pools)), torch.tensor([pool.units for pool in pools]))
     gone = torch.bincount(owner[order], minlength=len(pools)).tolist()
     found: dict[str, int] = {}
-    for tied in _ties(pools):
+    for tied in ties(pools):
         mean = sum(own for own, pool in zip(gone, pools, strict=True) if pool in tied) / len(tied)
         found |= {pool.name: pool.allowed(pool.units - mean) for pool in tied}
     return found
 
 
-def _ties(pools: Sequence[Pool]) -> list[list[Pool]]:
+def ties(pools: Sequence[Pool]) -> list[list[Pool]]:
+    """Pools that keep as many as each other, in the order of the first of each."""
     ties: dict[Hashable, list[Pool]] = {}
     for pool in pools:
         ties.setdefault(pool.name if pool.tie is None else pool.tie, []).append(pool)
@@ -112,7 +113,7 @@ def fitting(pools: Sequence[Pool], cost: Cost, most: float) -> dict[str, int] | 
 def filled(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: float) -> dict[str, int]:
     """With units put back a step of a group at a time, those of the highest scores first, as long as they fit."""
     found = dict(kept)
-    waiting = _ties(pools)
+    waiting = ties(pools)
     while waiting:
         best = max(waiting, key=lambda tied: max(pool.next_score(found[pool.name]) for pool in tied))
         more = {pool.name: pool.above(found[pool.name]) for pool in best}
@@ -129,7 +130,7 @@ def nearer(pools: Sequence[Pool], kept: Mapping[str, int], cost: Cost, most: flo
     found, at = dict(kept), cost(kept)
     while at < (1 - NEAR) * most:
         ways = []
-        for more, less in itertools.permutations(_ties(pools), 2):
+        for more, less in itertools.permutations(ties(pools), 2):
             other = {**found, **{pool.name: pool.above(found[pool.name]) for pool in more}}
             other |= {pool.name: pool.allowed(found[pool.name] - pool.step) for pool in less}
             has = cost(other)
