@@ -24,7 +24,8 @@ from tests.worker.loading.files import zipped
 from tests.worker.loading.programs import ConvNet, exported, image
 from worker.loading import load_model
 from worker.loading.layers import build
-from worker.run import run_job
+from worker.request import RunRequest
+from worker.run import Clock, optimize, run_job
 from worker.techniques.structure.fuse import FuseTechnique
 
 PICTURE = (1, 8, 8)
@@ -76,6 +77,12 @@ def details(report: Report, step: int = 0) -> dict[str, Any]:
     return report.steps[step].details
 
 
+def taken(request: RunRequest) -> dict[str, Any]:
+    """Of a job of one step, up to its export."""
+    _, (step,) = optimize(request, Recorder(), None, Clock())
+    return step.details
+
+
 def done(told: dict[str, Any]) -> dict[str, int]:
     return {row["pass"]: row["done"] for row in told["passes"]}
 
@@ -117,8 +124,7 @@ def test_an_architecture_comes_back_in_its_own_words(tmp_path: Path) -> None:
 
 def test_what_stays_by_name(tmp_path: Path) -> None:
     step = Fuse(passes=("batch_norm",), exclude=("4", "6.0"))
-    report = run_job(job(tmp_path, network(), LAYERS, PICTURE, None, (step,), export=("native",)), Recorder()).report
-    told = details(report)
+    told = taken(job(tmp_path, network(), LAYERS, PICTURE, None, (step,), export=("native",)))
     assert [row["name"] for row in told["batch_norms"]] == ["1", "5.branches.0.1"]
     why = {row["name"]: row["why"] for row in told["left_alone"]}
     assert why["4.layers.1"] == why["6.2"] == "it is excluded"
@@ -145,7 +151,7 @@ def test_a_program_is_smaller_and_gives_the_same(tmp_path: Path) -> None:
     content = exported(module, image())
     request = request_for(
         tmp_path / "job", "upload.pt2", content, {"task": "image-classification"}, DATA,
-        (Fuse(), Finetune(training=Training(steps=2, lr=0.0, optimizer="sgd"))), export=("native", "onnx"),
+        (Fuse(), Finetune(training=Training(steps=2, lr=1e-12, optimizer="sgd"))), export=("native", "onnx"),
     )  # fmt: skip
     report = run_job(request, Recorder()).report
     assert done(details(report))["batch_norm"] == 2
@@ -185,7 +191,7 @@ def test_of_a_folder_of_transformers_a_program_stands_in(tmp_path: Path) -> None
 def test_weights_in_half_precision_keep_their_norms(tmp_path: Path) -> None:
     module = network().half()
     request = job(tmp_path, module, LAYERS, PICTURE, None, (Fuse(),), export=("native",))
-    told = details(run_job(request, Recorder()).report)
+    told = taken(request)
     assert done(told)["batch_norm"] == 0
     assert "stores its weights in float16" in told["left_alone"][0]["why"]
 
