@@ -22,6 +22,7 @@ from tests.worker.helpers import digits_data, part_of
 from tests.worker.jobs import Recorder, job, request_for
 from tests.worker.loading.files import zipped
 from tests.worker.loading.programs import ConvNet, exported, image
+from worker.export.program import export_program, open_program
 from worker.loading import load_model
 from worker.loading.layers import build
 from worker.request import RunRequest
@@ -175,14 +176,12 @@ def test_of_a_folder_of_transformers_a_program_stands_in(tmp_path: Path) -> None
     module.save_pretrained(tmp_path / "model")  # type: ignore[operator]
     content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
     request = request_for(tmp_path / "job", "model.zip", content, {}, None, (Fuse(),), export=("native",))
-    report = run_job(request, Recorder()).report
-    told = details(report)
+    context, (step,) = optimize(request, Recorder(), None, Clock())
+    told = step.details
     assert done(told)["batch_norm"] == sum(isinstance(own, nn.BatchNorm2d) for own in module.modules())
     assert "left_alone" not in told
-    assert any("stands in" in warning for warning in report.warnings)
-    (artifact,) = report.artifacts
-    assert artifact.format == "pt2"
-    program = torch.export.load(request.output / artifact.name).module()
+    assert context.model.native_as == "pt2"
+    program = open_program(export_program(context.model.module, context.model, tmp_path / "program.pt2")).module()
     x = torch.randn(3, 3, 224, 224)
     with torch.no_grad():
         assert alike(program(x), module(x).logits)
