@@ -16,6 +16,7 @@ from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import problem_classes
 from app.contract.factorizing import Factorize
+from app.contract.fusing import PASSES, Fuse
 from app.contract.optimizing import Optimizer, Precision
 from app.contract.packed.models import WEIGHTS
 from app.contract.packed.stored import DTYPES
@@ -82,15 +83,15 @@ def test_the_page_of_pruning_lists_every_field_and_its_example_is_taken() -> Non
 
 def test_the_page_of_structure_lists_every_field_and_its_examples_are_taken() -> None:
     text = (ROOT / "docs" / "structure.md").read_text()
-    steps = (Factorize, StructuredPrune, GroupLasso, ResizeWidth)
+    steps = (Factorize, StructuredPrune, GroupLasso, ResizeWidth, Fuse)
     fields = {name for step in steps for name in step.model_fields} - {"technique", "granularity"}
     assert not [name for name in fields if f"`{name}`" not in text]
-    values = (*get_args(Importance), *get_args(StructuredPrune.model_fields["scope"].annotation))
+    values = (*get_args(Importance), *get_args(StructuredPrune.model_fields["scope"].annotation), *PASSES)
     values += get_args(ResizeWidth.model_fields["search"].annotation)
     assert not [value for value in values if f"`{value}`" not in text]
     examples = [part.split("```json")[1].split("```")[0] for part in text.split("<!-- example -->")[1:]]
     taken = [JobSpec.model_validate({"model": f"mdl_{0:026}", "steps": [json.loads(one)]}).steps for one in examples]
-    assert [step.technique for (step,) in taken] == ["factorize", "prune", "resize", "resize"]  # type: ignore[union-attr, misc]
+    assert [step.technique for (step,) in taken] == ["factorize", "prune", "resize", "resize", "fuse"]  # type: ignore[union-attr, misc]
 
 
 def test_the_page_of_the_packed_format_has_its_dtypes_and_weights() -> None:

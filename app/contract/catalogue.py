@@ -12,11 +12,12 @@ from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.errors import OrderRefused
 from app.contract.factorizing import Factorize
+from app.contract.fusing import Fuse
 from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
-from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step
+from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step, training_of
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.weight_only import FewBits, WeightOnly
@@ -122,6 +123,17 @@ TECHNIQUES: tuple[Technique, ...] = (
         methods=(Resize(layers=1), ResizeWidth(multiplier=0.5)),
     ),
     Technique(
+        name="fuse",
+        family="structure",
+        title="Leave out what the network computes for nothing",
+        needs="No data.",
+        applies_to="Models that can be trained. Batch norms in all of them, dead weights in folders of transformers "
+        "and graphs, all else in programs and ONNX graphs; of an architecture, layers that change nothing.",
+        may_not_follow=frozenset({"quantize"}),
+        exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
+        methods=(Fuse(),),
+    ),
+    Technique(
         name="quantize",
         family="quantization",
         title="Quantize to int8, to weights of few bits, to narrower floats, or to a codebook",
@@ -172,7 +184,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 lost := [
                     one.technique
                     for one in spec.steps[:i]
-                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize | ResizeWidth)
+                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize | ResizeWidth | Fuse)
                 ]
             )
         ):
@@ -180,12 +192,17 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize | StructuredPrune | Resize | ResizeWidth) and any(
+        if isinstance(step, Factorize | StructuredPrune | Resize | ResizeWidth | Fuse) and any(
             isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
         ):
             name = "Structured prune" if isinstance(step, StructuredPrune) else step.technique
             raise OrderRefused(
                 f"{name} makes a new network, so what masks or shared values did before is lost: put it first.",
+                pointer=spec.pointer(i),
+            )
+        if training_of(step) is not None and any(isinstance(one, Fuse) and one.for_inference for one in spec.steps[:i]):
+            raise OrderRefused(
+                "By then dropout is gone, as fuse was asked for_inference: leave that out, or train before it.",
                 pointer=spec.pointer(i),
             )
         if isinstance(step, FewBits | Qat) and any(isinstance(one, Codebook | Compress) for one in spec.steps[:i]):

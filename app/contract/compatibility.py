@@ -17,6 +17,7 @@ from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
 from app.contract.factorizing import Factorize
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts
+from app.contract.fusing import Fuse
 from app.contract.native import check_words
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
@@ -29,7 +30,7 @@ from app.contract.weight_only import FewBits
 from app.contract.widths import ResizeWidth
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
-_RESTRUCTURES = Factorize | StructuredPrune | Resize | ResizeWidth  # what takes a network apart
+_RESTRUCTURES = Factorize | StructuredPrune | Resize | ResizeWidth | Fuse  # what takes a network apart
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from app.contract.errors import Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.facts import ModelFacts
-from app.contract.spec import ExportFormat, ResolvedSpec
+from app.contract.fusing import Fuse
+from app.contract.spec import ExportFormat, ResolvedSpec, Step
 from app.contract.structured import StructuredPrune
 
 STAND_IN: ExportFormat = "pt2"
@@ -38,5 +39,11 @@ def check_words(spec: ResolvedSpec, model: ModelFacts) -> None:
 def _lacks_words(spec: ResolvedSpec, model: ModelFacts) -> bool:
     """A config of transformers gives all layers one width, and has no products; fewer layers it can say, and others say
     anything. Whether layers that lose the same share come to one width is only known when they have."""
-    own = [step for step in spec.steps if isinstance(step, Factorize | StructuredPrune)]
-    return model.format == "huggingface" and any(isinstance(step, Factorize) or step.scope != "local" for step in own)
+    return model.format == "huggingface" and any(_beyond_words(step, model) for step in spec.steps)
+
+
+def _beyond_words(step: Step, model: ModelFacts) -> bool:
+    """Whether there are weights that no output needs is only known when the network has run."""
+    if isinstance(step, Fuse):
+        return "batch_norm" in step.passes and any(layer.type.startswith("BatchNorm") for layer in model.layers)
+    return isinstance(step, Factorize) or (isinstance(step, StructuredPrune) and step.scope != "local")

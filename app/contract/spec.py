@@ -13,6 +13,7 @@ from app.contract.codebook import Codebook
 from app.contract.compression import Compress
 from app.contract.distillation import Distill, Student
 from app.contract.factorizing import Factorize
+from app.contract.fusing import Fuse
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
@@ -149,11 +150,13 @@ Step = Annotated[
     | Annotated[Compress, Tag("compress")]
     | Annotated[Factorize, Tag("factorize")]
     | Annotated[Resize, Tag("resize")]
-    | Annotated[ResizeWidth, Tag("width")],
+    | Annotated[ResizeWidth, Tag("width")]
+    | Annotated[Fuse, Tag("fuse")],
     Discriminator(
         _kind,
         custom_error_type="technique",
-        custom_error_message="technique is one of prune, finetune, distill, quantize, compress, factorize and resize",
+        custom_error_message="technique is one of prune, finetune, distill, quantize, compress, factorize, resize "
+        "and fuse",
     ),
 ]
 

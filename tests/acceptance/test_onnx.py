@@ -91,7 +91,9 @@ def test_control_flow_says_which_techniques_are_left(tersor: Service, tmp_path: 
         others = [one for one in uploaded["techniques"] if one["method"] not in (*OF_LINEAR_LAYERS, "structured")]
         applies = {one["technique"]: one["applies"] for one in others}
         left = {"prune": True, "quantize": True}
-        assert applies == left | dict.fromkeys(("finetune", "distill", "compress", "factorize", "resize"), False)
+        assert applies == left | dict.fromkeys(
+            ("finetune", "distill", "compress", "factorize", "resize", "fuse"), False
+        )
         assert "control flow (If)" in uploaded["untrainable_reason"]
         dataset = client.upload_dataset(data)["id"]
         client.dataset(dataset, wait=60)  # what is known of both is refused at once

@@ -78,7 +78,7 @@ def test_every_documented_operation_is_exercised(service: Service) -> None:
 
 def test_techniques_carry_the_schema_of_their_step(service: Service) -> None:
     found = {item["name"]: item for item in service.http.get("/v1/techniques").json()}
-    assert set(found) == {"prune", "finetune", "distill", "quantize", "compress", "factorize", "resize"}
+    assert set(found) == {"prune", "finetune", "distill", "quantize", "compress", "factorize", "resize", "fuse"}
     kinds = found["prune"]["schema"]["$defs"]
     assert kinds["Prune"]["properties"]["sparsity"]
     assert kinds["StructuredPrune"]["properties"]["round_to"]

@@ -41,6 +41,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("factorize", "auto"): True,
         ("resize", "drop_layers"): False,  # of no blocks
         ("resize", "width"): True,
+        ("fuse", None): True,
     }
 
 

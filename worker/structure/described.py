@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from app.contract.architecture import Architecture, Parallel, Residual, Sequential
 from app.contract.errors import Unsupported
@@ -19,6 +20,7 @@ _SIZES = (
     "num_groups", "normalized_shape", "embedding_dim", "input_size", "hidden_size", "proj_size", "num_parameters",
 )  # fmt: skip
 _BIAS = "bias"  # of which modules keep the values, not whether there is one
+_PARTS = ("layers", "shortcut")  # of a Residual
 
 
 def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
@@ -34,14 +36,26 @@ def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
 
 
 def without(layers: Sequence[Layer], kept: Kept, path: str = "") -> tuple[Layer, ...]:
-    """The layers without those that do not stay, in sequences in sequences too."""
+    """The layers without those that do not stay, in sequences in other layers too."""
     left = []
     for place in kept.get(path, range(len(layers))):
         layer, name = layers[place], f"{path}.{place}".lstrip(".")
-        if isinstance(layer, Sequential):
-            layer = layer.model_copy(update={"layers": without(layer.layers, kept, name)})
-        left.append(layer)
+        left.append(_without_inside(layer, kept, name))
     return tuple(left)
+
+
+def _without_inside(layer: Layer, kept: Kept, name: str) -> Layer:
+    if isinstance(layer, Sequential):
+        return layer.model_copy(update={"layers": without(layer.layers, kept, name)})
+    if isinstance(layer, Residual):
+        inside = {part: without(getattr(layer, part), kept, f"{name}.{part}") for part in _PARTS}
+        return layer.model_copy(update=inside)
+    if isinstance(layer, Parallel):
+        own = enumerate(layer.branches)
+        return layer.model_copy(
+            update={"branches": tuple(without(branch, kept, f"{name}.branches.{place}") for place, branch in own)}
+        )
+    return layer
 
 
 def _layers(layers: Sequence[Layer], modules: Iterable[nn.Module]) -> list[Layer]:
@@ -52,7 +66,7 @@ def _layer(layer: Layer, module: Any) -> Layer:
     if isinstance(layer, Sequential):
         return layer.model_copy(update={"layers": tuple(_layers(layer.layers, module))})
     if isinstance(layer, Residual):
-        inside = {part: tuple(_layers(getattr(layer, part), getattr(module, part))) for part in ("layers", "shortcut")}
+        inside = {part: tuple(_layers(getattr(layer, part), getattr(module, part))) for part in _PARTS}
         return layer.model_copy(update=inside)
     if isinstance(layer, Parallel):
         pairs = zip(layer.branches, module.branches, strict=True)
@@ -61,8 +75,10 @@ def _layer(layer: Layer, module: Any) -> Layer:
 
 
 def _sized(layer: Layer, module: Any) -> Layer:
-    """With the sizes that its module has come to have."""
+    """With the sizes that its module has come to have, and a bias where it has come to have one."""
     own = {name: getattr(module, name) for name in _SIZES if name in type(layer).model_fields}
+    if isinstance(module, nn.Linear | _ConvNd):
+        own[_BIAS] = module.bias is not None
     if isinstance(module, nn.TransformerEncoderLayer):
         own["dim_feedforward"] = module.linear1.out_features
     return layer.model_copy(update=own)

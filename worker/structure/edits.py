@@ -12,6 +12,7 @@ from torch import nn
 
 from worker.structure.dropping import DROP, apply_drop
 from worker.structure.forms import Factors, factored
+from worker.structure.fusing import FUSE, apply_fuse
 from worker.structure.narrowing import NARROW, apply_narrow
 
 Edit: TypeAlias = dict[str, Any]
@@ -35,4 +36,4 @@ def _factorize(module: nn.Module, edit: Edit) -> None:
     module.set_submodule(edit["layer"], factored(layer, Factors(edit["form"], tuple(edit["ranks"]))))
 
 
-_APPLIED = {"factorize": _factorize, NARROW: apply_narrow, DROP: apply_drop}
+_APPLIED = {"factorize": _factorize, NARROW: apply_narrow, DROP: apply_drop, FUSE: apply_fuse}

@@ -11,6 +11,7 @@ from worker.techniques.distillation.distill import DistillTechnique
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.quantization.quantize import QuantizeTechnique
 from worker.techniques.structure.factorize import FactorizeTechnique
+from worker.techniques.structure.fuse import FuseTechnique
 from worker.techniques.structure.resize import ResizeTechnique
 from worker.techniques.training.finetune import FinetuneTechnique
 
@@ -34,5 +35,6 @@ TECHNIQUES: dict[str, Technique[Any]] = table(
         CompressTechnique(),
         FactorizeTechnique(),
         ResizeTechnique(),
+        FuseTechnique(),
     )
 )

@@ -14,6 +14,7 @@ from torch import nn
 from app.contract.errors import ModelRejected
 from app.contract.factorizing import Factorize
 from app.contract.facts import ModelFacts, TensorFacts
+from app.contract.fusing import PASSES
 from benchmarks.harness import table
 from tests.worker.helpers import tiny_model
 from tests.worker.structure.nets import PUBLIC, network
@@ -23,7 +24,9 @@ from worker.loading.describe import layer_facts
 from worker.model import Model
 from worker.structure.blocks import blocks
 from worker.structure.calls import example_on
+from worker.structure.fusion import fuse
 from worker.structure.groups import structure_of
+from worker.structure.judging import looked_at
 from worker.structure.sound import standing
 from worker.techniques.structure.candidates import candidates
 
@@ -34,7 +37,7 @@ GRAPHS = {
     "PP-OCR detector (Paddle)": "python/rapidocr/models/PP-OCRv6_det_small.onnx",
     "PP-OCR recognizer (Paddle)": "python/rapidocr/models/PP-OCRv6_rec_small.onnx",
 }
-COLUMNS = ["network", "structured prune", "factorize", "resize, drop_layers"]
+COLUMNS = ["network", "structured prune", "factorize", "resize, drop_layers", "fuse"]
 
 
 def model_of(module: nn.Module, inputs: Inputs) -> Model:
@@ -50,7 +53,7 @@ def model_of(module: nn.Module, inputs: Inputs) -> Model:
 
 def row(name: str, model: Model) -> list[str]:
     """What works, in numbers, or why it does not."""
-    return [name, units_of(model), products_of(model), blocks_of(model)]
+    return [name, units_of(model), products_of(model), blocks_of(model), fused_of(model)]
 
 
 def units_of(model: Model) -> str:
@@ -76,6 +79,17 @@ def blocks_of(model: Model) -> str:
     return "refused: " + (next(iter(found.kept.values())) if found.kept else "no blocks of its own")
 
 
+def fused_of(model: Model) -> str:
+    """Batch norms that go, what else does, and how many norms stay."""
+    inputs = looked_at(model)
+    found = fuse(model.module, inputs, inputs, PASSES, lambda name: None, for_inference=False)
+    told = [_count(found.done["batch_norm"], "batch norm")] if found.done["batch_norm"] else []
+    rest = sum(count for name, count in found.done.items() if name not in ("batch_norm", "dead"))
+    told += [_count(rest, "other operator")] if rest else []
+    told += [f"{len(found.kept)} stay: {next(iter(found.kept.values()))}"] if found.kept else []
+    return "; ".join(told) or "nothing to do"
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
@@ -98,7 +112,7 @@ def _graph(name: str, path: Path, scratch: Path) -> list[str]:
             return row(name, load_model(path, path.name, {"task": task}, scratch))
         except ModelRejected as refused:
             why = refused.detail
-    return [name, why[:80], "", ""]
+    return [name, why[:80], "", "", ""]
 
 
 if __name__ == "__main__":

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from app.contract.architecture import Architecture
 from app.contract.budgets import Budget, TimedBudget
 from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
+from app.contract.fusing import Fuse
 from app.contract.resizing import Resize
 from app.contract.spec import DistillStep, Finetune, Step
 from app.contract.widths import ResizeWidth
-from tests.worker.helpers import mlp
-from tests.worker.jobs import job
+from tests.worker.helpers import digits_data, mlp, part_of
+from tests.worker.jobs import job, request_for
+from tests.worker.loading.programs import ConvNet, exported, image
 from tests.worker.test_resuming import DATA, LAYERS, TRAINING, Attempts, Killed, same
 from worker.checkpoints import file
 from worker.loading.layers import build
@@ -146,3 +149,54 @@ def test_widths_that_were_searched_are_taken_again(tmp_path: Path, kill: Any) ->
     assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow", "factorize"}
     assert again[0].model.spec == whole[0].model.spec
     assert ("resize" in attempts.said) == (kill is not in_the_last)
+
+
+class Fused(Attempts):
+    """A batch norm goes into a layer and an identity leaves; what follows trains without them."""
+
+    layers: ClassVar[list[dict[str, Any]]] = [*LAYERS[:4], {"type": "Identity"}, *LAYERS[4:]]
+    steps: tuple[Step, ...] = (Fuse(), Factorize(budget=Budget(parameters=0.7)), Finetune(training=TRAINING))
+
+    def request(self, folder: Path) -> RunRequest:
+        torch.manual_seed(0)
+        module = build(Architecture.model_validate({"layers": self.layers}).layers)
+        module(torch.randn(32, 64))  # statistics of its own
+        request = job(folder, module.eval(), self.layers, (64,), DATA, self.steps, export=("native",))
+        return replace(request, checkpoints=dict(self.stored))
+
+
+def test_what_was_fused_is_fused_again(tmp_path: Path) -> None:
+    whole, attempts = Fused(tmp_path / "whole").run(), Fused(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(in_the_last)
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert [edit["kind"] for edit in again[0].edits or ()][:3] == ["fuse", "drop", "drop"]
+    assert again[0].model.spec == whole[0].model.spec
+    assert not any(isinstance(layer, nn.BatchNorm1d | nn.Identity) for layer in again[0].model.module.modules())
+    assert "fuse" not in attempts.said
+
+
+class FusedProgram(Attempts):
+    """Norms leave the graph of a program, and their tensors its tree."""
+
+    def request(self, folder: Path) -> RunRequest:
+        content = exported(ConvNet().eval(), image())
+        data = part_of(digits_data((1, 8, 8)), {"train": 300, "validation": 60, "test": 60})
+        request = request_for(
+            folder, "upload.pt2", content, {"task": "image-classification"}, data,
+            (Fuse(), Finetune(training=TRAINING)), export=("native",),
+        )  # fmt: skip
+        return replace(request, checkpoints=dict(self.stored))
+
+
+def test_a_program_that_was_fused_is_fused_again(tmp_path: Path) -> None:
+    whole, attempts = FusedProgram(tmp_path / "whole").run(), FusedProgram(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(in_the_last)
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert "fuse" not in attempts.said
