@@ -16,6 +16,7 @@ from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
@@ -110,14 +111,15 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="resize",
         family="structure",
-        title="Leave out the layers that do the least",
+        title="Leave out the layers or connections that do the least",
         needs="Samples of any split; a labelled `train` split for criterion taylor, and a `train` split where "
         "`training` is given.",
-        applies_to="Models that came as an architecture or with a config of transformers, with blocks that give the "
-        "shape that they take: layers of a transformer, residual blocks.",
+        applies_to="drop_layers: models that came as an architecture or with a config of transformers, with blocks "
+        "that give the shape that they take: layers of a transformer, residual blocks. connections: models that can be "
+        "trained, with ways that part and meet again; a Hugging Face folder is delivered as pt2 and onnx.",
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
-        methods=(Resize(layers=1),),
+        methods=(Resize(layers=1), Rewire(connections=1)),
     ),
     Technique(
         name="quantize",
@@ -170,7 +172,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 lost := [
                     one.technique
                     for one in spec.steps[:i]
-                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize)
+                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize | Rewire)
                 ]
             )
         ):
@@ -178,7 +180,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize | StructuredPrune | Resize) and any(
+        if isinstance(step, Factorize | StructuredPrune | Resize | Rewire) and any(
             isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
         ):
             name = "Structured prune" if isinstance(step, StructuredPrune) else step.technique

@@ -21,6 +21,7 @@ from app.contract.native import check_words
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.split_needs import check_splits
 from app.contract.structured import StructuredPrune
@@ -28,7 +29,7 @@ from app.contract.tasks import TASKS
 from app.contract.weight_only import FewBits
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
-_RESTRUCTURES = Factorize | StructuredPrune | Resize  # what takes a network apart
+_RESTRUCTURES = Factorize | StructuredPrune | Resize | Rewire  # what takes a network apart
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from app.contract.errors import Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.facts import ModelFacts
+from app.contract.rewiring import Rewire
 from app.contract.spec import ExportFormat, ResolvedSpec
 from app.contract.structured import StructuredPrune
 
@@ -29,14 +30,17 @@ def check_words(spec: ResolvedSpec, model: ModelFacts) -> None:
     held = [name for name in FOR_A_CONFIG if name in spec.export]
     if held and _lacks_words(spec, model):
         raise Unsupported(
-            f"A config of transformers has no words for layers of sizes of their own, and {held[0]} holds weights for "
-            "one: export pt2 or onnx.",
+            f"A config of transformers has no words for layers of sizes or connections of their own, and {held[0]} "
+            "holds weights for one: export pt2 or onnx.",
             pointer="/export",
         )
 
 
 def _lacks_words(spec: ResolvedSpec, model: ModelFacts) -> bool:
-    """A config of transformers gives all layers one width, and has no products; fewer layers it can say, and others say
-    anything. Whether layers that lose the same share come to one width is only known when they have."""
-    own = [step for step in spec.steps if isinstance(step, Factorize | StructuredPrune)]
-    return model.format == "huggingface" and any(isinstance(step, Factorize) or step.scope != "local" for step in own)
+    """A config of transformers gives all layers one width and the same connections, and has no products; fewer layers
+    it can say, and others say anything. Whether layers that lose the same share come to one width is only known when
+    they have."""
+    return model.format == "huggingface" and any(
+        isinstance(step, Factorize | Rewire) or (isinstance(step, StructuredPrune) and step.scope != "local")
+        for step in spec.steps
+    )

@@ -16,7 +16,8 @@ from app.contract.factorizing import Factorize
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
-from app.contract.resizing import Resize
+from app.contract.resizing import OWN_METHODS, Resize
+from app.contract.rewiring import Rewire
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
@@ -121,12 +122,14 @@ STRUCTURED = "structured"  # the granularity of prune that is a step of its own
 
 
 def _kind(step: Any) -> Any:
-    """What tells steps apart: the technique; of quantize the method where that is a step of its own, and of prune
-    whether whole units go."""
+    """What tells steps apart: the technique; of quantize and resize the method where that is a step of its own, and of
+    prune whether whole units go."""
     fields = step if isinstance(step, dict) else vars(step) if isinstance(step, Strict) else {}
     technique, method = fields.get("technique"), fields.get("method")
     if technique == "prune" and fields.get("granularity") == STRUCTURED:
         return STRUCTURED
+    if technique == "resize" and method in OWN_METHODS:
+        return method
     return method if technique == "quantize" and method in OWN_STEPS else technique
 
 
@@ -144,7 +147,8 @@ Step = Annotated[
     | Annotated[Cast, Tag("cast")]
     | Annotated[Compress, Tag("compress")]
     | Annotated[Factorize, Tag("factorize")]
-    | Annotated[Resize, Tag("resize")],
+    | Annotated[Resize, Tag("resize")]
+    | Annotated[Rewire, Tag("connections")],
     Discriminator(
         _kind,
         custom_error_type="technique",

@@ -37,7 +37,7 @@ class Reader(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Beside what it gives, which of its arguments are lengths of what carries labels."""
         given = super().run_node(n)
-        name = _name(n)
+        name = name_of(n)
         if n.op == "call_function" and name in _VIEWS and isinstance(given, Tensor) and len(n.args) > 1:
             self._counted(n, (1,), _lengths(self._tracer, given))
         elif n.op == "call_function" and name in _SPLITS and len(n.args) > 1:
@@ -65,7 +65,7 @@ class Reader(fx.Interpreter):
         elif isinstance(value, list | tuple):
             for place in range(len(value)):
                 yield from self._numbers(node, (*path, place))
-        elif isinstance(value, fx.Node) and value.op == "call_function" and _name(value) == "concatenate":
+        elif isinstance(value, fx.Node) and value.op == "call_function" and name_of(value) == "concatenate":
             for place in range(len(value.args)):
                 yield from self._numbers(value, (place,))
         elif isinstance(value, fx.Node):
@@ -97,7 +97,7 @@ def _put(value: Any, path: Path, number: int) -> Any:
     return tuple(changed) if isinstance(value, tuple) else changed
 
 
-def _name(node: fx.Node) -> str:
+def name_of(node: fx.Node) -> str:
     """Of a function, or of an operator without the overload."""
     if node.target is operator.getitem:
         return "getitem"
