@@ -115,7 +115,8 @@ class _Joins:
         with torch.no_grad():
             shapes = _Shapes(graph.module)
             shapes.run(*inputs)
-        self._seen = shapes.seen
+        self._seen, self._activations = shapes.seen, shapes.activations
+        self._bits: dict[fx.Node, int] = {}
         self._before = self._ancestors()
 
     def found(self) -> Connections:
@@ -150,45 +151,59 @@ class _Joins:
                 continue
             if ways is not None and (join.name, side) not in ways:
                 continue
+            if self._what == "gates" and not self._mixes(shown):
+                continue  # the deviation that a norm divides by
             if self._seen[operands[1 - side]] != self._seen[join]:
                 gives, stays = (list(self._seen[own][0]) for own in (join, operands[1 - side]))
                 why = f"without {shown[-1]} {stays} would stay where there is {gives}"
                 continue
             gone = frozenset(node.name for node in alone[side]) | {join.name}
             found.append(Connection(shown[-1], join.name, side, shown, gone))
-        if not found and not any(layers):
-            why = self._why_bare(join)
+        if not found and not any(layers) and self._whole(join):
+            why = self._shared(join)
         return found, None if found else why
 
-    def _why_bare(self, join: fx.Node) -> str | None:
-        """Of a sum of whole activations: what it adds is read elsewhere too."""
-        whole = all(self._seen[one] == self._seen[join] for one in _operands(join))
-        return "neither of what meets there has weights that nothing else needs" if whole else None
+    def _whole(self, join: fx.Node) -> bool:
+        return all(self._seen[one] == self._seen[join] for one in _operands(join))
+
+    def _shared(self, join: fx.Node) -> str | None:
+        """Of a sum of which nothing has weights of its own."""
+        first, second = (self._before[one] for one in _operands(join))
+        for own, other in ((first, second), (second, first)):
+            if layers := self._layers({node for node, bit in self._bits.items() if bit & own & ~other}):
+                return f"what {layers[-1]} gives is read elsewhere too"
+        return None  # arithmetic, such as turning queries by their places
 
     def _layers(self, nodes: set[fx.Node]) -> tuple[str, ...]:
         """Those whose weights the nodes read, in the graph's order."""
+        found = [layer for node in self._graph.module.graph.nodes if node in nodes for layer in self._read(node)]
+        return tuple(dict.fromkeys(reversed(found)))[::-1]
+
+    def _mixes(self, layers: Sequence[str]) -> bool:
+        """Whether some weight is a matrix or a kernel."""
         module = self._graph.module
-        found: dict[str, None] = {}
-        for node in module.graph.nodes:
-            if node not in nodes or node.op not in ("call_module", "get_attr"):
-                continue
+        weights = [own for layer in layers for own in module.get_submodule(layer).parameters()]
+        return any(sum(size > 1 for size in own.shape) > 1 for own in weights)
+
+    def _read(self, node: fx.Node) -> Iterator[str]:
+        module = self._graph.module
+        if node.op == "call_module":
             name = str(node.target)
-            if node.op == "get_attr":
-                path, _, own = name.rpartition(".")
-                if own in module.get_submodule(path)._parameters:
-                    found[path or own] = None
-            elif next(module.get_submodule(name).parameters(), None) is not None:
-                found[name] = None
-        return tuple(found)
+            if next(module.get_submodule(name).parameters(), None) is not None:
+                yield name
+        for one in node.all_input_nodes:
+            path, _, own = str(one.target).rpartition(".")
+            if one.op == "get_attr" and own in module.get_submodule(path)._parameters:
+                yield path or own
 
     def _ancestors(self) -> dict[fx.Node, int]:
         """Of each activation in floats, as bits, those that it is computed from, itself among them. Sizes and what is
         looked up by whole numbers is no way for an activation."""
         found: dict[fx.Node, int] = {}
         for place, node in enumerate(self._graph.module.graph.nodes):
-            if node not in self._seen or not self._seen[node][1].is_floating_point or node.op == "get_attr":
+            if node not in self._activations or node.op == "get_attr":
                 continue
-            bits = 1 << place
+            bits = self._bits[node] = 1 << place
             for one in node.all_input_nodes:
                 bits |= found.get(one, 0)
             found[node] = bits
@@ -201,16 +216,20 @@ def _operands(join: fx.Node) -> list[fx.Node]:
 
 
 class _Shapes(fx.Interpreter):
-    """What each node gives: shape and dtype."""
+    """What each node gives: shape and dtype of a tensor, and whether it is floats, or holds some."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.seen: dict[fx.Node, tuple[tuple[int, ...], torch.dtype]] = {}
+        self.activations: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         given = super().run_node(n)
         if isinstance(given, Tensor):
             self.seen[n] = tuple(given.shape), given.dtype
+        parts = given if isinstance(given, list | tuple) else [given]
+        if any(isinstance(one, Tensor) and one.is_floating_point() for one in parts):
+            self.activations.add(n)
         return given
 
 
