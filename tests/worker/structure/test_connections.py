@@ -238,10 +238,11 @@ def test_what_writes_in_place_is_tried() -> None:
 
 
 LINEAR = {"type": "Linear", "in_features": 6, "out_features": 6}
+TANH = {"type": "Tanh"}
 LAYERS: list[dict[str, Any]] = [
     LINEAR,
-    {"type": "Residual", "layers": [LINEAR, {"type": "Tanh"}]},
-    {"type": "Sequential", "layers": [{"type": "Residual", "layers": [LINEAR], "shortcut": [LINEAR, {"type": "Tanh"}]}]},
+    {"type": "Residual", "layers": [LINEAR, TANH]},
+    {"type": "Sequential", "layers": [{"type": "Residual", "layers": [LINEAR], "shortcut": [LINEAR, TANH]}]},
     {"type": "Parallel", "join": "add", "branches": [[LINEAR], [], [LINEAR, {"type": "Residual", "layers": [LINEAR]}]]},
     {"type": "Parallel", "join": "concat", "branches": [[LINEAR], [LINEAR]]},
     {"type": "Linear", "in_features": 12, "out_features": 3},
