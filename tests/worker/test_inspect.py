@@ -40,6 +40,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("compress", None): True,
         ("factorize", "auto"): True,
         ("resize", "drop_layers"): False,  # of no blocks
+        ("resize", "connections"): False,  # in a row of layers
     }
 
 
