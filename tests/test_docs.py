@@ -82,15 +82,8 @@ def test_the_page_of_pruning_lists_every_field_and_its_example_is_taken() -> Non
 
 def test_the_page_of_structure_lists_every_field_and_its_examples_are_taken() -> None:
     text = (ROOT / "docs" / "structure.md").read_text()
-    fields = {
-        *Factorize.model_fields,
-        *StructuredPrune.model_fields,
-        *GroupLasso.model_fields,
-        *Rewire.model_fields,
-    } - {
-        "technique",
-        "granularity",
-    }
+    steps = (Factorize, StructuredPrune, GroupLasso, Rewire)
+    fields = {name for step in steps for name in step.model_fields} - {"technique", "granularity"}
     assert not [name for name in fields if f"`{name}`" not in text]
     values = (*get_args(Importance), *get_args(StructuredPrune.model_fields["scope"].annotation), *get_args(What))
     assert not [value for value in values if f"`{value}`" not in text]

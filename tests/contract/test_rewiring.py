@@ -19,6 +19,7 @@ from tests.contract.facts import COST, dataset_facts
 from tests.contract.test_resizing import model, spec
 
 REWIRE = {"technique": "resize", "method": "connections", "connections": 2}
+STUDENT = {"technique": "distill", "student": {"kind": "auto"}}
 FOR_A_CONFIG = ["packed", "compressed-tensors"]
 
 
@@ -43,7 +44,7 @@ def test_a_step_is_told_by_its_technique_and_method() -> None:
     assert isinstance(kinds.validate_python(REWIRE), Rewire)
     assert isinstance(kinds.validate_python({"technique": "resize", "layers": 1}), Resize)
     assert kinds.validate_json(kinds.dump_json(Rewire(connections=1))) == Rewire(connections=1)
-    with pytest.raises(ValidationError, match="method is one of drop_layers, .*connections"):
+    with pytest.raises(ValidationError, match=r"method is one of drop_layers, .*connections"):
         kinds.validate_python(REWIRE | {"method": "widen"})
 
 
@@ -54,7 +55,7 @@ def test_a_step_is_told_by_its_technique_and_method() -> None:
         ([REWIRE], ["native"], (), DatasetMismatch, "/dataset"),
         ([REWIRE | {"criterion": "taylor"}], ["native"], ("calibration",), DatasetMismatch, "/steps/0"),
         ([{"technique": "prune", "sparsity": 0.5}, REWIRE], ["native"], ("train",), OrderRefused, "/steps/1"),
-        ([REWIRE, {"technique": "distill", "student": {"kind": "auto"}}], ["native"], ("train",), OrderRefused, "/steps/1"),
+        ([REWIRE, STUDENT], ["native"], ("train",), OrderRefused, "/steps/1"),
         ([{"technique": "quantize"}, REWIRE], ["onnx"], ("train",), OrderRefused, "/steps/1"),
     ],
 )  # fmt: skip
