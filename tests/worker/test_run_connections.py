@@ -75,7 +75,7 @@ def test_a_program_comes_back_smaller(tmp_path: Path) -> None:
     assert told["macs_share"] <= 0.75
     (native,) = report.artifacts
     assert native.measurement.parameters == told["parameters"] < told["parameters_before"]
-    assert native.size_bytes < len(content)
+    assert native.measurement.size_bytes < len(content)
     cut = [name.rpartition(".layers.")[0] for name, row in rows(told).items() if row["cut"] and "shortcut" not in name]
     program = torch.export.load(request.output / native.name)
     assert not any(name.startswith(f"{path}.layers.") for path in cut for name in program.state_dict)
@@ -98,7 +98,7 @@ def test_an_onnx_graph_is_written_anew_and_goes_on_with_int8(tmp_path: Path) -> 
     report = run_job(request, Recorder()).report
     (native,) = report.artifacts
     assert native.measurement.parameters == details(report)["parameters"] < details(report)["parameters_before"]
-    assert native.size_bytes < path.stat().st_size
+    assert native.measurement.size_bytes < path.stat().st_size
     assert load_model(request.output / native.name, native.name, SPEC, tmp_path).facts.trainable
 
 
