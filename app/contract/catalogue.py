@@ -17,7 +17,8 @@ from app.contract.mixed import Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
-from app.contract.spec import DistillStep, Finetune, Quantize, ResolvedSpec, Step, training_of
+from app.contract.rewiring import Rewire
+from app.contract.spec import RESTRUCTURING, DistillStep, Finetune, Quantize, ResolvedSpec, Step, training_of
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.weight_only import FewBits, WeightOnly
@@ -112,15 +113,17 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         name="resize",
         family="structure",
-        title="Leave out the layers that do the least, or make all layers narrower",
-        needs="A `train` split where `training` is given. drop_layers: samples of any split; a labelled `train` split "
-        "for criterion taylor. width: what structured prune needs, and samples of any split for search evolutionary.",
+        title="Leave out the layers or connections that do the least, or make all layers narrower",
+        needs="A `train` split where `training` is given. drop_layers and connections: samples of any split; a "
+        "labelled `train` split for criterion taylor. width: what structured prune needs, and samples of any split for "
+        "search evolutionary.",
         applies_to="drop_layers: models that came as an architecture or with a config of transformers, with blocks "
         "that give the shape that they take: layers of a transformer, residual blocks. width: what structured prune is "
-        "for.",
+        "for. connections: models that can be trained, with ways that part and meet again; a Hugging Face folder is "
+        "delivered as pt2 and onnx.",
         may_not_follow=frozenset({"quantize"}),
         exports=("native", "onnx", "packed", "compressed-tensors", "pt2"),
-        methods=(Resize(layers=1), ResizeWidth(multiplier=0.5)),
+        methods=(Resize(layers=1), Rewire(connections=1), ResizeWidth(multiplier=0.5)),
     ),
     Technique(
         name="fuse",
@@ -180,19 +183,13 @@ def check_order(spec: ResolvedSpec) -> None:
         if (
             isinstance(step, DistillStep)
             and step.student is not None
-            and (
-                lost := [
-                    one.technique
-                    for one in spec.steps[:i]
-                    if isinstance(one, Prune | StructuredPrune | Factorize | Resize | ResizeWidth | Fuse)
-                ]
-            )
+            and (lost := [one.technique for one in spec.steps[:i] if isinstance(one, Prune | RESTRUCTURING)])
         ):
             raise OrderRefused(
                 f"distill with a student makes a new network, so what {lost[0]} did before is lost: put distill first.",
                 pointer=spec.pointer(i),
             )
-        if isinstance(step, Factorize | StructuredPrune | Resize | ResizeWidth | Fuse) and any(
+        if isinstance(step, RESTRUCTURING) and any(
             isinstance(one, Prune | Codebook | Compress) for one in spec.steps[:i]
         ):
             name = "Structured prune" if isinstance(step, StructuredPrune) else step.technique

@@ -15,22 +15,16 @@ from app.contract.compressed_tensors import check_compressed_tensors
 from app.contract.compression import Compress
 from app.contract.distillation import Student
 from app.contract.errors import DatasetMismatch, InvalidSpec, ModelsMismatch, Unsupported, pointer_part
-from app.contract.factorizing import Factorize
 from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts
-from app.contract.fusing import Fuse
 from app.contract.native import check_words
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
-from app.contract.resizing import Resize
-from app.contract.spec import DistillStep, Quantize, ResolvedSpec, Step, training_of
+from app.contract.spec import RESTRUCTURING, DistillStep, Quantize, ResolvedSpec, Step, training_of
 from app.contract.split_needs import check_splits
-from app.contract.structured import StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.weight_only import FewBits
-from app.contract.widths import ResizeWidth
 
 _PRUNABLE = ("Linear", "NonDynamicallyQuantizableLinear", "Conv", "Embedding", "LSTM", "GRU", "MultiheadAttention")
-_RESTRUCTURES = Factorize | StructuredPrune | Resize | ResizeWidth | Fuse  # what takes a network apart
 _NAMES_SHOWN = 8  # enough layers to see how they are named
 
 
@@ -90,9 +84,9 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     ):
         what = "share values" if isinstance(step, Codebook) else "be pruned"
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
-    if (training_of(step) is not None or isinstance(step, _RESTRUCTURES)) and not model.trainable:
+    if (training_of(step) is not None or isinstance(step, RESTRUCTURING)) and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
-    if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast | _RESTRUCTURES):
+    if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast | RESTRUCTURING):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)
     if isinstance(step, Prune):
         _check_patterns({f"layers/{pointer_part(pattern)}": pattern for pattern in step.layers}, model, pointer)

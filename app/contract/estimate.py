@@ -16,6 +16,7 @@ from app.contract.mixed import MOST_TRIED, Mixed
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, Step, as_static, training_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
@@ -47,6 +48,7 @@ MEASURED = ("Linear", "Conv1d", "Conv2d", "Conv1D")  # layers that method mixed 
 LEVELS_MEASURED = 3  # shares of a group's units without which the outputs are looked at
 WIDTHS_TRIED = 12  # of one for all layers, that a budget is met by
 FACTORS_MEASURED = 4  # products of a layer whose effect on the outputs is measured
+WAYS, TRIED = 2, 10  # residual branches of a block, and passes of a sample to try one: with it and without, of 2 and 3
 ROUNDS_DOWN, ROUNDS_BEHIND = 6, 6  # of a search that ended
 CODED = 1.5  # half as much again for the training of a round's values
 PRODUCT_SECONDS = 2.0  # to find out how long small products of one shape take, in all bits
@@ -128,9 +130,12 @@ def _choosing_passes(step: Step, model: ModelFacts, dataset: DatasetFacts | None
         case Factorize():
             return _factorizing_passes(step, model, dataset)
         case Resize():
-            return _resizing_passes(step, model, dataset)
+            return _resizing_passes(step, step.layers, _blocks(model), dataset)
         case ResizeWidth():
             return _width_passes(step, dataset)
+        case Rewire():
+            ways = WAYS * _blocks(model)
+            return TRIED * ways + _resizing_passes(step, step.connections, ways, dataset)
         case _:
             return 0.0
 
@@ -159,17 +164,20 @@ def _factorizing_passes(step: Factorize, model: ModelFacts, dataset: DatasetFact
     return passes + (layers * FACTORS_MEASURED * given if step.allocation == "measured" else 0.0)
 
 
-def _resizing_passes(step: Resize, model: ModelFacts, dataset: DatasetFacts | None) -> float:
-    """For what blocks do or for gradients, once; greedily for every block that is left, as often as one goes."""
+def _resizing_passes(step: Resize | Rewire, asked: int | None, parts: int, dataset: DatasetFacts | None) -> float:
+    """For what parts do or for gradients, once; greedily for every part that is left, as often as one goes."""
     if step.criterion == "taylor":
         return TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     given = min(step.samples, _samples(dataset, calibration_split(dataset)))
     if step.criterion == "cosine":
         return given
-    # Most blocks are entries of a list, and no layer's name says which are.
-    blocks = len({found[0] for layer in model.layers if (found := re.match(r".*?\d+(?=\.)", layer.name))})
-    gone = min(blocks, step.layers or blocks if step.budget is None else round((1 - step.budget.limit[1]) * blocks))
-    return given * (1.0 + gone * blocks - gone * (gone - 1) / 2)
+    gone = min(parts, asked or parts if step.budget is None else round((1 - step.budget.limit[1]) * parts))
+    return given * (1.0 + gone * parts - gone * (gone - 1) / 2)
+
+
+def _blocks(model: ModelFacts) -> int:
+    """Most are entries of a list, and no layer's name says which are."""
+    return len({found[0] for layer in model.layers if (found := re.match(r".*?\d+(?=\.)", layer.name))})
 
 
 def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: DatasetFacts | None) -> float:

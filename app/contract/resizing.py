@@ -12,7 +12,12 @@ from app.contract.strict import Strict
 from app.contract.training import Training
 
 MOST_DROPPED = 1000  # as many layers as a network may have at all
-OWN_STEPS = ("width",)  # methods of resize that are steps of their own
+DROP_LAYERS = "drop_layers"
+OWN_METHODS = ("width", "connections")  # of resize, each a step of its own
+
+Samples = Annotated[
+    int, Field(ge=1, le=65_536, description="Samples that the network, gradients or outputs are looked at with.")
+]
 
 
 class Resize(Strict):
@@ -33,9 +38,7 @@ class Resize(Strict):
     )
     layers: Annotated[int | None, Field(ge=1, le=MOST_DROPPED, description="How many blocks go.")] = None
     budget: Budget | None = Field(None, description="Instead: the fewest blocks go that bring the model under it.")
-    samples: Annotated[
-        int, Field(ge=1, le=65_536, description="Samples that blocks, gradients or outputs are looked at with.")
-    ] = 256
+    samples: Samples = 256
     exclude: Annotated[
         tuple[Pattern, ...], Field(max_length=256, description="Blocks that stay, by their name or a layer's in them.")
     ] = ()
@@ -45,8 +48,8 @@ class Resize(Strict):
     @classmethod
     def _known(cls, method: object) -> object:
         """The other methods are steps of their own, and would not be named."""
-        if method != "drop_layers":
-            raise ValueError(f"method is one of drop_layers and {', '.join(OWN_STEPS)}")
+        if method != DROP_LAYERS:
+            raise ValueError(f"method is one of {DROP_LAYERS}, {', '.join(OWN_METHODS)}")
         return method
 
     @model_validator(mode="after")

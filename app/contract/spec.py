@@ -17,8 +17,8 @@ from app.contract.fusing import Fuse
 from app.contract.mixed import Mixed
 from app.contract.pruning import Pattern, Prune
 from app.contract.qat import Qat
-from app.contract.resizing import OWN_STEPS as RESIZING
-from app.contract.resizing import Resize
+from app.contract.resizing import OWN_METHODS, Resize
+from app.contract.rewiring import Rewire
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
@@ -121,6 +121,7 @@ class Quantize(Strict):
 # Methods of quantize that are steps of their own.
 OWN_STEPS = ("weight_only", "mixed", "codebook", "qat", "cast", "auto")
 STRUCTURED = "structured"  # the granularity of prune that is a step of its own
+RESTRUCTURING = Factorize | StructuredPrune | Resize | ResizeWidth | Rewire | Fuse  # what takes a network apart
 
 
 def _kind(step: Any) -> Any:
@@ -130,7 +131,7 @@ def _kind(step: Any) -> Any:
     technique, method = fields.get("technique"), fields.get("method")
     if technique == "prune" and fields.get("granularity") == STRUCTURED:
         return STRUCTURED
-    if technique == "resize" and method in RESIZING:
+    if technique == "resize" and method in OWN_METHODS:
         return method
     return method if technique == "quantize" and method in OWN_STEPS else technique
 
@@ -150,6 +151,7 @@ Step = Annotated[
     | Annotated[Compress, Tag("compress")]
     | Annotated[Factorize, Tag("factorize")]
     | Annotated[Resize, Tag("resize")]
+    | Annotated[Rewire, Tag("connections")]
     | Annotated[ResizeWidth, Tag("width")]
     | Annotated[Fuse, Tag("fuse")],
     Discriminator(

@@ -9,6 +9,7 @@ from app.contract.facts import DatasetFacts, SplitFacts, Task, calibration_split
 from app.contract.mixed import Mixed
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from app.contract.spec import Quantize, ResolvedSpec, training_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
@@ -31,7 +32,7 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Factorize):
             _check_factorizing_data(step, dataset, task, pointer)
-        if isinstance(step, Resize):
+        if isinstance(step, Resize | Rewire):
             _check_resizing_data(step, dataset, task, pointer)
         if isinstance(step, StructuredPrune):
             _check_structured_data(step, dataset, task, pointer)
@@ -98,7 +99,7 @@ def _check_factorizing_data(step: Factorize, dataset: DatasetFacts | None, task:
         _check_looked_at("Allocation measured" if measured else f"Criterion {step.criterion}", dataset, pointer)
 
 
-def _check_resizing_data(step: Resize, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
+def _check_resizing_data(step: Resize | Rewire, dataset: DatasetFacts | None, task: Task | None, pointer: str) -> None:
     if step.looks_at_samples:
         _check_looked_at(f"Criterion {step.criterion}", dataset, pointer)
     else:

@@ -42,6 +42,7 @@ def test_a_convolutional_net_and_what_can_be_done_with_it() -> None:
         ("resize", "drop_layers"): False,  # of no blocks
         ("resize", "width"): True,
         ("fuse", None): True,
+        ("resize", "connections"): False,  # in a row of layers
     }
 
 

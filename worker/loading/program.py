@@ -73,6 +73,11 @@ def load_program(path: Path, spec: ModelSpec, scratch: Path) -> Model:
     return replace(model, facts=facts.model_copy(update={"classes": classes}))
 
 
+def read_module(path: Path, scratch: Path) -> Program:
+    """The network of a program that this service wrote, of inputs by position. Raises as `load_program` does."""
+    return _read(path, scratch)[0]
+
+
 def _stored(file: ProgramFile) -> dict[str, torch.dtype]:
     dtypes = {name: dtype_of(tensor) for name, tensor in {**file.constants, **file.weights}.items()}
     return {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point}

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from worker.structure.cutting import CUT, apply_cut
 from worker.structure.dropping import DROP, apply_drop
 from worker.structure.forms import Factors, factored
 from worker.structure.fusing import FUSE, apply_fuse
@@ -36,4 +37,10 @@ def _factorize(module: nn.Module, edit: Edit) -> None:
     module.set_submodule(edit["layer"], factored(layer, Factors(edit["form"], tuple(edit["ranks"]))))
 
 
-_APPLIED = {"factorize": _factorize, NARROW: apply_narrow, DROP: apply_drop, FUSE: apply_fuse}
+_APPLIED = {
+    "factorize": _factorize,
+    NARROW: apply_narrow,
+    DROP: apply_drop,
+    CUT: apply_cut,
+    FUSE: apply_fuse,
+}

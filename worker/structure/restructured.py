@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from app.contract.errors import TersorError
+from app.contract.layers import Layer
 from app.contract.native import STAND_IN
 from worker.constraints import baked
 from worker.context import Context
@@ -20,17 +21,22 @@ from worker.loading.architecture import ArchitecturePlan
 from worker.loading.describe import check_forward, layer_facts
 from worker.model import Dtypes, Model
 from worker.structure.calls import example_on
+from worker.structure.cutting import CUT
 from worker.structure.described import described, without
 from worker.structure.dropping import CONFIG, DROP, origin
 from worker.structure.edits import Edit, apply
 from worker.structure.expressed import expressed, read_again
+from worker.structure.graphs import graph_module
 from worker.structure.narrowing import NARROW
+from worker.structure.rewording import told_without, was_called
 from worker.training.states import Unusable
 
 
 def restructure(context: Context, edits: Sequence[Edit]) -> nn.Module:
     """A copy of the context's network with the edits, whose weights are still to be filled in where they are new."""
     module = baked(context.model.module)
+    if any(edit["kind"] == CUT for edit in edits):
+        module = graph_module(module, context.model)
     apply(module, edits)
     return module
 
@@ -68,13 +74,12 @@ def restructured(model: Model, module: nn.Module, edits: Sequence[Edit]) -> Mode
     stored = _stored(model, module, edits)
     if isinstance(model.plan, ArchitecturePlan):
         assert isinstance(module, nn.Sequential)
-        layers = model.plan.layers
-        for edit in edits:
-            layers = without(layers, edit["kept"]) if edit["kind"] == DROP else layers
+        layers = _worded(model.plan.layers, edits)
         return model.plan.model(described(layers, module), module.cpu().state_dict(), stored)
     if (folder := _in_config(model, module, edits, stored)) is not None:
         return folder
-    if (told := expressed(model, module, stored)) is not None:
+    rewired = any(edit["kind"] == CUT for edit in edits)
+    if not rewired and (told := expressed(model, module, stored)) is not None:
         return told
     module.eval()
     two, one = (example_on(module, model, batch) for batch in (2, 1))
@@ -88,6 +93,16 @@ def restructured(model: Model, module: nn.Module, edits: Sequence[Edit]) -> Mode
     if facts.format == "pt2":
         return changed
     return replace(changed, plan=None, saving=None, native_as=STAND_IN)
+
+
+def _worded(layers: Sequence[Layer], edits: Sequence[Edit]) -> Sequence[Layer]:
+    """What an architecture's words say of those edits that its modules do not show."""
+    for edit in edits:
+        if edit["kind"] == DROP:
+            layers = without(layers, edit["kept"])
+        elif edit["kind"] == CUT:
+            layers = told_without(layers, edit["join"], edit["side"])
+    return layers
 
 
 def _in_config(model: Model, module: nn.Module, edits: Sequence[Edit], stored: Dtypes) -> Model | None:
@@ -117,9 +132,18 @@ def _stored(model: Model, module: nn.Module, edits: Sequence[Edit]) -> dict[str,
     for name, tensor in module.state_dict().items():
         layer = name
         for edit in reversed(edits):
-            layer = origin(layer, edit["kept"]) if edit["kind"] == DROP else layer
+            layer = _before(layer, edit, model)
         while layer and (own := model.stored.get(layer) or model.stored.get(f"{layer}.weight")) is None:
             layer = layer.rpartition(".")[0]
         if layer and own is not None and tensor.is_floating_point():
             found[name] = own
     return found
+
+
+def _before(name: str, edit: Edit, model: Model) -> str:
+    """What a tensor was called in front of an edit."""
+    if edit["kind"] == DROP:
+        return origin(name, edit["kept"])
+    if edit["kind"] == CUT and isinstance(model.plan, ArchitecturePlan):
+        return was_called(name, edit["join"], edit["side"])
+    return name

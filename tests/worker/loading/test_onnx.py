@@ -70,8 +70,8 @@ def test_a_file_says_what_it_takes(tmp_path: Path) -> None:
 
 def test_an_inspection_says_which_techniques_apply(tmp_path: Path) -> None:
     facts = examine(upload(linear(), tmp_path))
-    # One layer has no units and no blocks of its own.
-    wide = {("prune", "structured"), ("resize", "drop_layers"), ("resize", "width")}
+    # One layer has no units, and no blocks or connections of its own.
+    wide = {("prune", "structured"), ("resize", "drop_layers"), ("resize", "connections"), ("resize", "width")}
     assert {(one.technique, one.method) for one in facts.techniques if not one.applies} == wide
     assert facts.cost is not None
     assert facts.cost.macs == 12

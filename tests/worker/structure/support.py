@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from app.contract.errors import ModelRejected
 from app.contract.factorizing import Factorize
 from app.contract.facts import ModelFacts, TensorFacts
 from app.contract.fusing import PASSES
+from app.contract.rewiring import What
 from benchmarks.harness import table
 from tests.worker.helpers import tiny_model
 from tests.worker.structure.nets import PUBLIC, network
@@ -25,10 +27,13 @@ from worker.model import Model
 from worker.structure.blocks import blocks
 from worker.structure.calls import example_on
 from worker.structure.fusion import fuse
+from worker.structure.graphs import graph_of
 from worker.structure.groups import structure_of
+from worker.structure.joins import connections, standing
 from worker.structure.judging import looked_at
-from worker.structure.sound import standing
+from worker.structure.sound import standing as sound
 from worker.techniques.structure.candidates import candidates
+from worker.techniques.structure.rewire import batches_of
 
 # ONNX files that public packages hold, below the folder that TERSOR_TEST_DATA names.
 GRAPHS = {
@@ -37,7 +42,7 @@ GRAPHS = {
     "PP-OCR detector (Paddle)": "python/rapidocr/models/PP-OCRv6_det_small.onnx",
     "PP-OCR recognizer (Paddle)": "python/rapidocr/models/PP-OCRv6_rec_small.onnx",
 }
-COLUMNS = ["network", "structured prune", "factorize", "resize, drop_layers", "fuse"]
+COLUMNS = ["network", "structured prune", "factorize", "resize, drop_layers", "resize, connections", "fuse"]
 
 
 def model_of(module: nn.Module, inputs: Inputs) -> Model:
@@ -53,14 +58,14 @@ def model_of(module: nn.Module, inputs: Inputs) -> Model:
 
 def row(name: str, model: Model) -> list[str]:
     """What works, in numbers, or why it does not."""
-    return [name, units_of(model), products_of(model), blocks_of(model), fused_of(model)]
+    return [name, units_of(model), products_of(model), blocks_of(model), connections_of(model), fused_of(model)]
 
 
 def units_of(model: Model) -> str:
     """Groups by kind of unit, and how many stay."""
     inputs = example_on(model.module, model, 2)
     structure = structure_of(model.module, inputs)
-    found, why = standing(model.module, inputs, structure)
+    found, why = sound(model.module, inputs, structure)
     kinds = Counter("heads" if group.in_blocks else "channels" for group in found)
     told = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())) or "none"
     return told + (f"; {len(why)} stay: {next(iter(why.values()))}" if why else "")
@@ -79,6 +84,17 @@ def blocks_of(model: Model) -> str:
     return "refused: " + (next(iter(found.kept.values())) if found.kept else "no blocks of its own")
 
 
+def connections_of(model: Model) -> str:
+    """How many may go of each kind."""
+    graph, batches = graph_of(model), batches_of(model)
+    told = [
+        _count(len(found), kind)
+        for what, kind in (("branches", "branch"), ("skips", "skip"), ("gates", "gate"))
+        if (found := standing(graph, batches, connections(graph, batches[0], cast(What, what))).found)
+    ]
+    return ", ".join(told) or "refused: no ways that part and meet"
+
+
 def fused_of(model: Model) -> str:
     """Batch norms that go, what else does, and how many norms stay."""
     inputs = looked_at(model)
@@ -91,7 +107,7 @@ def fused_of(model: Model) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
 
 
 def rows() -> Iterator[list[str]]:
@@ -112,7 +128,7 @@ def _graph(name: str, path: Path, scratch: Path) -> list[str]:
             return row(name, load_model(path, path.name, {"task": task}, scratch))
         except ModelRejected as refused:
             why = refused.detail
-    return [name, why[:80], "", "", ""]
+    return [name, why[:80], *[""] * (len(COLUMNS) - 2)]
 
 
 if __name__ == "__main__":

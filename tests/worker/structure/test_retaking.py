@@ -16,6 +16,7 @@ from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
 from app.contract.fusing import Fuse
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from app.contract.spec import DistillStep, Finetune, Step
 from app.contract.widths import ResizeWidth
 from tests.worker.helpers import digits_data, mlp, part_of
@@ -200,3 +201,55 @@ def test_a_program_that_was_fused_is_fused_again(tmp_path: Path) -> None:
     assert same(again, whole)
     assert again[0].edits == whole[0].edits
     assert "fuse" not in attempts.said
+
+
+class Rewired(Shallower):
+    """Ways of an architecture go, and what is left becomes a product."""
+
+    steps = (
+        Rewire(connections=2, samples=32, training=TRAINING),
+        Factorize(budget=Budget(parameters=0.7)),
+        Finetune(training=TRAINING),
+    )
+
+
+class RewiredProgram(Rewired):
+    """Of a graph nodes go, by their names."""
+
+    steps = (Rewire(connections=2, samples=32, training=TRAINING), Finetune(training=TRAINING))
+
+    def request(self, folder: Path) -> RunRequest:
+        torch.manual_seed(0)
+        module = build(Architecture.model_validate({"layers": DEEP}).layers).eval()
+        content, spec = exported(module, torch.randn(2, 64)), {"task": "image-classification"}
+        request = request_for(folder, "upload.pt2", content, spec, DATA, self.steps, export=("native",))
+        return replace(request, checkpoints=dict(self.stored))
+
+
+@pytest.mark.parametrize("kind", [Rewired, RewiredProgram])
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 12])
+def test_connections_that_went_go_again(tmp_path: Path, kind: type[Attempts], kill: Any) -> None:
+    whole, attempts = kind(tmp_path / "whole").run(), kind(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(kill)
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert [edit["kind"] for edit in again[0].edits or ()][:2] == ["cut", "cut"]
+    assert again[0].model.spec == whole[0].model.spec
+    assert ("resize" in attempts.said) == (kill is not in_the_last)
+
+
+@pytest.mark.parametrize(
+    "edit", [{"join": "add_9", "side": 0}, {"join": "1", "side": "rest"}, {"join": "0", "side": 1}]
+)
+def test_a_way_that_is_not_of_this_network_is_not_taken_up(tmp_path: Path, edit: Any) -> None:
+    attempts = Rewired(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(in_the_last)
+    parts = file.read(attempts.stored["step"])
+    parts["job"]["edits"] = [{"kind": "cut", **edit}]
+    file.write(attempts.stored["step"], parts)
+    attempts.run()
+    assert "resize" in attempts.said

@@ -1,15 +1,16 @@
-"""Blocks in the order in which they go, each with what it does to the network."""
+"""Blocks, or connections, in the order in which they go, each with what it does to the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from app.contract.resizing import Resize
+from app.contract.rewiring import Rewire
 from worker.context import Context
 from worker.data.batch import Batch, Inputs
 from worker.structure.blocks import Block, bypassed, first_tensor
@@ -17,87 +18,78 @@ from worker.techniques.pruning.gradients import asked
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.sensitivity import BATCH, drift
 from worker.techniques.structure.influence_math import first_order, one_minus_cosine
+from worker.techniques.structure.leaving import Influences, Order, Parts, PartT
 from worker.training.loop import fed
 
 MASK = "attention_mask"  # what transformers call the tokens that are no padding
-Influences = dict[str, float]
-"""By a block's name."""
-Order = Iterator[tuple[Block, Influences]]
-"""The next block to go, and what blocks do as far as is known by then."""
 
 
-def in_order(step: Resize, context: Context, blocks: Sequence[Block]) -> Order:
-    """Blocks from the one without which the least is lost, as long as their stacks may lose one. Raises DatasetMismatch
-    where there is no data for the criterion."""
+def in_order(step: Resize | Rewire, context: Context, parts: Parts[PartT]) -> Order[PartT]:
+    """Parts from the one without which the least is lost, as long as they may go. The context's network is what they
+    are parts of. Raises DatasetMismatch where there is no data for the criterion."""
     if step.criterion == "greedy":
-        return _greedy(context, blocks, step.samples)
+        return _greedy(context, parts, step.samples)
     looks = cosines if step.criterion == "cosine" else taylor
-    return _sorted(blocks, looks(context, blocks, step.samples))
+    return _sorted(parts, looks(context, parts, step.samples))
 
 
-def _sorted(blocks: Sequence[Block], influences: Influences) -> Order:
-    gone: list[Block] = []
-    for block in sorted(blocks, key=lambda one: influences[one.name]):
-        if _may_go(block, gone):
-            gone.append(block)
-            yield block, influences
+def _sorted(parts: Parts[PartT], influences: Influences) -> Order[PartT]:
+    gone: list[PartT] = []
+    for one in sorted(parts.free, key=lambda one: influences[one.name]):
+        if parts.may_go(one, gone):
+            gone.append(one)
+            yield one, influences
 
 
-def _greedy(context: Context, blocks: Sequence[Block], samples: int) -> Order:
+def _greedy(context: Context, parts: Parts[PartT], samples: int) -> Order[PartT]:
     """One after the other that without which, and without those before, the outputs are nearest to what they were. What
-    is known of a block is how far they moved when it was tried last."""
-    told = drift(context, samples, "Criterion greedy looks at outputs for data")
-    gone: list[Block] = []
+    is known of a part is how far they moved when it was tried last."""
+    moved = drift(context, samples, "Criterion greedy looks at outputs for data")
+    gone: list[PartT] = []
     influences: Influences = {}
-    while left := [one for one in blocks if one not in gone and _may_go(one, gone)]:
+    while left := [one for one in parts.free if one not in gone and parts.may_go(one, gone)]:
         for one in left:
-            influences[one.name] = _without(told, [*gone, one])
+            influences[one.name] = _without(moved, parts, [*gone, one])
         gone.append(min(left, key=lambda one: influences[one.name]))
-        context.progress(0.5 * len(gone) / len(blocks))
+        context.progress(0.5 * len(gone) / len(parts.free))
         yield gone[-1], influences
 
 
-def _may_go(block: Block, gone: Sequence[Block]) -> bool:
-    """Whether enough of its stack is left."""
-    return block.count - sum(one.stack == block.stack for one in gone) > block.least
+def _without(moved: Callable[[], float], parts: Parts[PartT], gone: Sequence[PartT]) -> float:
+    with parts.without(gone):
+        return moved()
 
 
-def _without(told: Callable[[], float], gone: Sequence[Block]) -> float:
-    with bypassed(gone):
-        return told()
-
-
-def cosines(context: Context, blocks: Sequence[Block], samples: int) -> Influences:
-    """The mean over samples of one minus the cosine between what each block takes and gives; labels are not needed."""
+def cosines(context: Context, parts: Parts[PartT], samples: int) -> Influences:
+    """The mean over samples of one minus the cosine between what is without each part and with it; labels are not
+    needed."""
     task, noise = context.model.task, torch.Generator().manual_seed(context.seed)
     size = min(BATCH, task.evaluation_batch)
-    given = calibration(context, size, samples, "Criterion cosine looks at what blocks do for data")
-    totals, seen = dict.fromkeys((one.name for one in blocks), 0.0), 0
-    module = context.model.module
-    with torch.no_grad(), asked(module, []):
+    given = calibration(context, size, samples, "Criterion cosine looks at what parts of the network do for data")
+    totals, seen = dict.fromkeys((one.name for one in parts.free), 0.0), 0
+    with torch.no_grad(), asked(context.model.module, []):
         for one in given:
             batch = task.prepare(one, noise)
             counted = _counted(context, batch.inputs)
-            with _seeing(blocks) as passed:
-                module(*batch.inputs)
+            _, passed = parts.watched(batch.inputs)
             for name, (came, went) in passed.items():
                 totals[name] += float(one_minus_cosine(came, went, counted).sum())
             seen += len(batch)
     return {name: total / seen for name, total in totals.items()}
 
 
-def taylor(context: Context, blocks: Sequence[Block], samples: int) -> Influences:
-    """The mean over samples of how far a sample's loss would move without the block, to first order. Raises
+def taylor(context: Context, parts: Parts[PartT], samples: int) -> Influences:
+    """The mean over samples of how far a sample's loss would move without the part, to first order. Raises
     DatasetMismatch without labelled training data."""
     feed, module = fed(context.feed), context.model.module
     order, noise = (torch.Generator().manual_seed(context.seed) for _ in range(2))
-    totals, seen = dict.fromkeys((one.name for one in blocks), 0.0), 0
+    totals, seen = dict.fromkeys((one.name for one in parts.free), 0.0), 0
     with asked(module, list(module.parameters())):
         # One by one: the loss of several says nothing of each.
         for one in feed.batches("train", 1, shuffle=order, limit=samples):
             batch: Batch = feed.task.prepare(one, noise).to(context.device)
-            with _seeing(blocks) as passed:
-                loss = feed.task.loss(module(*batch.inputs), batch)
+            output, passed = parts.watched(batch.inputs)
+            loss = feed.task.loss(output, batch)
             gradients = torch.autograd.grad(loss, [went for _, went in passed.values()], allow_unused=True)
             for (name, (came, went)), gradient in zip(passed.items(), gradients, strict=True):
                 if gradient is not None:
@@ -106,12 +98,31 @@ def taylor(context: Context, blocks: Sequence[Block], samples: int) -> Influence
     return {name: total / seen for name, total in totals.items()}
 
 
-@contextmanager
-def _seeing(blocks: Sequence[Block]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Within it, what each block takes and gives."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+class OfBlocks:
+    """Blocks as parts of a module: without one, what it takes is what it gives."""
 
-    def hook(name: str) -> Any:
+    def __init__(self, module: nn.Module, free: Sequence[Block]) -> None:
+        self._module, self.free = module, free
+
+    def may_go(self, one: Block, gone: Sequence[Block]) -> bool:
+        """Whether enough of its stack is left."""
+        return one.count - sum(own.stack == one.stack for own in gone) > one.least
+
+    def without(self, gone: Sequence[Block]) -> AbstractContextManager[None]:
+        """They are bypassed."""
+        return bypassed(gone)
+
+    def watched(self, inputs: Inputs) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """What the module gives, and what each block takes and gives."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        hooks = [one.module.register_forward_hook(self._see(one.name, found), with_kwargs=True) for one in self.free]
+        try:
+            return self._module(*inputs), found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _see(self, name: str, found: dict[str, tuple[Tensor, Tensor]]) -> Any:
         def see(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             came, went = first_tensor((*given, *named.values())), first_tensor(output)
             assert came is not None
@@ -119,13 +130,6 @@ def _seeing(blocks: Sequence[Block]) -> Iterator[dict[str, tuple[Tensor, Tensor]
             found[name] = came, went
 
         return see
-
-    hooks = [one.module.register_forward_hook(hook(one.name), with_kwargs=True) for one in blocks]
-    try:
-        yield found
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 def _counted(context: Context, inputs: Inputs) -> Tensor | None:

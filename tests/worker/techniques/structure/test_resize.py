@@ -24,7 +24,7 @@ from worker.loading.layers import Residual
 from worker.structure.blocks import Block, blocks, bypassed
 from worker.techniques.base import Details
 from worker.techniques.pruning.sensitivity import drift
-from worker.techniques.structure.influence import cosines, taylor
+from worker.techniques.structure.influence import OfBlocks, cosines, taylor
 from worker.techniques.structure.influence_math import first_order, one_minus_cosine
 from worker.techniques.structure.resize import ResizeTechnique
 from worker.training.loop import train
@@ -86,7 +86,7 @@ def train_inputs(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def test_block_influence_is_one_minus_the_mean_cosine(context: Context) -> None:
-    told = cosines(context, found(context), 1000)  # all that there are
+    told = cosines(context, OfBlocks(context.model.module, found(context)), 1000)  # all that there are
     module = context.model.module
     states = train_inputs(DATA)[0].numpy().astype(np.float64)
     states = states @ module[0].weight.detach().numpy().T + module[0].bias.detach().numpy()
@@ -114,7 +114,7 @@ def test_taylor_is_the_slope_of_the_loss_along_the_way_to_the_identity(context: 
     data = part_of(DATA, {"train": 6})
     own = found(context)
     context = of(context.model.module.double(), context.scratch, memory_double(data))
-    told = taylor(context, own, 6)
+    told = taylor(context, OfBlocks(context.model.module, own), 6)
     inputs, targets = train_inputs(data)
     for block in own:
         slopes = []
