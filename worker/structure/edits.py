@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from worker.structure.cutting import CUT, apply_cut
+from worker.structure.connections.cutting import CUT, apply_cut
 from worker.structure.dropping import DROP, apply_drop
 from worker.structure.forms import Factors, factored
-from worker.structure.fusing import FUSE, apply_fuse
+from worker.structure.fusing.edit import FUSE, apply_fuse
 from worker.structure.narrowing import NARROW, apply_narrow
 
 Edit: TypeAlias = dict[str, Any]

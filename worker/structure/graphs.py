@@ -19,8 +19,8 @@ from worker.loading.layers import Parallel, Residual
 from worker.loading.program import read_module
 from worker.model import Model
 from worker.structure.blocks import passed, same, varied
-from worker.structure.cutting import Cut
-from worker.structure.rewording import WAYS, Way
+from worker.structure.connections.cutting import Cut
+from worker.structure.connections.rewording import WAYS, Way
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from worker.loading.architecture import ArchitecturePlan
 from worker.loading.describe import check_forward, layer_facts
 from worker.model import Dtypes, Model
 from worker.structure.calls import example_on
-from worker.structure.cutting import CUT
+from worker.structure.connections.cutting import CUT
+from worker.structure.connections.rewording import told_without, was_called
 from worker.structure.described import described, without
 from worker.structure.dropping import CONFIG, DROP, origin
 from worker.structure.edits import Edit, apply
 from worker.structure.expressed import expressed, read_again
 from worker.structure.graphs import graph_module
 from worker.structure.narrowing import NARROW
-from worker.structure.rewording import told_without, was_called
 from worker.training.states import Unusable
 
 

@@ -26,11 +26,11 @@ from worker.loading.describe import layer_facts
 from worker.model import Model
 from worker.structure.blocks import blocks
 from worker.structure.calls import example_on
-from worker.structure.fusion import fuse
+from worker.structure.connections.joins import connections, standing
+from worker.structure.fusing.judging import looked_at
+from worker.structure.fusing.passes import fuse
 from worker.structure.graphs import graph_of
 from worker.structure.groups import structure_of
-from worker.structure.joins import connections, standing
-from worker.structure.judging import looked_at
 from worker.structure.sound import standing as sound
 from worker.techniques.structure.candidates import candidates
 from worker.techniques.structure.rewire import batches_of

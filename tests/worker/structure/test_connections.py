@@ -30,10 +30,10 @@ from worker.loading import load_model
 from worker.loading.layers import build
 from worker.loading.onnx import load_onnx
 from worker.model import Model
+from worker.structure.connections.joins import Connection, Connections, connections, neutral, standing
+from worker.structure.connections.rewording import told_without, was_called
 from worker.structure.edits import apply
 from worker.structure.graphs import Graph, graph_of
-from worker.structure.joins import Connection, Connections, connections, neutral, standing
-from worker.structure.rewording import told_without, was_called
 from worker.techniques.structure.rewire import batches_of, edits_of
 
 

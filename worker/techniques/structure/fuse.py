@@ -15,9 +15,9 @@ from worker.context import Context
 from worker.data.batch import Inputs
 from worker.loading.architecture import ArchitecturePlan
 from worker.model import Model
-from worker.structure.foldable import Stays
-from worker.structure.fusion import Fusion, fuse, kinds, make
-from worker.structure.judging import looked_at
+from worker.structure.fusing.foldable import Stays
+from worker.structure.fusing.judging import looked_at
+from worker.structure.fusing.passes import Fusion, fuse, kinds, make
 from worker.structure.restructured import take
 from worker.techniques.base import Details
 from worker.techniques.structure.limits import had, remaining

@@ -17,10 +17,10 @@ from worker.data.batch import Inputs
 from worker.model import Model
 from worker.structure.blocks import passed, same, varied
 from worker.structure.calls import example_on
-from worker.structure.cutting import CUT, cut, without
+from worker.structure.connections.cutting import CUT, cut, without
+from worker.structure.connections.joins import Connection, Connections, connections, neutral, standing, watched
 from worker.structure.edits import Edit, apply
 from worker.structure.graphs import Graph, graph_of
-from worker.structure.joins import Connection, Connections, connections, neutral, standing, watched
 from worker.structure.restructured import take
 from worker.techniques.base import Details
 from worker.techniques.structure.influence import in_order

@@ -33,8 +33,8 @@ from tests.worker.techniques.structure.test_resize import (
 from worker.context import Context
 from worker.evaluation.macs import module_macs
 from worker.structure.blocks import bypassed
+from worker.structure.connections.joins import Connection, connections
 from worker.structure.graphs import graph_of
-from worker.structure.joins import Connection, connections
 from worker.structure.restructured import restructure
 from worker.techniques.base import Details
 from worker.techniques.pruning.sensitivity import drift

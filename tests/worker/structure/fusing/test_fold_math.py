@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from worker.structure.fold_math import affine, before, behind, difference
+from worker.structure.fusing.fold_math import affine, before, behind, difference
 
 LAYERS: list[tuple[type[nn.Module], tuple[int, ...], dict[str, Any]]] = [
     (nn.Linear, (8, 6), {}),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from worker.loading.program_module import Holder
-from worker.structure.rewording import without_way
+from worker.structure.connections.rewording import without_way
 
 CUT = "cut"
 Cut = tuple[str, int]

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from app.contract.rewiring import What
 from worker.data.batch import Inputs
 from worker.structure.blocks import same
-from worker.structure.cutting import Cut, cut, only_for
+from worker.structure.connections.cutting import Cut, cut, only_for
 from worker.structure.graphs import Graph
 from worker.structure.literals import kind_of
 

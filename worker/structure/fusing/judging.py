@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worker.data.batch import Inputs
 from worker.model import Model
 from worker.structure.blocks import passed, varied
-from worker.structure.fold_math import difference
+from worker.structure.fusing.fold_math import difference
 
 CLOSE = 1e-5  # of the largest output
 MOST_DOUBLED = 50_000_000  # parameters of a network that is compared in float64, in two copies

@@ -1,5 +1,5 @@
-"""What a graph computes for nothing, as changes of it (`worker.structure.fusing`): operators without effect, the same
-operator on the same values twice, and operators on constants."""
+"""What a graph computes for nothing, as changes of it (`fusing.edit`): operators without effect, the same operator on the
+same values twice, and operators on constants."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from worker.structure.fusing import CONSTANT, READ, REPLACE, Change, known_value
-from worker.structure.graph_runs import Runs
+from worker.structure.fusing.edit import CONSTANT, READ, REPLACE, Change, known_value
+from worker.structure.fusing.graph_runs import Runs
+from worker.structure.fusing.purity import is_pure, mutated
 from worker.structure.literals import kind_of
-from worker.structure.purity import is_pure, mutated
 
 _ORDERED = frozenset({"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "expand"})
 _RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})  # what they give hangs on the elements and their sizes alone

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from worker.data.batch import Inputs
 from worker.structure.calls import computes_as
-from worker.structure.fusing import BEFORE, BEHIND
-from worker.structure.watching import Pass, watched
+from worker.structure.fusing.edit import BEFORE, BEHIND
+from worker.structure.fusing.watching import Pass, watched
 
 _LINEAR = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from worker.structure.fold_math import Affine, affine, before, behind
+from worker.structure.fusing.fold_math import Affine, affine, before, behind
 
 FUSE = "fuse"
 BEHIND, BEFORE = "behind", "before"

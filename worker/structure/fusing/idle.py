@@ -8,7 +8,7 @@ from torch import nn
 
 from worker.data.batch import Inputs
 from worker.loading.layers import Residual
-from worker.structure.watching import watched
+from worker.structure.fusing.watching import watched
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _ONCE = (nn.ReLU, nn.Flatten)  # which behind one of their own change nothing

@@ -12,16 +12,16 @@ from torch import fx, nn
 from app.contract.fusing import PASSES, Pass
 from worker.constraints import baked
 from worker.data.batch import Inputs
-from worker.structure import simplified
 from worker.structure.dropping import dropped
 from worker.structure.edits import Edit, apply
-from worker.structure.foldable import Stays, foldable
-from worker.structure.fusing import FUSE, REPLACE, Change, enact, fused
-from worker.structure.graph_runs import Runs
-from worker.structure.idle import dead_layers, idle_layers, kept_places
-from worker.structure.judging import Judge
-from worker.structure.unnamed import unnamed
-from worker.structure.watching import watched
+from worker.structure.fusing import simplified
+from worker.structure.fusing.edit import FUSE, REPLACE, Change, enact, fused
+from worker.structure.fusing.foldable import Stays, foldable
+from worker.structure.fusing.graph_runs import Runs
+from worker.structure.fusing.idle import dead_layers, idle_layers, kept_places
+from worker.structure.fusing.judging import Judge
+from worker.structure.fusing.unnamed import unnamed
+from worker.structure.fusing.watching import watched
 
 MOST_ROUNDS = 8  # of passes over a graph; what one leaves another may find
 Rows = list[dict[str, float | int | str | None]]

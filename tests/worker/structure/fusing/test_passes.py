@@ -13,8 +13,8 @@ from app.contract.fusing import PASSES
 from tests.worker.structure.nets import images, network
 from worker.constraints import baked
 from worker.data.batch import Inputs
-from worker.structure.fusion import Fusion, fuse, kinds, make
-from worker.structure.judging import Judge
+from worker.structure.fusing.judging import Judge
+from worker.structure.fusing.passes import Fusion, fuse, kinds, make
 
 
 def fused(module: nn.Module, inputs: Inputs, other: Inputs) -> tuple[nn.Module, Fusion]:
@@ -199,7 +199,7 @@ def test_a_pass_that_changes_the_outputs_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_wrong_fold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    import worker.structure.fusing as fusing
+    import worker.structure.fusing.edit as fusing
 
     right = fusing.behind
     monkeypatch.setattr(fusing, "behind", lambda *args, **own: (right(*args, **own)[0], right(*args, **own)[1] * 1.01))

@@ -17,10 +17,10 @@ from tests.worker.loading.programs import exported, load
 from worker.constraints import baked
 from worker.model import Model
 from worker.structure.edits import apply
-from worker.structure.fusion import Fusion, fuse, make
-from worker.structure.idle import idle_layers
-from worker.structure.judging import looked_at
-from worker.structure.simplified import nodes_by_kind
+from worker.structure.fusing.idle import idle_layers
+from worker.structure.fusing.judging import looked_at
+from worker.structure.fusing.passes import Fusion, fuse, make
+from worker.structure.fusing.simplified import nodes_by_kind
 
 Way = Callable[[Any, Tensor], Tensor]
 

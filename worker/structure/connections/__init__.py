@@ -1,0 +1,1 @@
+"""Ways that part and meet again, and networks without some of them."""

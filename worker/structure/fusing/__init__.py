@@ -1,0 +1,1 @@
+"""Networks without what they compute for nothing."""
