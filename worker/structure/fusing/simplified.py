@@ -1,5 +1,5 @@
-"""What a graph computes for nothing, as changes of it (`fusing.edit`): operators without effect, the same operator on the
-same values twice, and operators on constants."""
+"""What a graph computes for nothing, as changes of it (`fusing.edit`): operators without effect, the same operator
+on the same values twice, and operators on constants."""
 
 from __future__ import annotations
 
