@@ -74,7 +74,7 @@ def test_a_config_may_have_words_for_layers_that_lose_the_same() -> None:
     folder = model(format="huggingface")
     assert planned(spec(STRUCTURED), folder) == ("pt2", "onnx")
     assert planned(spec(STRUCTURED | {"scope": "local"}), folder) == ("native", "onnx")
-    with pytest.raises(Unsupported, match="no words for layers of sizes of their own"):
+    with pytest.raises(Unsupported, match="no words for layers of sizes or connections of their own"):
         check(spec(STRUCTURED, export=["packed"]), folder, None)
     check(spec(STRUCTURED | {"scope": "local"}, export=["packed"]), folder, None)
 
