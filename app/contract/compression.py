@@ -55,7 +55,7 @@ class Compress(Strict):
         Field(
             ge=1, le=20, description="How many times as long the rounds of smaller steps, behind the way down, train."
         ),
-    ] = 4
+    ] = 2
     rounds: Annotated[int, Field(ge=1, le=100, description="At most.")] = 24
     patience: Annotated[
         int,
