@@ -38,7 +38,7 @@ TESTED = 4  # of so many mails one is for the test
 ROUNDS, CALLS = 15, 20
 DROP = {"technique": "resize", "method": "drop_layers", "criterion": "greedy", "layers": 2}
 TRAINING = {
-    "epochs": 3,
+    "epochs": 2,
     "lr": 1e-4,
     "batch_size": 32,
     "schedule": "cosine",

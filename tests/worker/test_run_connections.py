@@ -121,7 +121,7 @@ def test_for_a_folder_a_program_stands_in(tmp_path: Path) -> None:
         layer = uploaded.get_submodule(name.removeprefix("model."))
         layer.register_forward_hook(lambda _, given, made: torch.zeros_like(made))
     ids = torch.arange(14).reshape(2, 7)
-    names = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    names = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         expected = uploaded(**names).logits
         given = torch.export.load(request.output / program.name).module()(*names.values())

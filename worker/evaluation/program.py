@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from app.contract.errors import ArtifactUnverified
@@ -61,7 +61,7 @@ class ProgramFile:
             self.program = open_program(path)
         except Exception as error:  # torch's reader raises errors of every class
             raise ArtifactUnverified(f"{path.name} does not load in torch: {error}") from error
-        self.module = self.program.module()
+        self.module = _tied(self.program.module())
         self._weights = {weight.name: weight for weight in integer_weights(self.program)}
         self._sources = self._told(sources or {})
         if self._weights.keys() != self._sources.keys():
@@ -177,3 +177,14 @@ def float_twins(program: ExportedProgram, weights: Iterable[StoredWeight]) -> li
 
 def _key(values: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     return values.shape, hashlib.sha256(np.ascontiguousarray(values, np.float32).tobytes()).digest()
+
+
+def _tied(module: nn.Module) -> nn.Module:
+    """What has several names in a program and lies in one place is one weight: torch makes a parameter of each name."""
+    found: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], nn.Parameter] = {}
+    for owner in module.modules():
+        for name, own in owner._parameters.items():
+            if own is not None:
+                key = (own.data_ptr(), own.shape, own.stride(), own.dtype)
+                owner._parameters[name] = found.setdefault(key, own)
+    return module
