@@ -16,6 +16,7 @@ from tests.worker.helpers import memory_data, tiny_model
 from tests.worker.nets import IDS, MASK, Recurrent, bert, lenet, model_of, text_model
 from worker.data.base import Data
 from worker.data.feed import Feed
+from worker.evaluation import measure
 from worker.export.onnx import export_onnx
 from worker.model import Model
 from worker.sandbox import landlock, seccomp
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in lacking.items():
             if reason is not None and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory costs a fresh process that imports torch, a third of a small job. `test_run` and `test_memory` take
+    it; jobs that are about something else need not."""
+    monkeypatch.setattr(measure, "peak_memories", lambda runtime, probes: [1 << 20] * len(probes))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from worker.request import RunRequest
 from worker.run import run_job
 from worker.techniques.quantization.quantize import QuantizeTechnique
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ONNX = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16, "float8_e4m3": TensorProto.FLOAT8E4M3FN}
 

@@ -27,6 +27,8 @@ from worker.request import RunRequest
 from worker.run import run_job
 from worker.techniques.quantization.weight_only import round_weights
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 NAME = "model.compressed-tensors.zip"
 
 

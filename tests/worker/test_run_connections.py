@@ -26,6 +26,8 @@ from worker.export.onnx import export_onnx
 from worker.loading import load_model
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 SPEC = {"task": "image-classification"}
 BRANCHES = [
     "2.0.layers.4", "2.1.layers.4", "3.0.layers.4", "4.layers.0", "4.shortcut.0", "5.layers.4", "6.layers.4",

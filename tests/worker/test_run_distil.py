@@ -32,6 +32,8 @@ from worker.request import NamedModel, RunRequest
 from worker.run import run_job
 from worker.students.students import student_of
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 SHAPE = (1, 28, 28)
 OTHER = "mdl_" + "1" * 26
 SMALL = {"train": 512, "test": 300}

@@ -29,6 +29,8 @@ from worker.loading import load_model
 from worker.model import Model
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 __all__ = ["few_digits"]
 SMALLER = Factorize(budget=Budget(parameters=0.4), criterion="activations")
 

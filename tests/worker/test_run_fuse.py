@@ -29,6 +29,8 @@ from worker.request import RunRequest
 from worker.run import Clock, optimize, run_job
 from worker.techniques.structure.fuse import FuseTechnique
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 PICTURE = (1, 8, 8)
 DATA = part_of(digits_data(PICTURE), {"train": 300, "test": 100, "calibration": 32})
 

@@ -80,7 +80,10 @@ def lenet_upload(trained_lenet: Model) -> bytes:
     return buffer.getvalue()
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of that exporter, whose files are still made
+pytestmark = [
+    pytest.mark.usefixtures("known_memory"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of that exporter, whose files are still made
+]
 
 
 def test_an_uploaded_graph_is_pruned_trained_and_quantized(lenet_upload: bytes, mnist: Data, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from worker.packed import load
 from worker.request import RunRequest
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 __all__ = ["few_digits"]
 PRUNED = (Prune(sparsity=0.9),)
 

@@ -23,6 +23,8 @@ from worker.inspect import inspect_upload
 from worker.request import RunRequest
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 SIZES = {"train": 512, "validation": 100, "test": 300, "calibration": 64}
 
 

@@ -53,6 +53,8 @@ LOAD = """
 import sys
 import torch
 import torch.ao.quantization.fx._decomposed
+
+pytestmark = pytest.mark.usefixtures("known_memory")
 program = torch.export.load(sys.argv[1]).module()
 inputs, wanted = torch.load(sys.argv[2])
 with torch.no_grad():

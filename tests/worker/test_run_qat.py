@@ -34,6 +34,8 @@ from worker.request import RunRequest
 from worker.run import run_job
 from worker.techniques.quantization.stored import stored_weights
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 BRIEF = {"steps": 20, "lr": 1e-4, "distill": {}}
 
 

@@ -31,6 +31,8 @@ from worker.loading.architecture import build
 from worker.request import RunRequest
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 PICTURE = (1, 8, 8)
 BERT_WORDS = 100  # of the tiny one
 

@@ -27,6 +27,8 @@ from worker.loading import load_model
 from worker.model import Model
 from worker.run import run_job
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 __all__ = ["few_digits"]
 SMALLER = StructuredPrune(budget=TimedBudget(macs=0.5), criterion="activations", round_to=2)
 

@@ -29,6 +29,8 @@ from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.structure.resize import ResizeTechnique
 from worker.techniques.structure.structured import structure_in
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 
 def test_an_architecture_comes_back_in_its_own_words(tmp_path: Path) -> None:
     step = ResizeWidth(
