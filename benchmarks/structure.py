@@ -2,7 +2,7 @@
 
 Trained here on Fashion-MNIST, pruned and trained again: by the prune step (granularity structured), and by
 torch-pruning (global group magnitudes, its share of channels bisected until the MACs are met), with the same training
-behind both.
+behind both; channels in multiples of 8 and of 16, in which ONNX Runtime holds them where a processor has AVX-512.
 Accuracy is of the 10,000 test pictures, the mean of seeds; latency is that of ONNX Runtime for one picture on one
 thread, in turns with the network as it was. `pip install torch-pruning==1.6.1` for it. TERSOR_BENCH_SIDE shrinks the
 pictures (28), TERSOR_BENCH_SAMPLES takes so many to train on (60,000), TERSOR_BENCH_SEEDS counts the seeds (3).
@@ -11,12 +11,14 @@ pictures (28), TERSOR_BENCH_SAMPLES takes so many to train on (60,000), TERSOR_B
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -24,6 +26,7 @@ import torch
 from torch import nn
 
 from app.contract.budgets import TimedBudget
+from app.contract.errors import InvalidSpec
 from app.contract.spec import Finetune
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
@@ -47,22 +50,19 @@ AGAIN = Training(epochs=3, lr=1e-3, batch_size=128, schedule="cosine")
 ROUNDS, CALLS = 15, 40
 
 Way = Callable[[Context, float], nn.Module]
+Scope = Literal["auto", "global"]
 
 
-def ours(context: Context, share: float) -> nn.Module:
-    """The prune step; its training comes behind it, as that of the other way."""
-    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=share), scope="auto", criterion="l2"), context)
+def ours(scope: Scope, round_to: int, context: Context, share: float) -> nn.Module:
+    """The prune step; its training comes behind it, as that of the other way. Raises InvalidSpec for a share that such
+    multiples cannot reach."""
+    step = StructuredPrune(budget=TimedBudget(macs=share), scope=scope, criterion="l2", round_to=round_to)
+    PruneTechnique().apply(step, context)
     return context.model.module
 
 
-def ours_by_magnitude(context: Context, share: float) -> nn.Module:
-    """The same by norms alone, without a look at data."""
-    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=share)), context)
-    return context.model.module
-
-
-def torch_pruning(context: Context, share: float) -> nn.Module:
-    """By hand: the share of channels that gives the MACs is bisected."""
+def torch_pruning(round_to: int, context: Context, share: float) -> nn.Module:
+    """By hand: the share of channels that gives the MACs is bisected. Raises InvalidSpec as `ours` does."""
     try:
         import torch_pruning as tp
     except ImportError:
@@ -75,7 +75,7 @@ def torch_pruning(context: Context, share: float) -> nn.Module:
         last = next(one for one in reversed(list(module.modules())) if isinstance(one, nn.Linear))
         pruner = tp.pruner.MagnitudePruner(
             module, example, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
-            pruning_ratio=ratio, ignored_layers=[last], round_to=8,
+            pruning_ratio=ratio, ignored_layers=[last], round_to=round_to,
         )  # fmt: skip
         pruner.step()
         return module
@@ -87,13 +87,20 @@ def torch_pruning(context: Context, share: float) -> nn.Module:
             high = middle
         else:
             low = middle
-    return pruned(high)
+    module = pruned(high)
+    if module_macs(module, (example,)) > most:
+        raise InvalidSpec("with every channel that may go gone, more MACs are left")
+    return module
 
 
 WAYS: dict[str, Way] = {
-    "Tersor, scope auto": ours,
-    "Tersor, magnitude": ours_by_magnitude,
-    "torch-pruning": torch_pruning,
+    f"{name}, multiples of {round_to}": functools.partial(way, *first, round_to)
+    for round_to in (8, 16)
+    for name, way, first in (
+        ("Tersor, scope auto", ours, ("auto",)),
+        ("Tersor, magnitude", ours, ("global",)),
+        ("torch-pruning", torch_pruning, ()),
+    )
 }
 
 
@@ -143,7 +150,11 @@ def _ways(
             own = folder / f"{way}-{share}"
             context = _context(copy.deepcopy(trained), data, own, seed)
             begun = time.perf_counter()
-            module = prune(context, share)
+            try:
+                module = prune(context, share)
+            except InvalidSpec as refused:
+                print(way, share, refused, flush=True)
+                continue
             seconds = time.perf_counter() - begun
             context = _context(module, data, own, seed)
             FinetuneTechnique().apply(Finetune(training=AGAIN), context)
