@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -18,6 +17,7 @@ from worker.model import Model
 from worker.structure.fusing.foldable import Stays
 from worker.structure.fusing.judging import looked_at
 from worker.structure.fusing.passes import Fusion, fuse, kinds, make
+from worker.structure.patterns import matches
 from worker.structure.restructured import take
 from worker.techniques.base import Details
 from worker.techniques.structure.limits import had, remaining
@@ -80,7 +80,7 @@ def _samples(context: Context) -> list[Inputs]:
 
 def _stays(step: Fuse, model: Model) -> Stays:
     def why(name: str) -> str | None:
-        if any(_matches(name, pattern) for pattern in step.exclude):
+        if any(matches(pattern, name) for pattern in step.exclude):
             return "it is excluded"
         dtype = model.stored.get(f"{name}.weight", torch.float32)
         if dtype.itemsize < torch.float32.itemsize:
@@ -89,13 +89,6 @@ def _stays(step: Fuse, model: Model) -> Stays:
         return None
 
     return why
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern is for a layer, its weight, or what it lies in."""
-    parts = name.split(".")
-    ways = (f"{name}.weight", *(".".join(parts[: count + 1]) for count in range(len(parts))))
-    return any(fnmatchcase(way, pattern) for way in ways)
 
 
 def _rows(step: Fuse, found: Fusion, model: Model) -> Details:

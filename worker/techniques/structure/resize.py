@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from torch import fx, nn
@@ -18,6 +17,7 @@ from worker.structure import depth
 from worker.structure.blocks import Block, Blocks, blocks, bypassed, kept_without, passed, same, varied
 from worker.structure.depth import guessed
 from worker.structure.dropping import dropped, shortened
+from worker.structure.patterns import matches
 from worker.structure.restructured import restructure, take
 from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED
@@ -76,7 +76,7 @@ def included(step: Resize, found: Blocks) -> list[Block]:
     """Those that no pattern keeps. Raises InvalidSpec for one that matches no block, and where none is left."""
     for pattern in step.exclude:
         if not any(_matches(one, pattern) for one in found.found) and not any(
-            fnmatchcase(name, pattern) for name in found.kept
+            matches(pattern, name) for name in found.kept
         ):
             raise InvalidSpec(f"exclude: {pattern!r} matches no block. There are {shown(found.found)}.")
     left = [one for one in found.found if not any(_matches(one, pattern) for pattern in step.exclude)]
@@ -87,10 +87,8 @@ def included(step: Resize, found: Blocks) -> list[Block]:
 
 def _matches(block: Block, pattern: str) -> bool:
     """Whether the pattern is for the block, for what it lies in, or for a layer or a weight in it."""
-    parts = block.name.split(".")
-    names = [".".join(parts[: count + 1]) for count in range(len(parts))]
     inside = [name for name, _ in block.module.named_modules()] + [name for name, _ in block.module.named_parameters()]
-    return any(fnmatchcase(name, pattern) for name in (*names, *(f"{block.name}.{name}" for name in inside)))
+    return any(matches(pattern, f"{block.name}.{name}".rstrip(".")) for name in inside)
 
 
 def _none(found: Blocks) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from torch import Tensor, fx, nn
 
@@ -21,6 +20,7 @@ from worker.structure.connections.cutting import CUT, cut, without
 from worker.structure.connections.joins import Connection, Connections, connections, neutral, standing, watched
 from worker.structure.edits import Edit, apply
 from worker.structure.graphs import Graph, graph_of
+from worker.structure.patterns import matches
 from worker.structure.restructured import take
 from worker.techniques.base import Details
 from worker.techniques.structure.influence import in_order
@@ -94,9 +94,7 @@ def included(step: Rewire, found: Sequence[Connection]) -> list[Connection]:
 
 def _matches(one: Connection, pattern: str) -> bool:
     """Whether the pattern is for the connection, for a layer in it, or for what such a layer lies in."""
-    parts = [layer.split(".") for layer in one.layers]
-    names = {".".join(own[:count]) for own in parts for count in range(1, len(own) + 1)}
-    return any(fnmatchcase(name, pattern) or fnmatchcase(f"{name}.weight", pattern) for name in {one.name, *names})
+    return any(matches(pattern, name) for name in (one.name, *one.layers))
 
 
 def edits_of(graph: Graph, gone: Sequence[Connection]) -> list[Edit]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from worker.model import Model
 from worker.structure.calls import example_on
 from worker.structure.edits import Edit
 from worker.structure.groups import Group, Structure, structure_of
+from worker.structure.patterns import matches
 from worker.structure.restructured import retake, take
 from worker.structure.sound import standing, without
 from worker.techniques.base import Details
@@ -79,7 +79,7 @@ def _layers(group: Group) -> list[str]:
 
 
 def _matches(layers: Sequence[str], pattern: str) -> bool:
-    return any(fnmatchcase(layer, pattern) or fnmatchcase(f"{layer}.weight", pattern) for layer in layers)
+    return any(matches(pattern, layer) for layer in layers)
 
 
 def free_groups(step: TakesUnits, model: Model, structure: Structure) -> tuple[list[Group], dict[str, str]]:
