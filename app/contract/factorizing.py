@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.pruning import Pattern
 from app.contract.strict import Strict
 from app.contract.training import Training
@@ -31,7 +31,7 @@ class Factorize(Strict):
         "ASVD, Yuan et al. 2023, with the whole covariance of what comes in). fisher: weights, each output by the "
         "Fisher information of its row (FWSVD, Hsu et al. 2022).",
     )
-    budget: Budget | None = Field(None, description="Ranks are chosen for all layers together, to lose the least.")
+    budget: TimedBudget | None = Field(None, description="Ranks are chosen for all layers together, to lose the least.")
     energy: Annotated[
         float | None,
         Field(gt=0, lt=1, description="Each layer keeps this share of its energy, the sum of its squared values."),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.errors import Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.report import Report
@@ -32,7 +32,7 @@ from worker.run import run_job
 pytestmark = pytest.mark.usefixtures("known_memory")
 
 __all__ = ["few_digits"]
-SMALLER = Factorize(budget=Budget(parameters=0.4), criterion="activations")
+SMALLER = Factorize(budget=TimedBudget(parameters=0.4), criterion="activations")
 
 
 def details(report: Report, step: int = 0) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_a_program_is_written_anew(few_digits: Data, tmp_path: Path) -> None:
 def test_a_config_has_no_words_for_products_and_a_program_stands_in(tmp_path: Path) -> None:
     llama(tmp_path / "model")
     content = zipped({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})
-    step = Factorize(budget=Budget(parameters=0.8))
+    step = Factorize(budget=TimedBudget(parameters=0.8))
     request = request_for(tmp_path / "job", "model.zip", content, {}, None, (step,), export=("native", "onnx"))
     result = run_job(request, Recorder())
     assert [(one.format, one.path.name) for one in result.artifacts] == [("pt2", "program.pt2"), ("onnx", "model.onnx")]
@@ -137,7 +137,7 @@ def test_every_weight_keeps_the_dtype_that_it_came_in(few_digits: Data, tmp_path
     ]  # fmt: skip
     for place in (1, 4):
         module[place].half()
-    step = Factorize(budget=Budget(bytes=0.5))
+    step = Factorize(budget=TimedBudget(bytes=0.5))
     request = job(tmp_path / "job", module.eval(), layers, SHAPE, few_digits, (step,), export=("native",))
     report = run_job(request, Recorder()).report
     assert report.artifacts[0].measurement.size_bytes < 0.55 * report.uploaded.size_bytes

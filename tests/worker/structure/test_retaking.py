@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from app.contract.architecture import Architecture
-from app.contract.budgets import Budget, TimedBudget
+from app.contract.budgets import TimedBudget
 from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
 from app.contract.fusing import Fuse
@@ -27,7 +27,7 @@ from worker.checkpoints import file
 from worker.loading.layers import build
 from worker.request import RunRequest
 
-FACTORIZE = Factorize(budget=Budget(parameters=0.6), criterion="activations", training=TRAINING)
+FACTORIZE = Factorize(budget=TimedBudget(parameters=0.6), criterion="activations", training=TRAINING)
 STEPS: tuple[Step, ...] = (FACTORIZE, FACTORIZE.model_copy(update={"training": None}), Finetune(training=TRAINING))
 
 
@@ -101,7 +101,7 @@ class Shallower(Attempts):
 
     steps: tuple[Step, ...] = (
         Resize(layers=2, samples=32, training=TRAINING),
-        Factorize(budget=Budget(parameters=0.7)),
+        Factorize(budget=TimedBudget(parameters=0.7)),
         Finetune(training=TRAINING),
     )
 
@@ -133,7 +133,7 @@ class Narrower(Restructured):
         ResizeWidth(
             budget=TimedBudget(parameters=0.6), search="evolutionary", candidates=6, samples=32, training=TRAINING
         ),
-        Factorize(budget=Budget(parameters=0.8)),
+        Factorize(budget=TimedBudget(parameters=0.8)),
         Finetune(training=TRAINING),
     )
 
@@ -156,7 +156,7 @@ class Fused(Attempts):
     """A batch norm goes into a layer and an identity leaves; what follows trains without them."""
 
     layers: ClassVar[list[dict[str, Any]]] = [*LAYERS[:4], {"type": "Identity"}, *LAYERS[4:]]
-    steps: tuple[Step, ...] = (Fuse(), Factorize(budget=Budget(parameters=0.7)), Finetune(training=TRAINING))
+    steps: tuple[Step, ...] = (Fuse(), Factorize(budget=TimedBudget(parameters=0.7)), Finetune(training=TRAINING))
 
     def request(self, folder: Path) -> RunRequest:
         torch.manual_seed(0)
@@ -208,7 +208,7 @@ class Rewired(Shallower):
 
     steps = (
         Rewire(connections=2, samples=32, training=TRAINING),
-        Factorize(budget=Budget(parameters=0.7)),
+        Factorize(budget=TimedBudget(parameters=0.7)),
         Finetune(training=TRAINING),
     )
 

@@ -10,13 +10,19 @@ import torch
 from app.contract.errors import InvalidSpec
 from worker.context import Context
 from worker.model import Model
+from worker.structure.edits import factorized
 from worker.structure.forms import Factors
+from worker.structure.restructured import restructure
 from worker.techniques.knapsack_math import frontier
 from worker.techniques.pruning.sensitivity import measuring
 from worker.techniques.structure.candidates import Candidate
+from worker.techniques.structure.factor_latencies import plain, seconds
 from worker.techniques.structure.limits import Limit
+from worker.techniques.structure.meeting import met
 from worker.techniques.structure.ranking import Option, Ranking
+from worker.techniques.structure.unit_limits import UnitLimit
 
+TICK = 1e-9  # seconds
 MEASURED = 4  # options of a layer whose effect on the outputs is measured; the others lie between them
 
 Losses = Sequence[Sequence[float]]
@@ -53,14 +59,53 @@ def allotted(
     best = frontier(table)
     point = best.within(int(limit.most) - rest)
     if point is None:
-        reachable = (rest + int(best.sizes[0])) / limit.whole
-        raise InvalidSpec(
-            f"With the lowest ranks in every layer that may become a product {reachable:.1%} of the {limit.measure} "
-            f"are left, and the budget is {limit.share:.1%}. Give a larger one, or exclude fewer layers.",
-        )
-    return [
-        None if choice == 0 else options[place][choice - 1].factors for place, choice in enumerate(best.choice(point))
-    ]
+        raise _beyond(limit, rest + int(best.sizes[0]))
+    return _factors(options, best.choice(point))
+
+
+def timed(
+    limit: UnitLimit,
+    context: Context,
+    layers: Sequence[Candidate],
+    options: Sequence[Sequence[Option]],
+    losses: Losses,
+) -> list[Factors | None]:
+    """The same within a time: by what layers and products take on this machine, corrected by how long the whole network
+    does with some. Raises as `allotted` does."""
+    own = [[round(one / TICK) for one in told] for told in seconds(context, layers, options, limit.whole)]
+    best = frontier([list(zip(told, [0.0, *lost], strict=True)) for told, lost in zip(own, losses, strict=True)])
+    rest = round(limit.whole / TICK) - sum(told[0] for told in own)
+
+    def find(most: float) -> tuple[int, ...]:
+        return tuple(best.choice(best.within(int(most / TICK) - rest) or 0))
+
+    def estimated(choice: Sequence[int]) -> float:
+        return TICK * (rest + sum(told[place] for told, place in zip(own, choice, strict=True)))
+
+    def real(choice: Sequence[int]) -> float:
+        pairs = zip(layers, _factors(options, choice), strict=True)
+        edits = [factorized(one.name, factors) for one, factors in pairs if factors is not None]
+        module = restructure(context, edits)
+        for edit in edits:
+            plain(module.get_submodule(edit["layer"]))
+        return limit.real(context, module)
+
+    choice = met(limit, find, estimated, real)
+    if choice is None:
+        raise _beyond(limit, real(best.choice(0)))
+    return _factors(options, choice)
+
+
+def _factors(options: Sequence[Sequence[Option]], choice: Sequence[int]) -> list[Factors | None]:
+    """Of each layer the option that it takes, the first being the layer as it is."""
+    return [None if place == 0 else own[place - 1].factors for own, place in zip(options, choice, strict=True)]
+
+
+def _beyond(limit: Limit, reachable: float) -> InvalidSpec:
+    return InvalidSpec(
+        f"With the lowest ranks in every layer that may become a product {reachable / limit.whole:.1%} of the "
+        f"{limit.measure} are left, and the budget is {limit.share:.1%}. Give a larger one, or exclude fewer layers.",
+    )
 
 
 def by_energy(options: Sequence[Sequence[Option]]) -> Losses:

@@ -18,9 +18,10 @@ from worker.structure.restructured import restructure, take
 from worker.techniques.base import Details
 from worker.techniques.structure import allocation
 from worker.techniques.structure.candidates import Candidate, candidates
-from worker.techniques.structure.limits import had, limit_of, remaining
+from worker.techniques.structure.limits import had, remaining
 from worker.techniques.structure.metrics import metrics
 from worker.techniques.structure.ranking import Option, Ranking, ranking
+from worker.techniques.structure.unit_limits import within_budget
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
@@ -79,8 +80,11 @@ def _chosen(
     losses = allocation.by_energy(options)
     if step.allocation == "measured":
         losses = allocation.by_outputs(context, layers, known, options, step.samples)
-    limit = limit_of(step.budget, context.model)
-    kept = allocation.allotted(limit, context.model, layers, options, losses)
+    limit = within_budget(step.budget, context)
+    if limit.runtime is None:
+        kept = allocation.allotted(limit, context.model, layers, options, losses)
+    else:
+        kept = allocation.timed(limit, context, layers, options, losses)
     return [None if own is None else _of(own, given) for own, given in zip(kept, options, strict=True)]
 
 

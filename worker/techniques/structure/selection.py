@@ -18,13 +18,11 @@ from worker.structure.sound import without
 from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
-from worker.techniques.structure.unit_limits import LATENCY, UNITS, UnitLimit
+from worker.techniques.structure.meeting import met
+from worker.techniques.structure.unit_limits import UNITS, UnitLimit
 from worker.techniques.structure.units_math import Cost, Pool, descending, fitting, relative, within
 
 LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
-CORRECTIONS = 6  # of a cost by arithmetic towards the one that is counted
-CLOSE = 0.002  # of the whole, by which the two differ where no correction brings more
-CENTRE = {False: 0.999, True: 0.97}  # of a limit, what a correction aims at; a time is never the same twice
 
 Finder = Callable[[Cost, float], "dict[str, int] | None"]
 """What costs no more than so much."""
@@ -51,13 +49,12 @@ def chosen(
             return float(sum(counts.values()))
         return limit.real(context, without(context.model.module, structure, groups, _stay(pools, counts))[0])
 
-    counts = _met(limit, find, limit.cost(context, groups), real)
+    cost = limit.cost(context, groups)
+    smallest = {pool.name: pool.allowed(0) for pool in pools}
+    counts = met(limit, lambda most: find(cost, most) or smallest, cost, real)
     if counts is not None:
         return _stay(pools, counts)
-    smallest = {pool.name: pool.allowed(0) for pool in pools}
     has = real(smallest)
-    if has <= limit.most:
-        return _stay(pools, smallest)
     raise InvalidSpec(
         f"With the fewest units that every group may keep {has / limit.whole:.1%} of the {limit.measure} are left, "
         f"and {limit.share:.1%} are asked for. Give a larger budget, a smaller keep_at_least, or exclude fewer layers."
@@ -66,27 +63,6 @@ def chosen(
 
 def _stay(pools: Sequence[Pool], counts: Counts) -> dict[str, Tensor]:
     return {pool.name: pool.best(counts[pool.name]) for pool in pools}
-
-
-def _met(limit: UnitLimit, find: Finder, cost: Cost, real: Cost) -> dict[str, int] | None:
-    """The largest numbers of units that were found to be within the limit. What is found is found by arithmetic; where
-    it really costs something else, another is looked for, between an aim that was met and one that was not."""
-    best: tuple[float, dict[str, int]] | None = None
-    aim, low, high = limit.most, 0.0, limit.whole
-    for _ in range(CORRECTIONS):
-        counts = find(cost, aim)
-        if counts is None:
-            break
-        told, has = cost(counts), real(counts)
-        if has <= limit.most and (best is None or has > best[0]):
-            best = has, counts
-        if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
-            break
-        low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
-        aim *= CENTRE[limit.measure == LATENCY] * limit.most / has
-        if not low < aim < high:
-            aim = (low + high) / 2
-    return None if best is None else best[1]
 
 
 def _pools(

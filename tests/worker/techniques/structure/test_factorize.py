@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from app.contract.architecture import Architecture
-from app.contract.budgets import Budget
+from app.contract.budgets import TimedBudget
 from app.contract.errors import InvalidSpec, Unsupported
 from app.contract.factorizing import Factorize
 from app.contract.training import Training
@@ -107,7 +107,7 @@ def macs(context: Context) -> int:
 def test_a_budget_is_kept_and_used(which: str, measure: str, share: float, request: pytest.FixtureRequest) -> None:
     own: Context = request.getfixturevalue(which)
     before = {"parameters": parameters(own), "macs": macs(own), "bytes": parameters(own)}
-    details = factorize(own, budget=Budget(**{measure: share}))
+    details = factorize(own, budget=TimedBudget(**{measure: share}))
     after = {"parameters": parameters(own), "macs": macs(own), "bytes": parameters(own)}
     left = after[measure] / before[measure]
     assert share - 0.035 <= left <= share  # a rank of the largest layer is 2 % of this network
@@ -122,7 +122,7 @@ def test_a_budget_is_kept_and_used(which: str, measure: str, share: float, reque
 def test_a_budget_that_cannot_be_kept_says_what_could_be(context: Context) -> None:
     before = copy.deepcopy(context.model.module.state_dict())
     with pytest.raises(InvalidSpec, match=r"lowest ranks .* of the parameters are left, and the budget is 1.0%"):
-        factorize(context, budget=Budget(parameters=0.01))
+        factorize(context, budget=TimedBudget(parameters=0.01))
     assert all(torch.equal(tensor, before[name]) for name, tensor in context.model.module.state_dict().items())
 
 
@@ -149,7 +149,7 @@ def test_nothing_is_made_larger(context: Context) -> None:
 @pytest.mark.parametrize("allocation", ["energy", "measured"])
 def test_every_criterion_leaves_a_network_worth_having(context: Context, criterion: str, allocation: str) -> None:
     before = accuracy(context)
-    factorize(context, budget=Budget(parameters=0.6), criterion=criterion, allocation=allocation)
+    factorize(context, budget=TimedBudget(parameters=0.6), criterion=criterion, allocation=allocation)
     assert accuracy(context) > before - 0.1
 
 
@@ -161,7 +161,7 @@ def test_by_what_comes_in_less_is_lost_than_by_weights(trained: dict[str, nn.Mod
         inputs = next(own.feed.batches("train", 256)).inputs
         with torch.no_grad():
             before = own.model.module(*inputs)
-            factorize(own, budget=Budget(parameters=0.35), criterion=criterion)
+            factorize(own, budget=TimedBudget(parameters=0.35), criterion=criterion)
             lost[criterion] = float((own.model.module(*inputs) - before).square().mean())
     assert lost["activations"] < lost["weights"] / 2
 
@@ -180,7 +180,7 @@ def test_methods_take_what_they_are_for(pictures: Context, method: str) -> None:
 def test_training_recovers(pictures: Context) -> None:
     before = accuracy(pictures)
     details = factorize(
-        pictures, budget=Budget(parameters=0.4, macs=None), training=Training(epochs=8, lr=3e-3, distill={})
+        pictures, budget=TimedBudget(parameters=0.4, macs=None), training=Training(epochs=8, lr=3e-3, distill={})
     )
     assert accuracy(pictures) > before - 0.03
     assert details["training_steps"]
@@ -195,7 +195,7 @@ def test_layers_that_a_product_cannot_stand_for_stay(tmp_path: Path) -> None:
 
 
 def test_what_is_excluded_stays(context: Context) -> None:
-    details = factorize(context, budget=Budget(parameters=0.8), exclude=("0",))
+    details = factorize(context, budget=TimedBudget(parameters=0.8), exclude=("0",))
     rows: Any = details["layers"]
     assert "0" not in [row["name"] for row in rows]
     step = Factorize(energy=0.5, exclude=("*",))
@@ -213,7 +213,7 @@ def test_volumes_are_seen_by_their_channels(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv3d(3, 6, 1), nn.Conv3d(6, 8, 3, padding=1), nn.Flatten(), nn.Linear(768, 10))
     data = memory_data({"train": (volumes, torch.randint(0, 10, (64,)))})
     own = context_for(tiny_model(module, shape=(3, 4, 4, 6)), data, tmp_path)
-    step = Factorize(budget=Budget(parameters=0.5), criterion="activations", samples=64)
+    step = Factorize(budget=TimedBudget(parameters=0.5), criterion="activations", samples=64)
     layers = candidates(step, own.model)
     found = moments_of(step, own, [one.weight for one in layers])
     with torch.no_grad():
@@ -235,12 +235,12 @@ class Attended(nn.Module):
 
 def test_a_square_layer_with_its_inputs_first_is_measured_as_it_lies(tmp_path: Path) -> None:
     own = of(Attended(), (64,), tmp_path)
-    step = Factorize(budget=Budget(parameters=0.5), samples=64)
+    step = Factorize(budget=TimedBudget(parameters=0.5), samples=64)
     (one,) = (one for one in candidates(step, own.model) if one.name == "square")
     own_ranking = ranking(one, factor_math.plain(kernel_of(one.layer)), 0)
     whole = as_stored(one, own_ranking.product(Factors("svd", (64,))))
     assert torch.allclose(whole, one.weight.value(), atol=1e-5)
-    details = factorize(own, budget=Budget(parameters=0.5), allocation="measured")
+    details = factorize(own, budget=TimedBudget(parameters=0.5), allocation="measured")
     assert details["factorized_layers"]
 
 
@@ -248,7 +248,7 @@ def test_neurons_that_never_fire_do_not_make_factors_that_cannot_be_trained(cont
     layers = [layer for layer in context.model.module.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         layers[0].bias.fill_(-100.0)
-    factorize(context, budget=Budget(parameters=0.7), criterion="activations")
+    factorize(context, budget=TimedBudget(parameters=0.7), criterion="activations")
     assert all(0 <= float(own.abs().max()) < 1e3 for own in context.model.module.parameters() if own.ndim > 1)
 
 
