@@ -124,7 +124,8 @@ class _Search:
         self._pruned = snapshot(self._module)  # the last that held, before its values were shared
         self._best: Snapshot | None = None
         self._units = _Units()
-        self._had = had(context.model) if rewritable(context.model) else {}
+        self._narrows = step.narrow and rewritable(context.model)
+        self._had = had(_plain(context.model)) if self._narrows else {}
         self._whole = self._weights()
 
     def run(self) -> Details:
@@ -150,7 +151,7 @@ class _Search:
 
     def _left(self) -> Details:
         """What is left of a network that units have left."""
-        return self._units.rows() | remaining(self._had, self._context.model) if self._units.edits else {}
+        return self._units.rows() | remaining(self._had, _plain(self._context.model)) if self._units.edits else {}
 
     def _round(self) -> None:
         """Prunes to the share that is next, shares values on a copy, and judges that."""
@@ -161,7 +162,7 @@ class _Search:
         holds = attempt.metric >= self._wanted
         # Twice measured, as it is and before its values were shared, it is less by chance.
         firm = holds and (pruned + attempt.metric) / 2 >= self._wanted + self._step.margin * self._error()
-        less = narrowing(self._context, self._step.exclude, attempt) if holds else None
+        less = narrowing(self._context, self._step.exclude, attempt) if holds and self._narrows else None
         size = attempt.size if less is None else less.size
         place.rows.append(
             {
@@ -333,6 +334,11 @@ class _Search:
         self._pruned = Snapshot(parts["pruned_module"], parts["pruned_masks"])
         if "best_module" in parts:
             self._best = Snapshot(parts["best_module"], parts["best_masks"])
+
+
+def _plain(model: Model) -> Model:
+    """Without constraints, of which codebooks have parameters of their own."""
+    return replace(model, module=baked(model.module))
 
 
 def _pruned(step: Compress, context: Context) -> Context:

@@ -55,11 +55,10 @@ def narrowing(context: Context, exclude: tuple[str, ...], attempt: Attempt) -> N
     """What leaves both the context's network and the attempt's, which come of the same round; None where nothing does,
     or the file would be larger.
 
-    Layers that `exclude` names keep all that they have. Both networks have to give what they gave.
+    Layers that `exclude` names keep all that they have. Both networks have to give what they gave. The network is
+    `rewritable`.
     """
     model = replace(context.model, module=baked(context.model.module).cpu())
-    if not rewritable(model):
-        return None
     structure = structure_in(model)
     groups = _free(model.module, structure, exclude)
     inputs = [*looked_at(model), *samples_of(context.feed, SAMPLES)]
