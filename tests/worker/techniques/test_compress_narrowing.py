@@ -276,6 +276,24 @@ def test_filters_leave_convolutions_with_their_norms_and_all_places_that_read_th
     assert narrowing(context, (), Attempt(1.0, 10, snapshot(coded), coded, 8)) is None  # a larger file
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_units_of_recurrent_layers_leave(kind: str, tmp_path: Path) -> None:
+    layers: Layers = [{"type": kind, "input_size": 8, "hidden_size": 6, "output": "last"}, linear(6, 10)]
+    torch.manual_seed(0)
+    module = build_layers(layers)
+    with torch.no_grad():
+        module[0].weight_hh_l0[:, 2] = 0.0  # type: ignore[index, operator]
+        module[1].weight[:, 2:4] = 0.0  # type: ignore[operator]  # the layer itself still reads unit 3
+    context = context_for(uploaded(module, layers, tmp_path, (8, 8)), digits_data((8, 8)), tmp_path)
+    coded = copy.deepcopy(module)
+    less = narrowing(context, (), Attempt(1.0, 10**9, snapshot(coded), coded, 8))
+    assert less is not None
+    assert list(less.kept.values()) == [5]
+    x = torch.randn(3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(less.module(x), module(x), atol=1e-5)
+
+
 STEP = Compress(training=BRIEF, patience=1, rounds=1, **FEW)
 
 
