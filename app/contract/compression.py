@@ -29,7 +29,7 @@ class Compress(Strict):
     below the uploaded model's, and stops at the last that held.
 
     A round prunes a share of what is left, gradually, and trains; then, on a copy, it shares values, trains these, and
-    packs. What has no effect on any output goes too.
+    packs. What has no effect on any output goes too, and units of which nothing is left leave the network.
     """
 
     technique: Literal["compress"] = "compress"
@@ -84,6 +84,11 @@ class Compress(Strict):
             "augmentation; 0 for none. Models that take no pictures are trained on what there is.",
         ),
     ] = 1
+    narrow: bool = Field(
+        True,
+        description="Whether units that nothing reads any more leave the network, where the upload's format can say "
+        "so: the rounds that follow are faster, and what is delivered has fewer of them.",
+    )
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
     training: Training = Field(
         ROUND, description="Of every round on the way down; that of the values takes half as long."

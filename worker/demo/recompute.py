@@ -30,8 +30,9 @@ def logits_safetensors(path: Path, inputs: NDArray[Any]) -> NDArray[Any]:
 
     from worker.demo.train_lenet import lenet
 
-    model = lenet()
-    model.load_state_dict(load_file(path))
+    state = load_file(path)
+    model = lenet([len(state[f"{layer}.bias"]) for layer in (0, 3, 7, 9)])  # units may have left it
+    model.load_state_dict(state)
     with torch.inference_mode():
         return np.asarray(model.eval()(torch.from_numpy(inputs)))
 

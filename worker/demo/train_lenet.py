@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,22 @@ SPLIT = (3_500, 500, 1_000)
 Arrays = dict[str, NDArray[Any]]
 
 
-def lenet() -> nn.Sequential:
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: 61,706 parameters."""
+def lenet(widths: Sequence[int] = (6, 16, 120, 84)) -> nn.Sequential:
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: 61,706 parameters, unless its layers have other widths."""
+    first, second, third, fourth = widths
     return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
+        nn.Conv2d(1, first, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
+        nn.Conv2d(first, second, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(400, 120),
+        nn.Linear(25 * second, third),
         nn.ReLU(),
-        nn.Linear(120, 84),
+        nn.Linear(third, fourth),
         nn.ReLU(),
-        nn.Linear(84, 10),
+        nn.Linear(fourth, 10),
     )
 
 

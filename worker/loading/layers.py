@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,10 @@ class LSTM(nn.LSTM):
         super().__init__(**arguments)
         self.output = output
 
-    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]  # the states are no input here
+    def forward(self, inputs: Tensor, states: Any = None) -> Tensor:  # type: ignore[override]  # one tensor
         if inputs.is_meta:
             return _shape_of_output(self, inputs, self.output)
-        steps, (hidden, _) = super().forward(inputs)
+        steps, (hidden, _) = super().forward(inputs, states)
         return steps if self.output == "sequence" else _final(hidden, self.bidirectional)
 
 
@@ -60,10 +61,10 @@ class GRU(nn.GRU):
         super().__init__(**arguments)
         self.output = output
 
-    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]  # the state is no input here
+    def forward(self, inputs: Tensor, states: Any = None) -> Tensor:  # type: ignore[override]  # one tensor
         if inputs.is_meta:
             return _shape_of_output(self, inputs, self.output)
-        steps, hidden = super().forward(inputs)
+        steps, hidden = super().forward(inputs, states)
         return steps if self.output == "sequence" else _final(hidden, self.bidirectional)
 
 

@@ -75,14 +75,14 @@ def _trouble(module: nn.Module, inputs: Inputs, structure: Structure, group: Gro
             continue
         # A norm over the units, or something else that looks at all of them, may be the reason; of one unit, which
         # meets all, labels say nothing.
-        if count == 1 and given.shape == usual.shape and (group.units > 2 or _is_normed(module, group)):
+        if count == 1 and given.shape == usual.shape and (group.units > 2 or is_normed(module, group)):
             continue
         if given.shape != usual.shape or not hangs_together(structure, left(structure, [group], kept), other):
             return "without some of its units the network computes something else"
     return None
 
 
-def _is_normed(module: nn.Module, group: Group) -> bool:
+def is_normed(module: nn.Module, group: Group) -> bool:
     """Whether a norm has factors for the units: one over all of them, since those of batches are each unit's own."""
     layers = [module.get_submodule(cut.parameter.rpartition(".")[0]) for cut in group.cuts]
     return any("Norm" in type(layer).__name__ and not isinstance(layer, _NormBase) for layer in layers)

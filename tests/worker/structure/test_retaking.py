@@ -12,6 +12,7 @@ from torch import nn
 
 from app.contract.architecture import Architecture
 from app.contract.budgets import TimedBudget
+from app.contract.compression import Compress
 from app.contract.distillation import AutoStudent, Distill
 from app.contract.factorizing import Factorize
 from app.contract.fusing import Fuse
@@ -150,6 +151,26 @@ def test_widths_that_were_searched_are_taken_again(tmp_path: Path, kill: Any) ->
     assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow", "factorize"}
     assert again[0].model.spec == whole[0].model.spec
     assert ("resize" in attempts.said) == (kill is not in_the_last)
+
+
+class Compressed(Restructured):
+    """Dead units leave between the rounds of a search, and then what is left, with its codebooks, is trained on."""
+
+    steps = (Compress(keep=0.05, rounds=2, training=TRAINING), Finetune(training=TRAINING))
+
+
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "compress" and times == 45])
+def test_units_that_were_dead_leave_again(tmp_path: Path, kill: Any) -> None:
+    whole, attempts = Compressed(tmp_path / "whole").run(), Compressed(tmp_path)
+    with pytest.raises(Killed):
+        attempts.run(kill)
+    assert "training" in attempts.stored
+    again = attempts.run()
+    assert same(again, whole)
+    assert again[0].edits == whole[0].edits
+    assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow"}
+    assert again[0].model.spec == whole[0].model.spec
+    assert ("compress" in attempts.said) == (kill is not in_the_last)
 
 
 class Fused(Attempts):

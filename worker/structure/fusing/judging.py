@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from app.contract.facts import calibration_split
 from worker.data.batch import Inputs
+from worker.data.feed import Feed
 from worker.model import Model
 from worker.structure.blocks import passed, varied
 from worker.structure.fusing.fold_math import difference
@@ -32,6 +34,14 @@ def looked_at(model: Model) -> list[Inputs]:
         found.append(inputs)
         break
     return found
+
+
+def samples_of(feed: Feed | None, count: int) -> list[Inputs]:
+    """A few of the job's data on the CPU, where it has some."""
+    split = None if feed is None else calibration_split(feed.data.facts)
+    if feed is None or split is None:
+        return []
+    return [batch.inputs for batch in feed.batches(split, count, limit=count)]
 
 
 def _uneven(model: Model, length: int) -> Inputs:

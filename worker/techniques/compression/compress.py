@@ -22,13 +22,17 @@ from worker.evaluation.judging import Judge
 from worker.export.packed import stored_state
 from worker.model import Model
 from worker.packed import packed
+from worker.structure.edits import Edit
+from worker.structure.restructured import retake, take
 from worker.techniques.base import Details
 from worker.techniques.compression.attempt import Attempt, Snapshot, cloned, restore, snapshot
+from worker.techniques.compression.narrowing import Narrowing, narrowing, rewritable
 from worker.techniques.pruning.dead import drop_dead
 from worker.techniques.pruning.noise import noisy
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.pruning.weights import WeightSet, select
 from worker.techniques.quantization.quantize import QuantizeTechnique
+from worker.techniques.structure.limits import had, remaining
 from worker.training.finding.settle import settle
 from worker.training.randomness import random_state
 from worker.training.states import mask_state, module_state
@@ -39,6 +43,7 @@ ENTROPY_WEIGHT = 0.02  # variances of the weights that a bit is worth
 CODED_RATE = 0.4  # of the learning rate, for values that are shared
 GENTLE_RATE = 0.1  # where a network holds before its values are shared, and not behind that
 MARGIN_BYTES = 1.5  # times as many bytes are worth it to hold by the margin
+LEAST = 1e-9  # share of the weights to go, where as few are left as are to be kept
 PROBED = 0.05  # share of the weights with which the learning rate is found
 
 
@@ -80,6 +85,29 @@ class _Place:
         return own < best
 
 
+@dataclass
+class _Units:
+    """Which units have left the network, for a checkpoint: the edits, one for each time that some did, and by group how
+    many units there were and are."""
+
+    edits: list[Edit] = field(default_factory=list)
+    had: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+
+    def note(self, less: Narrowing) -> None:
+        """That some have left."""
+        self.had = self.had or less.units
+        self.kept |= less.kept
+        self.edits.append(less.edit)
+
+    def rows(self) -> Details:
+        """For the report."""
+        rows: list[dict[str, float | int | str | None]] = [
+            {"name": name, "units": units, "kept": self.kept.get(name, units)} for name, units in self.had.items()
+        ]
+        return {"groups": rows}
+
+
 class _Search:
     """One search: what stays the same over its rounds, how far it is, and the best that was found."""
 
@@ -95,6 +123,10 @@ class _Search:
         self._wanted = self._judge.wanted(step.max_accuracy_drop)
         self._pruned = snapshot(self._module)  # the last that held, before its values were shared
         self._best: Snapshot | None = None
+        self._units = _Units()
+        self._narrows = step.narrow and rewritable(context.model)
+        self._had = had(_plain(context.model)) if self._narrows else {}
+        self._whole = self._weights()
 
     def run(self) -> Details:
         self._resume()
@@ -104,24 +136,34 @@ class _Search:
         restore(self._module, self._best or self._pruned, self._context.device)
         if self._context.checkpoints is not None:
             self._context.checkpoints.clear()
-        return {
-            "wanted_validation_metric": self._judge.shown(self._wanted),
-            "held": self._best is not None,
-            "held_by_margin": self._place.firm,
-            "kept_share": self._place.held,
-            "packed_bytes": self._place.size,
-            "rounds": self._place.rows,
-        } | self._found
+        return (
+            {
+                "wanted_validation_metric": self._judge.shown(self._wanted),
+                "held": self._best is not None,
+                "held_by_margin": self._place.firm,
+                "kept_share": self._place.held,
+                "packed_bytes": self._place.size,
+                "rounds": self._place.rows,
+            }
+            | self._found
+            | self._left()
+        )
+
+    def _left(self) -> Details:
+        """What is left of a network that units have left."""
+        return self._units.rows() | remaining(self._had, _plain(self._context.model)) if self._units.edits else {}
 
     def _round(self) -> None:
         """Prunes to the share that is next, shares values on a copy, and judges that."""
         place = self._place
-        self._prune(1 - place.keep)
+        self._prune(max(1 - place.keep * (self._whole / self._weights()), LEAST))
         pruned = self._judge.module(self._module)
         attempt = self._shared(pruned)
         holds = attempt.metric >= self._wanted
         # Twice measured, as it is and before its values were shared, it is less by chance.
         firm = holds and (pruned + attempt.metric) / 2 >= self._wanted + self._step.margin * self._error()
+        less = narrowing(self._context, self._step.exclude, attempt) if holds and self._narrows else None
+        size = attempt.size if less is None else less.size
         place.rows.append(
             {
                 "round": place.number + 1,
@@ -131,20 +173,35 @@ class _Search:
                 "validation_metric_pruned": self._judge.shown(pruned),
                 "validation_metric": self._judge.shown(attempt.metric),
                 "entries": attempt.entries,
-                "packed_bytes": attempt.size,
+                "packed_bytes": size,
                 "holds": int(holds) + int(firm),
             }
         )
         place.number += 1
-        better = holds and place.better(attempt.size, firm)
+        better = holds and place.better(size, firm)
         if better:
-            self._best, place.size, place.held, place.firm = attempt.state, attempt.size, place.keep, firm
+            self._best, place.size, place.held, place.firm = attempt.state, size, place.keep, firm
             self._pruned = snapshot(self._module)
+            self._narrow(less)
         if better or (holds and not place.fine):
             place.failures = 0
             place.keep *= place.factor
         else:
             self._fail(attempt.metric)
+
+    def _narrow(self, less: Narrowing | None) -> None:
+        """The network, and both states that the search goes back to, without the units that are dead in them."""
+        if less is None or self._best is None:
+            return
+        take(self._context, less.module, [less.edit])
+        self._module = self._context.model.module
+        self._best, self._pruned = self._best.narrowed(less.entries), self._pruned.narrowed(less.entries)
+        restore(self._module, self._pruned, self._context.device)
+        self._units.note(less)
+
+    def _weights(self) -> int:
+        """How many weights the network has that can be pruned, zeros among them."""
+        return sum(weight.value().numel() for weight in select(self._module, self._step.exclude))
 
     def _fail(self, metric: float) -> None:
         """On, since fewer weights may do better; but back to the last that held where it is clearly worse, or has been
@@ -220,6 +277,7 @@ class _Search:
             self._judge.module(self._module),
             len(packed(stored_state(module, self._context.model))[0]),
             snapshot(self._module),
+            module,
             entries,
         )
         restore(self._module, before, self._context.device)
@@ -253,7 +311,7 @@ class _Search:
             "module": module_state(self._module),
             "masks": mask_state(self._module),
             "random": random_state(self._context.device),
-            "search": {"place": asdict(self._place), "wanted": self._wanted},
+            "search": {"place": asdict(self._place), "wanted": self._wanted, "units": asdict(self._units)},
             "pruned_module": self._pruned.module,
             "pruned_masks": self._pruned.masks,
         }
@@ -267,12 +325,20 @@ class _Search:
         parts = None if self._context.checkpoints is None else self._context.checkpoints.waiting()
         if parts is None:
             return
-        load_state(self._module, parts, self._context.device)
         search = parts["search"]
+        self._units = _Units(**search.get("units", {}))
+        retake(self._context, self._units.edits)
+        self._module = self._context.model.module
+        load_state(self._module, parts, self._context.device)
         self._place, self._wanted = _Place(**search["place"]), search["wanted"]
         self._pruned = Snapshot(parts["pruned_module"], parts["pruned_masks"])
         if "best_module" in parts:
             self._best = Snapshot(parts["best_module"], parts["best_masks"])
+
+
+def _plain(model: Model) -> Model:
+    """Without constraints, of which codebooks have parameters of their own."""
+    return replace(model, module=baked(model.module))
 
 
 def _pruned(step: Compress, context: Context) -> Context:

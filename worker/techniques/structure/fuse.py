@@ -7,15 +7,13 @@ from typing import ClassVar
 import torch
 from torch import fx, nn
 
-from app.contract.facts import calibration_split
 from app.contract.fusing import Fuse
 from worker.constraints import baked
 from worker.context import Context
-from worker.data.batch import Inputs
 from worker.loading.architecture import ArchitecturePlan
 from worker.model import Model
 from worker.structure.fusing.foldable import Stays
-from worker.structure.fusing.judging import looked_at
+from worker.structure.fusing.judging import looked_at, samples_of
 from worker.structure.fusing.passes import Fusion, fuse, kinds, make
 from worker.structure.patterns import matches
 from worker.structure.restructured import take
@@ -62,20 +60,11 @@ class FuseTechnique:
 
 def _found(step: Fuse, context: Context) -> Fusion:
     model, inputs = context.model, looked_at(context.model)
-    judged = [*inputs, *_samples(context)]
+    samples = samples_of(context.feed, SAMPLES)
+    judged = [*inputs, *(tuple(own.to(context.device) for own in one) for one in samples)]
     return fuse(
         model.module, inputs, judged, step.passes, _stays(step, model), for_inference=step.for_inference
     )  # fmt: skip
-
-
-def _samples(context: Context) -> list[Inputs]:
-    """A few of the job's data, where it has some."""
-    feed = context.feed
-    split = None if feed is None else calibration_split(feed.data.facts)
-    if feed is None or split is None:
-        return []
-    batches = feed.batches(split, SAMPLES, limit=SAMPLES)
-    return [tuple(own.to(context.device) for own in batch.inputs) for batch in batches]
 
 
 def _stays(step: Fuse, model: Model) -> Stays:
