@@ -42,6 +42,8 @@ from worker.request import RunRequest
 from worker.run import run_job
 from worker.techniques.registry import TECHNIQUES
 
+pytestmark = pytest.mark.usefixtures("known_memory")
+
 SHAPE = (1, 28, 28)
 SMALL = {"train": 512, "test": 300, "calibration": 64}
 NAME = "program.pt2"
@@ -54,7 +56,6 @@ import sys
 import torch
 import torch.ao.quantization.fx._decomposed
 
-pytestmark = pytest.mark.usefixtures("known_memory")
 program = torch.export.load(sys.argv[1]).module()
 inputs, wanted = torch.load(sys.argv[2])
 with torch.no_grad():
