@@ -45,10 +45,10 @@ WAYS: dict[str, Step | None] = {
     "as uploaded": None,
     "depth": Resize(budget=Budget(parameters=SHARE), samples=SAMPLES),
     "width": StructuredPrune(
-        budget=TimedBudget(parameters=SHARE), criterion="activations", scope="auto", samples=SAMPLES
+        budget=TimedBudget(parameters=SHARE), criterion="activations", scope="isomorphic", samples=SAMPLES
     ),
     "low rank": Factorize(
-        budget=Budget(parameters=SHARE), criterion="activations", samples=SAMPLES, exclude=EMBEDDINGS
+        budget=TimedBudget(parameters=SHARE), criterion="activations", samples=SAMPLES, exclude=EMBEDDINGS
     ),
 }
 
