@@ -20,8 +20,14 @@ def computes_as(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
 
 def example_on(module: nn.Module, model: Model, batch: int) -> Inputs:
     """Inputs of the model where a module of its structure, or one that takes its place, lies."""
-    device = next(module.parameters()).device
+    device = device_of(module)
     return tuple(tensor.to(device) for tensor in model.example(batch))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module lies; the CPU for one that holds nothing."""
+    tensor = next(iter((*module.parameters(), *module.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def called_layers(model: Model, layers: Sequence[nn.Module]) -> set[nn.Module]:

@@ -19,6 +19,7 @@ from worker.loading.layers import Parallel, Residual
 from worker.loading.program import read_module
 from worker.model import Model
 from worker.structure.blocks import passed, same, varied
+from worker.structure.calls import device_of
 from worker.structure.connections.cutting import Cut
 from worker.structure.connections.rewording import WAYS, Way
 
@@ -51,7 +52,7 @@ def as_program(model: Model, module: nn.Module) -> fx.GraphModule:
 
     Raises as `graph_of` does.
     """
-    device = next(module.parameters()).device
+    device = device_of(module)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.pt2"
         save_program(baked(module).cpu(), model, path)

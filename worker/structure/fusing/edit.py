@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from worker.structure.calls import device_of
 from worker.structure.fusing.fold_math import Affine, affine, before, behind
 
 FUSE = "fuse"
@@ -117,12 +118,6 @@ def _remove(module: nn.Module, name: str) -> None:
             del entries[own]
             return
     raise AttributeError(f"there is no {name}")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module lies."""
-    tensor = next(iter((*module.parameters(), *module.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 class _Known:

@@ -13,6 +13,7 @@ from worker.data.batch import Inputs
 from worker.data.feed import Feed
 from worker.model import Model
 from worker.structure.blocks import passed, varied
+from worker.structure.calls import device_of
 from worker.structure.fusing.fold_math import difference
 
 CLOSE = 1e-5  # of the largest output
@@ -21,7 +22,7 @@ MOST_DOUBLED = 50_000_000  # parameters of a network that is compared in float64
 
 def looked_at(model: Model) -> list[Inputs]:
     """Inputs of two batch sizes, and, where sizes are open, with each another; where the module lies."""
-    device = next(iter((*model.module.parameters(), *model.module.buffers()))).device
+    device = device_of(model.module)
     found = [varied(model), tuple(own.to(device) for own in model.example(3, seed=1))]
     for length in (model.example_length // 2 + 1, 2 * model.example_length):
         if all(size is not None for tensor in model.facts.inputs for size in tensor.shape):
