@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 from worker.techniques.structure.unit_limits import LATENCY, UnitLimit
@@ -27,7 +28,7 @@ def met(
     """
     best: tuple[float, Chosen] | None = None
     last: tuple[Chosen, float] | None = None
-    aim, low, high = limit.most, 0.0, limit.whole
+    aim, low, high = limit.most, 0.0, inf
     for _ in range(CORRECTIONS):
         choice = find(aim)
         if last is None or choice != last[0]:
@@ -38,7 +39,8 @@ def met(
         if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
             break
         low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
-        aim *= CENTRE[limit.measure == LATENCY] * limit.most / has
+        # Of the smallest that there is, as estimated, where that is more than was aimed at.
+        aim = max(aim, told) * CENTRE[limit.measure == LATENCY] * limit.most / has
         if not low < aim < high:
-            aim = (low + high) / 2
+            aim = (low + high) / 2 if high < inf else 2 * low
     return None if best is None else best[1]

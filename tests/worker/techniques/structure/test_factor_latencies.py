@@ -77,6 +77,16 @@ def test_a_time_that_cannot_be_kept_says_what_could_be(context: Context) -> None
         factorize(context, latency=0.1)
 
 
+def test_estimates_that_are_far_too_high_do_not_end_the_search(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every product seems to take nearly as long as the layer. The clock says otherwise: the smallest takes 0.31, and
+    the search comes nearer."""
+    usual = factor_latencies._beside
+    monkeypatch.setattr(factor_latencies, "_beside", lambda *given: [0.9 + share / 20 for share in usual(*given)])
+    assert 0.4 <= factorize(context, latency=0.6) <= 0.6
+
+
 def test_a_table_of_times_follows_what_layers_and_products_take(context: Context) -> None:
     """Runs take their work here: the table is then the share of a layer, times work by work."""
     whole = module_macs(context.model.module, (torch.zeros(1, 64),))
