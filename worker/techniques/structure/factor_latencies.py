@@ -16,9 +16,7 @@ from worker.structure.calls import example_on
 from worker.structure.forms import factored, shape_of
 from worker.techniques.structure.candidates import Candidate
 from worker.techniques.structure.latencies import RUNS, layer_shares
-from worker.techniques.structure.ranking import Option
-
-MEASURED = 4  # products of a layer that are timed; the others lie between, by their work
+from worker.techniques.structure.ranking import Option, looked_at
 
 
 def seconds(
@@ -42,10 +40,10 @@ def seconds(
 
 
 def _beside(one: Candidate, options: Sequence[Option], given: Tensor) -> list[float]:
-    """Of each option its time as a share of the layer's."""
+    """Of each option its time as a share of the layer's: of a few, and between them by their work."""
     if not options:
         return []
-    places = sorted({round(place) for place in np.linspace(0, len(options) - 1, min(MEASURED, len(options)))})
+    places = looked_at(options)
     usual = _taken(one.layer, given)
     work = [one.macs_of(option.factors) for option in options]
     told = sorted((work[place], _taken(_made(one, options[place]), given) / usual) for place in places)

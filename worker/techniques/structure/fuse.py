@@ -62,9 +62,7 @@ def _found(step: Fuse, context: Context) -> Fusion:
     model, inputs = context.model, looked_at(context.model)
     samples = samples_of(context.feed, SAMPLES)
     judged = [*inputs, *(tuple(own.to(context.device) for own in one) for one in samples)]
-    return fuse(
-        model.module, inputs, judged, step.passes, _stays(step, model), for_inference=step.for_inference
-    )  # fmt: skip
+    return fuse(model.module, inputs, judged, step.passes, _stays(step, model), for_inference=step.for_inference)
 
 
 def _stays(step: Fuse, model: Model) -> Stays:

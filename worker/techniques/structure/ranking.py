@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from worker.techniques.structure.factor_math import Metric
 RANKS = 64  # that are looked at of a matrix
 SIDE = 24  # of each side of a kernel, in pairs
 CP_RANKS = 10  # each is a decomposition of its own
+MEASURED = 4  # options of a layer that are measured
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Option:
 
     factors: Factors
     left_out: float
+
+
+def looked_at(options: Sequence[Option]) -> list[int]:
+    """The places of a few, from the first to the last, where each costs a measurement: the others lie between."""
+    return sorted({round(place) for place in np.linspace(0, len(options) - 1, min(MEASURED, len(options)))})
 
 
 class Ranking(Protocol):
