@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from app.contract.errors import InvalidSpec
 from worker.context import Context
@@ -16,7 +17,7 @@ from worker.structure.restructured import restructure
 from worker.techniques.knapsack_math import frontier
 from worker.techniques.pruning.sensitivity import measuring
 from worker.techniques.structure.candidates import Candidate
-from worker.techniques.structure.factor_latencies import plain, seconds
+from worker.techniques.structure.factor_latencies import seconds
 from worker.techniques.structure.limits import Limit
 from worker.techniques.structure.meeting import met
 from worker.techniques.structure.ranking import Option, Ranking, looked_at
@@ -86,13 +87,19 @@ def timed(
         edits = [factorized(one.name, factors) for one, factors in pairs if factors is not None]
         module = restructure(context, edits)
         for edit in edits:
-            plain(module.get_submodule(edit["layer"]))
+            _plain(module.get_submodule(edit["layer"]))
         return limit.real(context, module)
 
-    choice = met(limit, find, estimated, real)
-    if choice is None:
+    found = met(limit, find, estimated, real)
+    if found is None:
         raise _beyond(limit, real(best.choice(0)))
-    return _factors(options, choice)
+    return _factors(options, found[1])
+
+
+def _plain(module: nn.Module) -> None:
+    """Gives a module weights to be timed with: what new ones hold may be numbers that a processor is slow with."""
+    for own in module.parameters():
+        nn.init.constant_(own, 0.01)
 
 
 def _factors(options: Sequence[Sequence[Option]], choice: Sequence[int]) -> list[Factors | None]:

@@ -24,7 +24,7 @@ class Costs:
         self._fixed = 0.0
         if measure == "macs":
             counted = layer_macs(model.module, example_on(model.module, model, 1))
-            self._fixed = self._divided(model, counted, counted.get("", 0))
+            self._fixed = counted.get("", 0) - self.divide(model, counted)
         self._cuts: dict[str, list[tuple[int, Group, int]]] = {}
         for group in groups:
             for cut in group.cuts:
@@ -34,22 +34,24 @@ class Costs:
 
     def __call__(self, kept: Counts) -> float:
         """For these numbers of units, those of other groups being all there."""
-        return self._fixed + sum(each * prod(self._shape(name, kept)) for name, each in self._each.items() if each)
+        return self._fixed + sum(each * prod(self.sizes(name, kept)) for name, each in self._each.items() if each)
 
-    def _shape(self, name: str, kept: Counts) -> list[int]:
+    def sizes(self, name: str, kept: Counts) -> list[int]:
+        """The shape of a parameter."""
         sizes = list(self._shapes[name])
         for dim, group, places in self._cuts.get(name, ()):
             sizes[dim] -= (group.units - kept.get(group.name, group.units)) * places
         return sizes
 
-    def take(self, model: Model, shares: Mapping[str, float], whole: float) -> None:
-        """Measures otherwise: by what of a whole each layer has, by its name, in proportion to its weights."""
-        self._fixed = self._divided(model, {name: whole * own for name, own in shares.items()}, whole)
+    def varied(self, name: str) -> dict[int, bool]:
+        """By each dimension of a parameter, whether it falls with the units of some group."""
+        cut = {dim for dim, _, _ in self._cuts.get(name, ())}
+        return {dim: dim in cut for dim in range(len(self._shapes[name]))}
 
-    def _divided(self, model: Model, counted: Mapping[str, float], left: float) -> float:
-        """Gives each weight's entries what its layer has, without the layers in it; returns the rest, such as products
-        of activations."""
-        own = dict.fromkeys(self._each, 0.0)
+    def divide(self, model: Model, counted: Mapping[str, float]) -> float:
+        """Gives each weight's entries, and no others, what its layer has by its name, without the layers in it; returns
+        how much that is in all. The rest is nobody's, such as products of activations."""
+        own, divided = dict.fromkeys(self._each, 0.0), 0.0
         names = {id(parameter): name for name, parameter in model.module.named_parameters()}
         for path, layer in model.module.named_modules():
             # A weight that layers share has one name, and costs what it does in each of them.
@@ -60,9 +62,13 @@ class Costs:
             if whole and has > 0 and path:
                 for name in weights:
                     own[name] += has / whole
-                left -= has
+                divided += has
         self._each = own
-        return left
+        return divided
+
+    def forget(self, name: str) -> None:
+        """Lets a parameter cost nothing."""
+        self._each[name] = 0.0
 
 
 def _each(measure: str, model: Model, name: str) -> float:

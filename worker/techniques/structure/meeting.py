@@ -20,8 +20,9 @@ def met(
     find: Callable[[float], Chosen],
     estimated: Callable[[Chosen], float],
     real: Callable[[Chosen], float],
-) -> Chosen | None:
-    """The choice that has the most of those that were found to be within the limit; None where none was.
+) -> tuple[float, Chosen] | None:
+    """What it really costs, and the choice that has the most of those that were found to be within the limit; None
+    where none was.
 
     `find` gives the best that is estimated to cost no more than so much, or the smallest where none is. Where it really
     costs something else, another is looked for, between an aim that was met and one that was not.
@@ -43,4 +44,4 @@ def met(
         aim = max(aim, told) * CENTRE[limit.measure == LATENCY] * limit.most / has
         if not low < aim < high:
             aim = (low + high) / 2 if high < inf else 2 * low
-    return None if best is None else best[1]
+    return best

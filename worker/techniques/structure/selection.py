@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -19,13 +20,16 @@ from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.meeting import met
+from worker.techniques.structure.multiples import ladder
 from worker.techniques.structure.unit_limits import UNITS, UnitLimit
-from worker.techniques.structure.units_math import Cost, Pool, descending, fitting, relative, within
+from worker.techniques.structure.units_math import Cost, Pool, best, descending, fitting, relative, within
 
 LEVELS = (0.25, 0.5, 0.75)  # shares of a group's units without which the outputs are looked at
 
-Finder = Callable[[Cost, float], "dict[str, int] | None"]
-"""What costs no more than so much."""
+Stay = dict[str, Tensor]
+"""By a group's name the places of units that stay."""
+Losses = Mapping[str, Callable[[int], float]]
+"""By a group's name what is lost, by how many units stay."""
 
 
 def chosen(
@@ -35,76 +39,85 @@ def chosen(
     groups: Sequence[Group],
     limit: UnitLimit,
     least: Mapping[str, int],
-) -> dict[str, Tensor]:
+) -> Stay:
     """What stays of each group, of which `least` at least. Raises InvalidSpec, with what is reachable, for a limit that
     none is within."""
     own = scores(step, context, groups)
     groups = [group for group in groups if group.name in own]
-    pools = _pools(step, groups, own, least)
-    find = _finder(step, context, groups, pools)
-
-    def real(counts: Counts) -> float:
-        """What so many units really cost; units are what they are."""
-        if limit.measure == UNITS:
-            return float(sum(counts.values()))
-        return limit.real(context, without(context.model.module, structure, groups, _stay(pools, counts))[0])
-
+    own = _compared(step, groups, own)
     cost = limit.cost(context, groups)
-    smallest = {pool.name: pool.allowed(0) for pool in pools}
-    counts = met(limit, lambda most: find(cost, most) or smallest, cost, real)
-    if counts is not None:
-        return _stay(pools, counts)
-    has = real(smallest)
+    losses = _losses(step, context, groups, own) if step.scope == "auto" else None
+
+    def real(stay: Mapping[str, Tensor]) -> float:
+        """What these units really cost."""
+        if limit.measure == UNITS:
+            return float(sum(map(len, stay.values())))
+        return limit.real(context, without(context.model.module, structure, groups, stay)[0])
+
+    tried = []
+    for multiples in ladder(step, groups):
+        pools = [_pool(step, group, own[group.name], least, multiples) for group in groups]
+        tried.append(_nearest(limit, pools, losses, cost, real))
+        if limit.is_near(tried[-1][0]):
+            break
+    within_limit = [one for one in tried if one[0] <= limit.most]
+    if within_limit:
+        return max(within_limit, key=itemgetter(0))[1]
+    has = min(tried, key=itemgetter(0))[0]
     raise InvalidSpec(
         f"With the fewest units that every group may keep {has / limit.whole:.1%} of the {limit.measure} are left, "
         f"and {limit.share:.1%} are asked for. Give a larger budget, a smaller keep_at_least, or exclude fewer layers."
     )
 
 
-def _stay(pools: Sequence[Pool], counts: Counts) -> dict[str, Tensor]:
+def _nearest(
+    limit: UnitLimit, pools: Sequence[Pool], losses: Losses | None, cost: Cost, real: Callable[[Stay], float]
+) -> tuple[float, Stay]:
+    """What stays so that the limit is met as nearly as it can be, or the fewest units; and what these really cost."""
+    smallest = {pool.name: pool.allowed(0) for pool in pools}
+
+    def find(most: float) -> dict[str, int]:
+        found = fitting(pools, cost, most) if losses is None else descending(pools, losses, cost, most)
+        return found or smallest
+
+    found = met(limit, find, cost, lambda counts: real(_stay(pools, counts)))
+    if found is not None:
+        return found[0], _stay(pools, found[1])
+    return real(_stay(pools, smallest)), _stay(pools, smallest)
+
+
+def _stay(pools: Sequence[Pool], counts: Counts) -> Stay:
     return {pool.name: pool.best(counts[pool.name]) for pool in pools}
 
 
-def _pools(
-    step: StructuredPrune, groups: Sequence[Group], own: Mapping[str, Tensor], least: Mapping[str, int]
-) -> list[Pool]:
+def _compared(step: StructuredPrune, groups: Sequence[Group], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores that a unit's may be held against."""
     own = {name: relative(values) for name, values in own.items()}
     if step.scope == "local":
-        own = within(own, {group.name: group.name for group in groups})
-    elif step.scope == "isomorphic":
-        own = within(own, {group.name: group.pattern for group in groups})
-    return [
-        Pool(
-            group.name,
-            own[group.name],
-            least[group.name],
-            1 if group.in_blocks else min(step.round_to, group.units),
-            group.pattern if step.scope == "local" else None,
-        )
-        for group in groups
-    ]
+        return within(own, {group.name: group.name for group in groups})
+    if step.scope == "isomorphic":
+        return within(own, {group.name: group.pattern for group in groups})
+    return own
 
 
-def _finder(step: StructuredPrune, context: Context, groups: Sequence[Group], pools: Sequence[Pool]) -> Finder:
-    if step.scope != "auto":
-        return lambda cost, most: fitting(pools, cost, most)
-    losses = _losses(step, context, groups, pools)
-    return lambda cost, most: descending(pools, losses, cost, most)
+def _pool(
+    step: StructuredPrune, group: Group, scores: Tensor, least: Mapping[str, int], multiples: Mapping[str, int]
+) -> Pool:
+    tie = group.pattern if step.scope == "local" else None
+    return Pool(group.name, scores, least[group.name], multiples[group.name], tie)
 
 
-def _losses(
-    step: StructuredPrune, context: Context, groups: Sequence[Group], pools: Sequence[Pool]
-) -> dict[str, Callable[[int], float]]:
+def _losses(step: StructuredPrune, context: Context, groups: Sequence[Group], own: Mapping[str, Tensor]) -> Losses:
     """By how many units stay: how far the outputs are from what they were, where nobody reads the others."""
     told = drift(context, step.samples, "Scope auto looks at outputs for data")
-    found: dict[str, Callable[[int], float]] = {}
-    for place, (group, pool) in enumerate(zip(groups, pools, strict=True)):
+    found = {}
+    for place, group in enumerate(groups):
         counts, lost = [group.units], [0.0]
         for level in LEVELS:
             count = max(1, round((1 - level) * group.units))
             if count < counts[-1]:
                 gone = torch.ones(group.units, dtype=torch.bool)
-                gone[pool.best(count)] = False
+                gone[best(own[group.name], count)] = False
                 counts.append(count)
                 lost.append(max(lost[-1], _unread(context.model.module, group, gone, told)))
         # Without any there is nothing left of what the group says: taken to go on as it did.

@@ -14,8 +14,10 @@ from worker.constraints import baked
 from worker.context import Context
 from worker.structure.groups import Group
 from worker.techniques.structure.costs import Costs, Counts
-from worker.techniques.structure.latencies import Runtime, layer_shares
+from worker.techniques.structure.latencies import Runtime
 from worker.techniques.structure.limits import Limit, measured
+from worker.techniques.structure.unit_latencies import Latencies
+from worker.techniques.structure.units_math import NEAR as ENOUGH
 
 UNITS = "units"
 LATENCY = "latency"
@@ -35,15 +37,17 @@ class UnitLimit(Limit):
         """As nearly as it can be."""
         return self.most * (1 - NEAR.get(self.measure, NEAR_COUNTED)) <= real <= self.most
 
+    def is_near(self, real: float) -> bool:
+        """As nearly as is asked for."""
+        return self.most * (1 - NEAR.get(self.measure, ENOUGH)) <= real <= self.most
+
     def cost(self, context: Context, groups: Sequence[Group]) -> Callable[[Counts], float]:
         """By arithmetic, for how many units each group keeps of the network as it stands."""
         if self.measure == UNITS:
             return lambda kept: float(sum(kept.values()))
         if self.runtime is None:
             return Costs(self.measure, context.model, groups)
-        costs = Costs(self.measure, context.model, groups)
-        costs.take(context.model, layer_shares(context), self.runtime.of(baked(context.model.module)))
-        return costs
+        return Latencies(context, groups, self.runtime.of(baked(context.model.module)))
 
     def real(self, context: Context, module: nn.Module) -> float:
         """Of a network that could take the place of the context's: counted, or measured, on itself."""

@@ -10,6 +10,7 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
+PLATEAU = 4  # steps of a group that may save nothing
 NEAR = 0.02  # of a limit, below which a cost is not what was asked for
 Cost = Callable[[Mapping[str, int]], float]
 """Of so many units of each group."""
@@ -47,8 +48,12 @@ class Pool:
 
     def best(self, count: int) -> Tensor:
         """The places of so many, in order."""
-        order = self.scores.sort(descending=True, stable=True).indices
-        return order[:count].sort().values
+        return best(self.scores, count)
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """The places of so many of the highest scores, in order."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 def relative(scores: Tensor) -> Tensor:
@@ -160,17 +165,28 @@ def descending(
     kept = {pool.name: pool.units for pool in pools}
     at = cost(kept)
     while at > most:
-        best: tuple[float, str, int, float] | None = None
+        least: tuple[float, str, int, float] | None = None
         for pool in pools:
             now = kept[pool.name]
-            fewer = pool.allowed(now - max(pool.step, pool.units // 16))
-            if fewer >= now:
-                continue
-            then = cost({**kept, pool.name: fewer})
+            fewer, then = _fewer(pool, kept, cost, at)
             lost = max(0.0, losses[pool.name](fewer) - losses[pool.name](now))
-            if then < at and (best is None or lost / (at - then) < best[0]):
-                best = lost / (at - then), pool.name, fewer, then
-        if best is None:
+            if then < at and (least is None or lost / (at - then) < least[0]):
+                least = lost / (at - then), pool.name, fewer, then
+        if least is None:
             return None
-        _, name, kept[name], at = best
+        _, name, kept[name], at = least
     return nearer(pools, filled(pools, kept, cost, most), cost, most)
+
+
+def _fewer(pool: Pool, kept: Mapping[str, int], cost: Cost, at: float) -> tuple[int, float]:
+    """The next smaller number of units that costs less, and what it costs: of channels that a processor computes in
+    blocks a few less may cost the same."""
+    now, then = kept[pool.name], at
+    for steps in range(1, PLATEAU + 1):
+        fewer = pool.allowed(now - steps * max(pool.step, pool.units // 16))
+        if fewer >= now:
+            break
+        then = cost({**kept, pool.name: fewer})
+        if then < at:
+            return fewer, then
+    return now, then

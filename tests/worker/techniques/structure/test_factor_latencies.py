@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,12 @@ from tests.worker.helpers import context_for, memory_data, tiny_model
 from worker.context import Context
 from worker.evaluation.macs import module_macs
 from worker.techniques.structure import factor_latencies, unit_limits
-from worker.techniques.structure.candidates import candidates
+from worker.techniques.structure.candidates import Candidate, candidates
 from worker.techniques.structure.factor_latencies import seconds
 from worker.techniques.structure.factorize import FactorizeTechnique
 from worker.techniques.structure.metrics import metrics
-from worker.techniques.structure.ranking import ranking
+from worker.techniques.structure.operators import Shape
+from worker.techniques.structure.ranking import Option, ranking
 
 PER_MAC, PER_LAYER = 1e-9, 2e-5  # seconds of the clock: a product is work and calls
 
@@ -36,10 +39,13 @@ class Clock:
         return PER_MAC * module_macs(module, (torch.zeros(1, 64),)) + PER_LAYER * layers
 
 
-def shares(module: nn.Module) -> dict[str, float]:
-    """By work, as estimates are here: they know nothing of what a call costs."""
-    work = {name: own.weight.numel() for name, own in module.named_modules() if isinstance(own, nn.Linear)}
-    return {name: own / sum(work.values()) for name, own in work.items()}
+class Work:
+    """Estimates are work, here: they know nothing of what a call costs."""
+
+    def __init__(self, threads: int) -> None: ...
+
+    def seconds(self, chain: Sequence[nn.Module], given: Shape) -> float:
+        return PER_MAC * module_macs(nn.Sequential(*chain), (torch.zeros(given),))
 
 
 @pytest.fixture
@@ -49,8 +55,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
     module = nn.Sequential(*[one for layer in layers for one in (layer, nn.ReLU())][:-1])
     monkeypatch.setattr(unit_limits, "Runtime", Clock)
-    monkeypatch.setattr(factor_latencies, "_taken", lambda layer, given: float(module_macs(layer, (given,))))
-    monkeypatch.setattr(factor_latencies, "layer_shares", lambda context: shares(context.model.module))
+    monkeypatch.setattr(factor_latencies, "Clock", Work)
     data = memory_data({"train": (torch.randn(64, 64), torch.randint(0, 10, (64,)))})
     return context_for(tiny_model(module, shape=(64,)), data, tmp_path)
 
@@ -82,18 +87,35 @@ def test_estimates_that_are_far_too_high_do_not_end_the_search(
 ) -> None:
     """Every product seems to take nearly as long as the layer. The clock says otherwise: the smallest takes 0.31, and
     the search comes nearer."""
-    usual = factor_latencies._beside
-    monkeypatch.setattr(factor_latencies, "_beside", lambda *given: [0.9 + share / 20 for share in usual(*given)])
+    usual = factor_latencies._table
+
+    def high(*given: Any) -> list[float]:
+        first, *others = usual(*given)
+        return [first, *(0.9 * first + own / 20 for own in others)]
+
+    monkeypatch.setattr(factor_latencies, "_table", high)
     assert 0.4 <= factorize(context, latency=0.6) <= 0.6
 
 
-def test_a_table_of_times_follows_what_layers_and_products_take(context: Context) -> None:
-    """Runs take their work here: the table is then the share of a layer, times work by work."""
-    whole = module_macs(context.model.module, (torch.zeros(1, 64),))
+def options_of(context: Context) -> tuple[list[Candidate], list[list[Option]]]:
     step = Factorize(budget=TimedBudget(latency=0.5))
     layers = candidates(step, context.model)
     own = metrics(step, context, layers)
-    options = [ranking(one, own[one.name], 0).options() for one in layers]
-    told = seconds(context, layers, options, float(whole))
+    return layers, [ranking(one, own[one.name], 0).options() for one in layers]
+
+
+def test_a_table_of_times_follows_what_layers_and_products_take(context: Context) -> None:
+    layers, options = options_of(context)
+    told = seconds(context, layers, options, 1.0)
     for one, given, times in zip(layers, options, told, strict=True):
-        assert times == pytest.approx([one.macs, *(one.macs_of(option.factors) for option in given)])
+        work = [one.macs, *(one.macs_of(option.factors) for option in given)]
+        assert times == pytest.approx([PER_MAC * own for own in work])
+
+
+def test_layers_take_no_more_than_the_network(context: Context) -> None:
+    """By themselves they would take three times as long."""
+    layers, options = options_of(context)
+    whole = PER_MAC * sum(one.macs for one in layers) / 3
+    told = seconds(context, layers, options, whole)
+    assert sum(own[0] for own in told) == pytest.approx(whole)
+    assert told[0][1] / told[0][0] == pytest.approx(layers[0].macs_of(options[0][0].factors) / layers[0].macs)

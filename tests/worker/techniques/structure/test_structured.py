@@ -25,6 +25,7 @@ from worker.structure import edits
 from worker.structure.groups import structure_of
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
+from worker.techniques.structure import multiples
 from worker.techniques.structure.lasso import Lasso
 from worker.training.loop import train
 
@@ -177,6 +178,28 @@ def test_groups_keep_a_multiple_or_all(context: Context, step: int) -> None:
         return
     assert all(stays % step == 0 or stays == units for units, stays in told.values())
     assert sizes(context.model.module)["parameters"] <= 0.6 * sizes(context.teacher)["parameters"]
+
+
+@pytest.mark.parametrize("share", [0.65, 0.5, 0.3, 0.1])
+def test_auto_is_the_first_multiple_that_meets_the_budget(
+    trained: nn.Module, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """The macs are met within 2 %, or as nearly as single units can."""
+    monkeypatch.setattr(multiples, "block", lambda: multiples.NARROW)
+
+    def pruned(round_to: Any) -> tuple[float, dict[str, tuple[int, int]]]:
+        context = of(trained, digits, tmp_path)
+        told = kept(prune(context, round_to=round_to, keep_at_least=0, budget=TimedBudget(macs=share)))
+        return sizes(context.model.module)["macs"] / sizes(context.teacher)["macs"], told
+
+    for round_to in multiples.FINER:
+        try:
+            expected = pruned(round_to)
+        except InvalidSpec:
+            continue
+        if expected[0] >= 0.98 * share:
+            break
+    assert pruned("auto") == expected
 
 
 def test_every_group_keeps_its_share(context: Context) -> None:

@@ -142,6 +142,13 @@ def test_by_losses_the_group_goes_that_loses_least_for_what_it_saves() -> None:
     assert descending(found, losses, lambda own: own["cheap"] + 5 * own["dear"], 91) == {"cheap": 16, "dear": 15}
 
 
+def test_steps_that_save_nothing_are_taken_with_those_that_do() -> None:
+    """Costs in blocks of 4: a unit less is no cheaper, four are."""
+    found = [pool("x", [float(own) for own in range(16)])]
+    losses = {"x": lambda count: float(16 - count)}
+    assert descending(found, losses, lambda own: -(-own["x"] // 4), 3) == {"x": 12}
+
+
 @given(pools(), st.floats(0.1, 0.9))
 def test_local_takes_the_same_share_of_every_group(found: list[Pool], share: float) -> None:
     own = within({one.name: one.scores for one in found}, {one.name: one.name for one in found})
