@@ -5,34 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worker.loading.layers import Residual
+
 BATCH = 128  # of `trained`
 
 
-class Block(nn.Module):
-    """Two convolutions and a way around them (He 2015)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        same = stride == 1 and before == after
-        self.around = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[batch, before, height, width] -> [batch, after, height / stride, width / stride]."""
-        return nn.functional.relu(self.body(inputs) + self.around(inputs))
+def block(before: int, after: int, stride: int) -> list[nn.Module]:
+    """Two convolutions, a way around them, and what follows: [batch, before, height, width] to [batch, after,
+    height / stride, width / stride]."""
+    layers = nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+        nn.Conv2d(after, after, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(after),
+    )
+    around = [] if stride == 1 and before == after else [nn.Conv2d(before, after, 1, stride, bias=False)]
+    return [Residual(layers, nn.Sequential(*around)), nn.ReLU()]
 
 
-def resnet() -> nn.Module:
+def resnet() -> nn.Sequential:
     """ResNet-20's widths and depths on one channel: 0.27 million parameters."""
-    blocks = [Block(16, 16, 1) for _ in range(3)]
-    for before, after in ((16, 32), (32, 64)):
-        blocks += [Block(before, after, 2), Block(after, after, 1), Block(after, after, 1)]
+    sizes = [
+        (16, 16, 1),
+        (16, 16, 1),
+        (16, 16, 1),
+        (16, 32, 2),
+        (32, 32, 1),
+        (32, 32, 1),
+        (32, 64, 2),
+        (64, 64, 1),
+        (64, 64, 1),
+    ]
+    blocks = [layer for own in sizes for layer in block(*own)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
     return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks, *head)
 
