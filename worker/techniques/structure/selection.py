@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from operator import itemgetter
 
@@ -21,6 +22,7 @@ from worker.techniques.structure.costs import Counts
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.meeting import met
 from worker.techniques.structure.multiples import ladder
+from worker.techniques.structure.statistics import Statistics, running
 from worker.techniques.structure.unit_limits import UNITS, UnitLimit
 from worker.techniques.structure.units_math import Cost, Pool, best, descending, fitting, relative, within
 
@@ -108,8 +110,10 @@ def _pool(
 
 
 def _losses(step: StructuredPrune, context: Context, groups: Sequence[Group], own: Mapping[str, Tensor]) -> Losses:
-    """By how many units stay: how far the outputs are from what they were, where nobody reads the others."""
+    """By how many units stay: how far the outputs are from what they were, where nobody reads the others and batch
+    norms have found their statistics again. With the old ones whatever goes seems to cost all there is."""
     told = drift(context, step.samples, "Scope auto looks at outputs for data")
+    statistics = Statistics(context, step.samples)
     found = {}
     for place, group in enumerate(groups):
         counts, lost = [group.units], [0.0]
@@ -118,8 +122,10 @@ def _losses(step: StructuredPrune, context: Context, groups: Sequence[Group], ow
             if count < counts[-1]:
                 gone = torch.ones(group.units, dtype=torch.bool)
                 gone[best(own[group.name], count)] = False
-                counts.append(count)
-                lost.append(max(lost[-1], _unread(context.model.module, group, gone, told)))
+                with _unread(context.model.module, group, gone):
+                    statistics.of(context.model.module)
+                    counts.append(count)
+                    lost.append(max(lost[-1], told()))
         # Without any there is nothing left of what the group says: taken to go on as it did.
         counts.append(0)
         lost.append(2 * lost[-1] if len(lost) > 1 else 1.0)
@@ -133,10 +139,11 @@ def _curve(counts: Sequence[int], lost: Sequence[float]) -> Callable[[int], floa
     return lambda count: float(np.interp(count, at, values))
 
 
-def _unread(module: nn.Module, group: Group, gone: Tensor, told: Callable[[], float]) -> float:
-    """How far the outputs are where nobody reads what is gone; the network is left as it was."""
-    tensors = dict(module.named_parameters())
-    before: dict[str, Tensor] = {}
+@contextmanager
+def _unread(module: nn.Module, group: Group, gone: Tensor) -> Iterator[None]:
+    """Within it nobody reads what is gone; behind it the network is what it was, with its statistics."""
+    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **running(module)}
+    before = {name: own.clone() for name, own in running(module).items()}
     with torch.no_grad():
         for cut in group.cuts:
             if not cut.made:
@@ -144,7 +151,7 @@ def _unread(module: nn.Module, group: Group, gone: Tensor, told: Callable[[], fl
                 before.setdefault(cut.parameter, tensor.detach().clone())
                 tensor.index_fill_(cut.dim, cut.places[gone].reshape(-1).to(tensor.device), 0.0)
         try:
-            return told()
+            yield
         finally:
             for name, values in before.items():
                 tensors[name].copy_(values)

@@ -35,11 +35,7 @@ class Statistics:
         if not self._inputs:
             return {}
         renew(module, self._inputs)
-        return {
-            f"{path}.{name}".lstrip("."): getattr(layer, name).clone()
-            for path, layer in followed(module).items()
-            for name in ("running_mean", "running_var")
-        }
+        return {name: own.clone() for name, own in running(module).items()}
 
 
 def whole(batches: Sequence[Inputs]) -> list[Inputs]:
@@ -53,6 +49,15 @@ def followed(module: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norms that have statistics, by name."""
     named = module.named_modules()
     return {name: one for name, one in named if isinstance(one, _BatchNorm) and one.running_mean is not None}
+
+
+def running(module: nn.Module) -> Found:
+    """The statistics themselves."""
+    return {
+        f"{path}.{name}".lstrip("."): getattr(layer, name)
+        for path, layer in followed(module).items()
+        for name in ("running_mean", "running_var")
+    }
 
 
 def renew(module: nn.Module, batches: Sequence[Inputs]) -> None:

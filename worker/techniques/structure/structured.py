@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
 from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import had, remaining
-from worker.techniques.structure.selection import chosen, least_of
+from worker.techniques.structure.selection import Stay, chosen, least_of
+from worker.techniques.structure.statistics import Found, Statistics
 from worker.techniques.structure.unit_limits import limit_for
 from worker.training.finding.settle import settle
 from worker.training.loop import train
@@ -167,10 +168,16 @@ class _Rounds:
         groups = [group for group in structure.groups if group.name in own]
         share = self._limit.share ** (number / self._step.rounds)
         limit = replace(self._limit, share=share)
-        kept: Mapping[str, torch.Tensor] = context.ranks.told(
-            lambda: chosen(self._step, context, structure, groups, limit, self._least)
-        )
+
+        def choose() -> tuple[Stay, Found]:
+            """Which units stay, and the statistics of batch norms without the others."""
+            kept = chosen(self._step, context, structure, groups, limit, self._least)
+            module, _ = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)
+            return kept, Statistics(context, self._step.samples).of(module)
+
+        kept, statistics = context.ranks.told(choose)
         module, edit = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)
+        module.load_state_dict(statistics, strict=False)
         take(context, module, [edit])
         self._done.edits.append(edit)
         self._done.units |= {name: len(places) for name, places in kept.items()}

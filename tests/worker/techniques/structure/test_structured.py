@@ -26,7 +26,10 @@ from worker.structure.groups import structure_of
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.structure import multiples
+from worker.techniques.structure.importance import scores
 from worker.techniques.structure.lasso import Lasso
+from worker.techniques.structure.selection import _losses
+from worker.techniques.structure.structured import structure_in
 from worker.training.loop import train
 
 PICTURES = (1, 8, 8)
@@ -372,3 +375,31 @@ def test_after_a_kill_it_goes_on_with_the_part_and_ends_with_equal_bits(
     assert second.edits == whole.edits
     ours, theirs = second.model.module.state_dict(), whole.model.module.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_batch_norms_find_their_statistics_again(context: Context, trained: nn.Module, tmp_path: Path) -> None:
+    """Without the units that went those of the whole are wrong, and without samples they stay as they were."""
+    prune(context, budget=TimedBudget(macs=0.5))
+    blind = of(trained, None, tmp_path / "blind")
+    prune(blind, budget=TimedBudget(macs=0.5))
+    blind.feed = context.feed
+    score = context.feed.score if context.feed else None
+    assert score is not None
+    was = score(lambda inputs: blind.model.module.eval()(*inputs), "test")[0]
+    assert accuracy(context) > was + 0.1
+    layer: Any = next(one for one in context.model.module.modules() if isinstance(one, nn.BatchNorm2d))
+    other: Any = next(one for one in blind.model.module.modules() if isinstance(one, nn.BatchNorm2d))
+    assert torch.equal(layer.weight, other.weight)
+    assert not torch.equal(layer.running_var, other.running_var)
+
+
+def test_a_look_at_what_is_lost_leaves_the_network_as_it_was(context: Context) -> None:
+    step = StructuredPrune(sparsity=0.5, scope="auto", samples=64)
+    module = context.model.module
+    before = copy.deepcopy(module.state_dict())
+    groups = structure_in(context.model).groups
+    losses = _losses(step, context, groups, scores(step, context, groups))
+    assert all(torch.equal(own, module.state_dict()[name]) for name, own in before.items())
+    for group in groups:
+        told = [losses[group.name](count) for count in (group.units, group.units // 2, group.units // 4)]
+        assert 0 == told[0] < told[1] <= told[2]
