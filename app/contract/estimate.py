@@ -181,13 +181,14 @@ def _blocks(model: ModelFacts) -> int:
 
 
 def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: DatasetFacts | None) -> float:
-    """For gradients or inputs in every round, for what each group does to the outputs, and for a training in front."""
+    """In every round for gradients or inputs, for statistics of batch norms, and for those and outputs without parts
+    of each group; and for a training in front."""
     given = min(step.samples, _samples(dataset, calibration_split(dataset)))
-    passes = 1.0 * step.rounds * given if step.criterion == "activations" else 0.0
+    passes = (1.0 + (step.criterion == "activations")) * step.rounds * given
     if step.criterion in BY_GRADIENTS:
         passes += step.rounds * TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     if step.scope == "auto":
-        passes += step.rounds * len(model.layers) * LEVELS_MEASURED * given
+        passes += 2 * step.rounds * len(model.layers) * LEVELS_MEASURED * given
     return passes + (0.0 if step.lasso is None else _training_passes(step.lasso.training, dataset))
 
 

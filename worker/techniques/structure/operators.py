@@ -31,7 +31,10 @@ Shape = tuple[int, ...]
 
 
 def has_operator(layer: nn.Module) -> bool:
-    """Whether a layer is one matrix or convolution, of all channels or of each alone."""
+    """Whether a layer is one matrix or convolution, of all channels or of each alone, whose weight is
+    not computed."""
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return False
     if computes_as(layer, nn.Linear) or is_transformers_conv1d(layer):
         return True
     if not isinstance(layer, CONVOLUTIONS) or not computes_as(layer, *CONVOLUTIONS):
@@ -40,13 +43,15 @@ def has_operator(layer: nn.Module) -> bool:
 
 
 def shapes_given(context: Context, layers: Mapping[str, nn.Module]) -> dict[str, list[Shape]]:
-    """By the name of each layer, for each of its calls in a pass of one sample, the shape of what comes in."""
+    """By the name of each layer, for each of its calls in a pass of one sample, the shape of what comes in; of a
+    convolution with a batch, which it may do without in torch."""
     module, found = context.model.module.eval(), {name: list[Shape]() for name in layers}
 
     def see(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+        def hook(layer: Any, given: tuple[Any, ...]) -> None:
             if given:
-                found[name].append(tuple(given[0].shape))
+                single = isinstance(layer, CONVOLUTIONS) and given[0].ndim == len(layer.kernel_size) + 1
+                found[name].append((1,) * single + tuple(given[0].shape))
 
         return hook
 
@@ -65,12 +70,12 @@ class Clock:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._known: dict[tuple[str, Shape], float] = {}
+        self._known: dict[Any, float] = {}
         self._call = self._taken((), (1, 1))
 
-    def seconds(self, chain: Sequence[nn.Module], given: Shape) -> float:
+    def seconds(self, chain: Sequence[Any], given: Shape) -> float:
         """For an input of a shape the median of a few runs; layers that look alike are timed once."""
-        key = " ".join(map(repr, chain)), given
+        key = given, *((repr(layer), tuple(layer.weight.shape)) for layer in chain)
         if key not in self._known:
             self._known[key] = max(0.0, self._taken(chain, given) - self._call)
         return self._known[key]
@@ -111,10 +116,10 @@ Parts = tuple[list[Any], list[Any]]
 """Nodes, and tensors that they read."""
 
 
-def _matrix(layer: nn.Module, names: Sequence[str]) -> Parts:
+def _matrix(layer: Any, names: Sequence[str]) -> Parts:
     """As torch's exporter writes it."""
     given, weight, bias, made = names
-    shape = tuple(layer.get_parameter("weight").shape)
+    shape = tuple(layer.weight.shape)
     inputs, outputs = shape if is_transformers_conv1d(layer) else shape[::-1]
     held = [_tensor((inputs, outputs), weight)]
     if getattr(layer, "bias", None) is None:

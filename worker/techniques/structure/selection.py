@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from operator import itemgetter
@@ -50,11 +50,16 @@ def chosen(
     cost = limit.cost(context, groups)
     losses = _losses(step, context, groups, own) if step.scope == "auto" else None
 
+    known: dict[tuple[int, ...], float] = {}
+
     def real(stay: Mapping[str, Tensor]) -> float:
-        """What these units really cost."""
-        if limit.measure == UNITS:
-            return float(sum(map(len, stay.values())))
-        return limit.real(context, without(context.model.module, structure, groups, stay)[0])
+        """What these units really cost: how many, of each group the best, says which."""
+        counts = tuple(map(len, stay.values()))
+        if counts not in known:
+            counted = limit.measure == UNITS
+            made = context.model.module if counted else without(context.model.module, structure, groups, stay)[0]
+            known[counts] = float(sum(counts)) if counted else limit.real(context, made)
+        return known[counts]
 
     tried = []
     for multiples in ladder(step, groups):
@@ -63,8 +68,9 @@ def chosen(
         if limit.is_near(tried[-1][0]):
             break
     within_limit = [one for one in tried if one[0] <= limit.most]
-    if within_limit:
-        return max(within_limit, key=itemgetter(0))[1]
+    for has, stay in within_limit:  # of those that are as good the coarsest
+        if has >= (1 - limit.near) * max(within_limit, key=itemgetter(0))[0]:
+            return stay
     has = min(tried, key=itemgetter(0))[0]
     raise InvalidSpec(
         f"With the fewest units that every group may keep {has / limit.whole:.1%} of the {limit.measure} are left, "
@@ -112,25 +118,27 @@ def _pool(
 def _losses(step: StructuredPrune, context: Context, groups: Sequence[Group], own: Mapping[str, Tensor]) -> Losses:
     """By how many units stay: how far the outputs are from what they were, where nobody reads the others and batch
     norms have found their statistics again. With the old ones whatever goes seems to cost all there is."""
-    told = drift(context, step.samples, "Scope auto looks at outputs for data")
-    statistics = Statistics(context, step.samples)
+    statistics, module = Statistics(context, step.samples), context.model.module
     found = {}
-    for place, group in enumerate(groups):
-        counts, lost = [group.units], [0.0]
-        for level in LEVELS:
-            count = max(1, round((1 - level) * group.units))
-            if count < counts[-1]:
-                gone = torch.ones(group.units, dtype=torch.bool)
-                gone[best(own[group.name], count)] = False
-                with _unread(context.model.module, group, gone):
-                    statistics.of(context.model.module)
-                    counts.append(count)
-                    lost.append(max(lost[-1], told()))
-        # Without any there is nothing left of what the group says: taken to go on as it did.
-        counts.append(0)
-        lost.append(2 * lost[-1] if len(lost) > 1 else 1.0)
-        found[group.name] = _curve(counts, lost)
-        context.progress(0.1 * (place + 1) / len(groups))
+    with _as_it_is(module):
+        statistics.of(module)
+        told = drift(context, step.samples, "Scope auto looks at outputs for data")
+        for place, group in enumerate(groups):
+            counts, lost = [group.units], [0.0]
+            for level in LEVELS:
+                count = max(1, round((1 - level) * group.units))
+                if count < counts[-1]:
+                    gone = torch.ones(group.units, dtype=torch.bool)
+                    gone[best(own[group.name], count)] = False
+                    with _unread(module, group, gone):
+                        statistics.of(module)
+                        counts.append(count)
+                        lost.append(max(lost[-1], told()))
+            # Without any there is nothing left of what the group says: taken to go on as it did.
+            counts.append(0)
+            lost.append(2 * lost[-1] if len(lost) > 1 else 1.0)
+            found[group.name] = _curve(counts, lost)
+            context.progress(0.1 * (place + 1) / len(groups))
     return found
 
 
@@ -141,18 +149,24 @@ def _curve(counts: Sequence[int], lost: Sequence[float]) -> Callable[[int], floa
 
 @contextmanager
 def _unread(module: nn.Module, group: Group, gone: Tensor) -> Iterator[None]:
-    """Within it nobody reads what is gone; behind it the network is what it was, with its statistics."""
-    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **running(module)}
-    before = {name: own.clone() for name, own in running(module).items()}
-    with torch.no_grad():
-        for cut in group.cuts:
-            if not cut.made:
-                tensor = tensors[cut.parameter]
-                before.setdefault(cut.parameter, tensor.detach().clone())
-                tensor.index_fill_(cut.dim, cut.places[gone].reshape(-1).to(tensor.device), 0.0)
-        try:
-            yield
-        finally:
+    """Within it nobody reads what is gone; behind it the network is what it was."""
+    readers = [cut for cut in group.cuts if not cut.made]
+    with _as_it_is(module, {cut.parameter for cut in readers}), torch.no_grad():
+        for cut in readers:
+            tensor = module.get_parameter(cut.parameter)
+            tensor.index_fill_(cut.dim, cut.places[gone].reshape(-1).to(tensor.device), 0.0)
+        yield
+
+
+@contextmanager
+def _as_it_is(module: nn.Module, parameters: Collection[str] = ()) -> Iterator[None]:
+    """Behind it these and the statistics of batch norms are what they were."""
+    tensors = {name: module.get_parameter(name) for name in parameters} | running(module)
+    before = {name: own.detach().clone() for name, own in tensors.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
             for name, values in before.items():
                 tensors[name].copy_(values)
 

@@ -67,10 +67,11 @@ def renew(module: nn.Module, batches: Sequence[Inputs]) -> None:
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     counts = dict.fromkeys(layers, 0)
 
-    def count(layer: Any, _: object) -> None:
-        """A layer that computes twice a pass counts twice."""
-        counts[layer] += 1
-        layer.momentum = 1 / counts[layer]
+    def count(layer: Any, given: tuple[Tensor, ...]) -> None:
+        """A layer that computes twice a pass counts twice; one value a channel has no variance."""
+        layer.train(given[0].numel() > given[0].shape[1])
+        counts[layer] += layer.training
+        layer.momentum = 1 / max(1, counts[layer])
 
     hooks = [layer.register_forward_pre_hook(count) for layer in layers]
     module.eval()

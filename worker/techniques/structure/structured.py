@@ -26,7 +26,7 @@ from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import had, remaining
 from worker.techniques.structure.selection import Stay, chosen, least_of
 from worker.techniques.structure.statistics import Found, Statistics
-from worker.techniques.structure.unit_limits import limit_for
+from worker.techniques.structure.unit_limits import UNITS, limit_for
 from worker.training.finding.settle import settle
 from worker.training.loop import train
 
@@ -167,6 +167,8 @@ class _Rounds:
         own = {group.name for group in self._groups}
         groups = [group for group in structure.groups if group.name in own]
         share = self._limit.share ** (number / self._step.rounds)
+        if self._limit.measure == UNITS:  # a group of a single unit is none any more
+            share -= (len(self._groups) - len(groups)) / self._limit.whole
         limit = replace(self._limit, share=share)
 
         def choose() -> tuple[Stay, Found]:

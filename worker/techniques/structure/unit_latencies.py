@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from worker.constraints import stored
 from worker.context import Context
 from worker.structure.groups import Group
 from worker.techniques.pruning.weights import is_transformers_conv1d
@@ -52,7 +51,7 @@ class Latencies:
         clock = Clock(torch.get_num_threads())
         self._tables: list[tuple[str, Table]] = []  # by the weight, which layers may share
         for path, given in shapes_given(context, layers).items():
-            weight = names[id(stored(layers[path], "weight"))]
+            weight = names[id(layers[path].get_parameter("weight"))]
             if given:
                 self._others.forget(weight)
                 self._tables.append((weight, _table(clock, layers[path], given, self._others.varied(weight))))
@@ -69,10 +68,12 @@ class Latencies:
 
 
 def _table(clock: Clock, layer: nn.Module, given: Sequence[Shape], varied: Mapping[int, bool]) -> Table:
-    rows, columns = (_sizes(size, varied[dim]) for dim, size in enumerate(stored(layer, "weight").shape[:2]))
-    taken = [[_taken(clock, layer, given, (row, column)) for column in columns] for row in rows]
-    seconds = np.maximum.accumulate(np.maximum.accumulate(np.array(taken), axis=0), axis=1)
-    return Table(rows, columns, seconds)
+    rows, columns = (_sizes(size, varied[dim]) for dim, size in enumerate(layer.get_parameter("weight").shape[:2]))
+    taken = np.array([[_taken(clock, layer, given, (row, column)) for column in columns] for row in rows])
+    # Noise makes times longer, never shorter: no more than with more units.
+    for axis in (0, 1):
+        taken = np.flip(np.minimum.accumulate(np.flip(taken, axis), axis), axis)
+    return Table(rows, columns, taken)
 
 
 def _sizes(size: int, varied: bool) -> list[int]:

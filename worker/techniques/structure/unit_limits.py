@@ -37,9 +37,14 @@ class UnitLimit(Limit):
         """As nearly as it can be."""
         return self.most * (1 - NEAR.get(self.measure, NEAR_COUNTED)) <= real <= self.most
 
+    @property
+    def near(self) -> float:
+        """The share of it by which less is as good."""
+        return NEAR.get(self.measure, ENOUGH)
+
     def is_near(self, real: float) -> bool:
         """As nearly as is asked for."""
-        return self.most * (1 - NEAR.get(self.measure, ENOUGH)) <= real <= self.most
+        return self.most * (1 - self.near) <= real <= self.most
 
     def cost(self, context: Context, groups: Sequence[Group]) -> Callable[[Counts], float]:
         """By arithmetic, for how many units each group keeps of the network as it stands."""

@@ -10,7 +10,6 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
-PLATEAU = 4  # steps of a group that may save nothing
 NEAR = 0.02  # of a limit, below which a cost is not what was asked for
 Cost = Callable[[Mapping[str, int]], float]
 """Of so many units of each group."""
@@ -103,6 +102,8 @@ def ties(pools: Sequence[Pool]) -> list[list[Pool]]:
 def fitting(pools: Sequence[Pool], cost: Cost, most: float) -> dict[str, int] | None:
     """Of what `lowest` gives the largest that costs no more than `most`, and what still fits in besides; None where
     even the smallest costs more."""
+    if not pools:
+        return {} if cost({}) <= most else None
     low, high = 0, sum(pool.units for pool in pools)
     if cost(lowest(pools, high)) > most:
         return None
@@ -180,13 +181,13 @@ def descending(
 
 def _fewer(pool: Pool, kept: Mapping[str, int], cost: Cost, at: float) -> tuple[int, float]:
     """The next smaller number of units that costs less, and what it costs: of channels that a processor computes in
-    blocks a few less may cost the same."""
-    now, then = kept[pool.name], at
-    for steps in range(1, PLATEAU + 1):
-        fewer = pool.allowed(now - steps * max(pool.step, pool.units // 16))
-        if fewer >= now:
+    blocks a few less may cost the same. What is now where none does."""
+    now = fewer = kept[pool.name]
+    for steps in itertools.count(1):
+        before, fewer = fewer, pool.allowed(now - steps * max(pool.step, pool.units // 16))
+        if fewer >= before:
             break
         then = cost({**kept, pool.name: fewer})
         if then < at:
             return fewer, then
-    return now, then
+    return now, at

@@ -78,6 +78,29 @@ def test_each_call_of_a_layer_has_its_shape(tmp_path: Path) -> None:
     assert shapes_given(context, layers) == {"shared": [(1, 4, 3), (1, 2, 3)], "unused": []}
 
 
+def test_a_convolution_has_a_batch(tmp_path: Path) -> None:
+    """torch's does without."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.over = nn.Parameter(torch.randn(3, 8)), nn.Conv1d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.over(self.positions)
+
+    module = Positions()
+    context = context_for(tiny_model(module, shape=(3, 8)), memory_data({}), tmp_path)
+    shapes = shapes_given(context, {"over": module.over})
+    assert shapes == {"over": [(1, 3, 8)]}
+    assert Clock(1).seconds([module.over], shapes["over"][0]) >= 0
+
+
+def test_layers_whose_weight_is_computed_have_none() -> None:
+    assert not has_operator(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    assert not has_operator(nn.utils.spectral_norm(nn.Linear(2, 2)))
+
+
 def test_a_clock_tells_more_work_from_less_and_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(1)
     large = clock.seconds([nn.Linear(2048, 2048)], (1, 64, 2048))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,10 @@ def test_without_samples_they_stay(data: Data | None, tmp_path: Path) -> None:
     before = {name: own.clone() for name, own in net.state_dict().items()}
     assert Statistics(context_for(tiny_model(net), data, tmp_path), 64).of(net) == {}
     assert all(torch.equal(own, before[name]) for name, own in net.state_dict().items())
+
+
+def test_one_value_a_channel_has_no_variance_to_find() -> None:
+    layer = nn.BatchNorm1d(3)
+    before = copy.deepcopy(layer.state_dict())
+    renew(layer, [(torch.randn(1, 3),), (torch.randn(1, 3),)])
+    assert all(torch.equal(own, before[name]) for name, own in layer.state_dict().items())

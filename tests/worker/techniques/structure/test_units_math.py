@@ -149,6 +149,23 @@ def test_steps_that_save_nothing_are_taken_with_those_that_do() -> None:
     assert descending(found, losses, lambda own: -(-own["x"] // 4), 3) == {"x": 12}
 
 
+@pytest.mark.parametrize("units", [64, 256])
+@pytest.mark.parametrize("step", [16, 4, 1])
+def test_a_plateau_is_left_however_long_it_is(units: int, step: int) -> None:
+    """Three quarters cost as much as all."""
+    found = [pool("x", [float(own) for own in range(units)], step=step)]
+    kept = descending(
+        found, {"x": lambda count: float(units - count)}, lambda own: min(own["x"], 0.75 * units), 0.7 * units
+    )
+    assert kept is not None
+    assert 0.7 * units - step < kept["x"] <= 0.7 * units
+
+
+def test_without_groups_there_is_nothing_to_choose() -> None:
+    assert fitting([], lambda own: 3.0, 3) == {}
+    assert fitting([], lambda own: 3.0, 2) is None
+
+
 @given(pools(), st.floats(0.1, 0.9))
 def test_local_takes_the_same_share_of_every_group(found: list[Pool], share: float) -> None:
     own = within({one.name: one.scores for one in found}, {one.name: one.name for one in found})
