@@ -18,7 +18,7 @@ from torch import nn
 
 from app.contract.errors import ArtifactUnverified, ExportFailed
 from app.contract.spec import Calibration, Quantize
-from benchmarks.resnet import Block
+from benchmarks.resnet import block
 from tests.worker.helpers import tiny_model
 from worker.data.batch import Batch
 from worker.evaluation.layers import graph_layers, sqnr_db
@@ -57,8 +57,8 @@ def residual() -> nn.Sequential:
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        Block(8, 8, 1),
-        Block(8, 16, 2),
+        *block(8, 8, 1),
+        *block(8, 16, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(16, 10),
