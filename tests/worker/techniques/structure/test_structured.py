@@ -26,11 +26,7 @@ from worker.structure.groups import structure_of
 from worker.techniques.base import Details
 from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.structure import multiples
-from worker.techniques.structure.importance import scores
 from worker.techniques.structure.lasso import Lasso
-from worker.techniques.structure.selection import _losses
-from worker.techniques.structure.structured import structure_in
-from worker.techniques.structure.unit_latencies import Latencies
 from worker.training.loop import train
 
 PICTURES = (1, 8, 8)
@@ -392,46 +388,3 @@ def test_batch_norms_find_their_statistics_again(context: Context, trained: nn.M
     other: Any = next(one for one in blind.model.module.modules() if isinstance(one, nn.BatchNorm2d))
     assert torch.equal(layer.weight, other.weight)
     assert not torch.equal(layer.running_var, other.running_var)
-
-
-def test_a_look_at_what_is_lost_leaves_the_network_as_it_was(context: Context) -> None:
-    step = StructuredPrune(sparsity=0.5, scope="auto", samples=64)
-    module = context.model.module
-    before = copy.deepcopy(module.state_dict())
-    groups = structure_in(context.model).groups
-    losses = _losses(step, context, groups, scores(step, context, groups))
-    assert all(torch.equal(own, module.state_dict()[name]) for name, own in before.items())
-    for group in groups:
-        told = [losses[group.name](count) for count in (group.units, group.units // 2, group.units // 4)]
-        assert 0 == told[0] < told[1] <= told[2]
-
-
-@pytest.mark.parametrize("scope", ["global", "auto"])
-def test_groups_of_which_one_unit_is_left_leave_none_to_choose(digits: Data, tmp_path: Path, scope: str) -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
-    context = of(module, digits, tmp_path)
-    with pytest.raises(InvalidSpec, match="With the fewest units"):
-        prune(
-            context, scope=scope, rounds=2, keep_at_least=0, training=Training(steps=1), budget=TimedBudget(macs=0.02)
-        )
-
-
-def test_a_sparsity_counts_groups_of_which_one_unit_is_left(digits: Data, tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
-    with torch.no_grad():
-        module[1].weight.mul_(torch.linspace(0.001, 1, 8).pow(8)[:, None])
-    told = kept(
-        prune(of(module, digits, tmp_path), sparsity=0.75, rounds=2, keep_at_least=0, training=Training(steps=1))
-    )
-    assert sum(stays for _, stays in told.values()) == 4
-
-
-def test_layers_whose_weight_is_computed_take_their_share_of_a_time(
-    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed = nn.utils.parametrizations.weight_norm(nn.Linear(64, 16))
-    context = of(nn.Sequential(nn.Flatten(), computed, nn.ReLU(), nn.Linear(16, 10)), digits, tmp_path)
-    groups = structure_in(context.model).groups
-    told = Latencies(context, groups, 1.0)
-    assert told({}) == pytest.approx(1)
-    assert told({groups[0].name: 4}) < 1

@@ -98,6 +98,18 @@ def test_what_is_timed_in_blocks_is_saved_in_blocks(tmp_path: Path, monkeypatch:
     assert told({second: 32}) < told({second: 48}) < told({})
 
 
+def test_layers_whose_weight_is_computed_have_their_share_of_a_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit_latencies, "layer_shares", lambda context: {"0": 0.5})
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 4))
+    context = context_for(tiny_model(module, shape=(6,)), memory_data({}), tmp_path)
+    (group,) = structure_of(module, (torch.randn(2, 6),)).groups
+    told = Latencies(context, [group], 1.0)
+    assert told({}) == pytest.approx(1)
+    assert 0.5 < told({group.name: 4}) < 1
+
+
 def test_a_table_lies_on_lines_between_what_was_timed() -> None:
     table = Table([2, 4], [3, 9], np.array([[1.0, 3.0], [2.0, 8.0]]))
     assert table.at(4, 9) == 8
