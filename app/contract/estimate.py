@@ -22,7 +22,7 @@ from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
 from app.contract.weight_only import FewBits
-from app.contract.widths import ResizeWidth
+from app.contract.widths import ResizeWidth, TakesUnits
 
 # A backward pass costs about two forward ones.
 TRAINING_PASSES = 3
@@ -132,7 +132,7 @@ def _choosing_passes(step: Step, model: ModelFacts, dataset: DatasetFacts | None
         case Resize():
             return _resizing_passes(step, step.layers, _blocks(model), dataset)
         case ResizeWidth():
-            return _width_passes(step, dataset)
+            return _width_passes(step, model, dataset)
         case Rewire():
             ways = WAYS * _blocks(model)
             return TRIED * ways + _resizing_passes(step, step.connections, ways, dataset)
@@ -189,17 +189,27 @@ def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: Datase
         passes += step.rounds * TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     if step.scope == "auto":
         passes += 2 * step.rounds * len(model.layers) * LEVELS_MEASURED * given
+    passes += step.rounds * _reconstructing_passes(step, model, given)
     return passes + (0.0 if step.lasso is None else _training_passes(step.lasso.training, dataset))
 
 
-def _width_passes(step: ResizeWidth, dataset: DatasetFacts | None) -> float:
+def _width_passes(step: ResizeWidth, model: ModelFacts, dataset: DatasetFacts | None) -> float:
     """For gradients or inputs, for statistics of batch norms, and those and the outputs of each candidate; a search
     that looks at narrower networks is counted as if these were as wide."""
     given = min(step.samples, _samples(dataset, calibration_split(dataset)))
     passes = (1.0 + (step.criterion == "activations")) * given + (WIDTHS_TRIED if step.budget is not None else 0)
     if step.criterion in BY_GRADIENTS:
         passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
+    passes += _reconstructing_passes(step, model, given)
     return passes + (2 * step.candidates * given if step.search == "evolutionary" else 0.0)
+
+
+def _reconstructing_passes(step: TakesUnits, model: ModelFacts, given: int) -> float:
+    """For what layers gave and read: both networks up to each of them, half of one on the average, or through the
+    blocks of transformers."""
+    layers = sum(layer.type in MEASURED for layer in model.layers)
+    rows = _blocks(model) if model.format == "huggingface" else 1
+    return step.reconstructs * given * layers / max(1, rows)
 
 
 def _looked_at(step: Quantize, dataset: DatasetFacts | None) -> int:

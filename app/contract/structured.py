@@ -34,6 +34,15 @@ LookedAt = Annotated[
     int, Field(ge=1, le=65_536, description="Samples that gradients, inputs or outputs are looked at with.")
 ]
 
+Reconstructed = Annotated[
+    bool | Literal["auto"],
+    Field(
+        description="Where the dataset has samples, layers that read units which are gone are fitted by least squares "
+        "to what they gave with them (He, Zhang & Sun 2017). auto: where no training follows, by which a network may "
+        "come out behind one that begins with the weights that it had."
+    ),
+]
+
 
 class GroupLasso(Strict):
     """A training in front, whose loss is larger by `strength` times the sum of the norms of what hangs on each unit:
@@ -71,6 +80,7 @@ class StructuredPrune(Strict):
         "8; and finer ones where the budget is not met so.",
     )
     keep_at_least: KeepAtLeast = 0.1
+    reconstruct: Reconstructed = "auto"
     samples: LookedAt = 256
     lasso: GroupLasso | None = None
     rounds: Annotated[
@@ -96,6 +106,11 @@ class StructuredPrune(Strict):
     @staticmethod
     def _crew(training: Training) -> tuple[int, int]:
         return training.hosts, training.processes
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether layers are fitted again, where there are samples."""
+        return self.training is None if self.reconstruct == "auto" else self.reconstruct
 
     @property
     def looks_at_samples(self) -> bool:

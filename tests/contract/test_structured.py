@@ -13,6 +13,7 @@ from app.contract.estimate import estimate
 from app.contract.native import planned
 from app.contract.pruning import Prune
 from app.contract.structured import StructuredPrune
+from app.contract.widths import ResizeWidth
 from tests.contract.facts import COST, dataset_facts
 from tests.contract.test_factorizing import model, spec
 
@@ -92,3 +93,19 @@ def test_estimates_count_what_is_looked_at_and_trained() -> None:
     seconds = [estimate(spec(step), facts, data).seconds for step in steps]
     assert seconds == sorted(seconds)
     assert len(set(seconds)) == len(seconds)
+
+
+@pytest.mark.parametrize("step", [STRUCTURED, {"technique": "resize", "method": "width", "multiplier": 0.5}])
+def test_layers_are_fitted_where_no_training_follows_and_that_takes_its_time(step: dict[str, Any]) -> None:
+    facts, data = model(cost=COST), dataset_facts("train", "test")
+    once = {"training": {"epochs": 1}}
+
+    def made(**fields: Any) -> tuple[bool, float]:
+        own = spec(step | fields)
+        assert isinstance(own.steps[0], StructuredPrune | ResizeWidth)
+        return own.steps[0].reconstructs, estimate(own, facts, data).seconds
+
+    told = [made(), made(reconstruct=False), made(reconstruct=True, **once), made(**once)]
+    assert [fitted for fitted, _ in told] == [True, False, True, False]
+    assert told[0][1] > told[1][1]
+    assert told[2][1] > told[3][1]

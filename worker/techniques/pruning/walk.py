@@ -8,6 +8,7 @@ that lie in no such row are visited one by one, each with passes of the whole ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 @dataclass(frozen=True)
 class Stage:
-    """Some of the layers, and how to bring all samples through them."""
+    """Some of the layers, and how to bring all samples through them, or as far as a hook raises Reached."""
 
     layers: list[nn.Module]
     run: Callable[[], None]
@@ -48,8 +49,8 @@ class _Call:
         return found
 
 
-class _Reached(Exception):
-    """The samples are where they were to be brought."""
+class Reached(Exception):
+    """The samples are where they were to be brought: a hook ends a batch's pass so."""
 
 
 def stages(module: nn.Module, batches: Sequence[Inputs], layers: Sequence[nn.Module]) -> Iterator[Stage]:
@@ -109,12 +110,12 @@ class Shortcut:
 
         def take(_: nn.Module, __: Any, output: Any) -> None:
             found.append(output)
-            raise _Reached
+            raise Reached
 
         hook = block.register_forward_hook(take)
         try:
             self.run(number)
-        except _Reached:
+        except Reached:
             pass
         finally:
             hook.remove()
@@ -124,7 +125,8 @@ class Shortcut:
 def _whole(module: nn.Module, batches: Sequence[Inputs]) -> None:
     with torch.no_grad():
         for batch in batches:
-            module(*batch)
+            with suppress(Reached):
+                module(*batch)
 
 
 def _blockwise(
@@ -142,7 +144,8 @@ def _blockwise(
 def _ask(block: nn.Module, calls: Sequence[_Call]) -> None:
     with torch.no_grad():
         for call in calls:
-            block(*call.given, **call.named)
+            with suppress(Reached):
+                block(*call.given, **call.named)
 
 
 def _call_of(module: nn.Module, block: nn.Module, batch: Inputs) -> _Call:
@@ -152,13 +155,13 @@ def _call_of(module: nn.Module, block: nn.Module, batch: Inputs) -> _Call:
     def take(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         named = {name: None if name in CACHES else value for name, value in named.items()}
         found.append(_Call(given, named))
-        raise _Reached
+        raise Reached
 
     hook = block.register_forward_pre_hook(take, with_kwargs=True)
     try:
         with torch.no_grad():
             module(*batch)
-    except _Reached:
+    except Reached:
         pass
     finally:
         hook.remove()

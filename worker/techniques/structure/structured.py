@@ -24,8 +24,9 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
 from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import had, remaining
+from worker.techniques.structure.reconstruction import reconstructed, refilled
 from worker.techniques.structure.selection import Stay, chosen, least_of
-from worker.techniques.structure.statistics import Found, Statistics
+from worker.techniques.structure.statistics import Found
 from worker.techniques.structure.unit_limits import UNITS, limit_for
 from worker.training.finding.settle import settle
 from worker.training.loop import train
@@ -101,11 +102,12 @@ def structure_in(model: Model) -> Structure:
 @dataclass
 class _Done:
     """How far a step is, for a checkpoint: an edit of the structure a round, none in the training in front, the units
-    that each group has, and what the report says of that training."""
+    that each group has, what the report says of that training, and how many layers were fitted again the last time."""
 
     edits: list[Edit] = field(default_factory=list)
     units: dict[str, int] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
+    reconstructed: int = 0
 
 
 class _Rounds:
@@ -146,6 +148,7 @@ class _Rounds:
             {"name": group.name, "units": group.units, "kept": units[group.name]} for group in self._groups
         ]
         details: Details = {"criterion": self._step.criterion, "scope": self._step.scope, "groups": rows}
+        details["reconstructed_layers"] = self._done.reconstructed
         if self._alone:
             details["left_alone"] = [{"name": name, "why": why} for name, why in self._alone.items()]
         return details
@@ -172,16 +175,16 @@ class _Rounds:
         limit = replace(self._limit, share=share)
 
         def choose() -> tuple[Stay, Found]:
-            """Which units stay, and the statistics of batch norms without the others."""
+            """Which units stay, and what layers become without the others."""
             kept = chosen(self._step, context, structure, groups, limit, self._least)
-            module, _ = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)
-            return kept, Statistics(context, self._step.samples).of(module)
+            return kept, refilled(self._step, context, structure, [one for one in groups if one.name in kept], kept)
 
-        kept, statistics = context.ranks.told(choose)
+        kept, found = context.ranks.told(choose)
         module, edit = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)
-        module.load_state_dict(statistics, strict=False)
+        module.load_state_dict(found, strict=False)
         take(context, module, [edit])
         self._done.edits.append(edit)
+        self._done.reconstructed = reconstructed(found)
         self._done.units |= {name: len(places) for name, places in kept.items()}
 
     def _remember(self, found: Details) -> None:

@@ -22,6 +22,7 @@ from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure import width_math
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.limits import had, remaining
+from worker.techniques.structure.reconstruction import reconstructed, refilled
 from worker.techniques.structure.selection import least_of
 from worker.techniques.structure.statistics import Found, Statistics
 from worker.techniques.structure.structured import free_groups, structure_in
@@ -38,12 +39,12 @@ Row = dict[str, float | int | str | None]
 
 @dataclass(frozen=True)
 class Choice:
-    """Which units of each group stay, by which multiplier, the statistics of batch norms without the others, and what
-    the report says of the way there."""
+    """Which units of each group stay, by which multiplier, what layers become without the others, and what the report
+    says of the way there."""
 
     kept: dict[str, Tensor]
     shares: Mapping[str, float]
-    statistics: Found
+    found: Found
     details: Details = field(default_factory=dict)
 
 
@@ -78,7 +79,7 @@ def _narrow(step: ResizeWidth, context: Context) -> dict[str, Details]:
     choice = context.ranks.told(lambda: _Widths(step, context, structure, groups).chosen())
     own = [group for group in groups if group.name in choice.kept]
     module, edit = without(context.model.module, structure, own, choice.kept)
-    module.load_state_dict(choice.statistics, strict=False)
+    module.load_state_dict(choice.found, strict=False)
     take(context, module, [edit])
     rows: list[Row] = [
         {
@@ -92,7 +93,7 @@ def _narrow(step: ResizeWidth, context: Context) -> dict[str, Details]:
     details: Details = {"method": step.method, "criterion": step.criterion, "search": step.search, "groups": rows}
     if alone:
         details["left_alone"] = [{"name": name, "why": why} for name, why in alone.items()]
-    details["batch_norms_estimated"] = len(choice.statistics) // 2
+    details["batch_norms_estimated"] = sum(name.endswith("running_mean") for name in choice.found)
     return {"edit": edit, "details": details | choice.details}
 
 
@@ -131,8 +132,9 @@ class _Widths:
                 "No group of units becomes smaller: a share of what it has, rounded to round_to, is all of it. Give a "
                 "smaller multiplier, budget or round_to."
             )
-        statistics = self._statistics.of(self._made(counts))
-        return Choice(self._stay(counts), shares, statistics, details)
+        stay = self._stay(counts)
+        found = refilled(self._step, self._context, self._structure, self._groups, stay)
+        return Choice(stay, shares, found, details | {"reconstructed_layers": reconstructed(found)})
 
     def _widest(self, limit: UnitLimit) -> float:
         """One multiplier for all groups."""
