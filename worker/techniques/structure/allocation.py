@@ -19,7 +19,7 @@ from worker.techniques.pruning.sensitivity import measuring
 from worker.techniques.structure.candidates import Candidate
 from worker.techniques.structure.factor_latencies import seconds
 from worker.techniques.structure.limits import Limit
-from worker.techniques.structure.meeting import met
+from worker.techniques.structure.meeting import Choice, met
 from worker.techniques.structure.ranking import Option, Ranking, looked_at
 from worker.techniques.structure.unit_limits import UnitLimit
 
@@ -76,14 +76,14 @@ def timed(
     best = frontier([list(zip(told, [0.0, *lost], strict=True)) for told, lost in zip(own, losses, strict=True)])
     rest = round(limit.whole / TICK) - sum(told[0] for told in own)
 
-    def find(most: float) -> tuple[int, ...]:
-        return tuple(best.choice(best.within(int(most / TICK) - rest) or 0))
+    def find(most: float) -> Choice:
+        return dict(enumerate(best.choice(best.within(int(most / TICK) - rest) or 0)))
 
-    def estimated(choice: Sequence[int]) -> float:
-        return TICK * (rest + sum(told[place] for told, place in zip(own, choice, strict=True)))
+    def estimated(choice: Choice) -> float:
+        return TICK * (rest + sum(own[layer][place] for layer, place in choice.items()))
 
-    def real(choice: Sequence[int]) -> float:
-        pairs = zip(layers, _factors(options, choice), strict=True)
+    def real(choice: Choice) -> float:
+        pairs = zip(layers, _factors(options, list(choice.values())), strict=True)
         edits = [factorized(one.name, factors) for one, factors in pairs if factors is not None]
         module = restructure(context, edits)
         for edit in edits:
@@ -92,8 +92,8 @@ def timed(
 
     found = met(limit, find, estimated, real)
     if found is None:
-        raise _beyond(limit, real(best.choice(0)))
-    return _factors(options, found[1])
+        raise _beyond(limit, real(find(0.0)))
+    return _factors(options, list(found[1].values()))
 
 
 def _plain(module: nn.Module) -> None:

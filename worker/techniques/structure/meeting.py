@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any
 
 from worker.techniques.structure.unit_limits import LATENCY, UnitLimit
 
 CORRECTIONS = 6  # of a cost by arithmetic towards the one that is counted
 CLOSE = 0.002  # of the whole, by which the two differ where no correction brings more
 CENTRE = {False: 0.999, True: 0.97}  # of a limit, what a correction aims at; a time is never the same twice
+HALVINGS = 6  # of what differs between a choice within the limit and one that is not
 
-Chosen = TypeVar("Chosen")
+NONE: Mapping[Any, Any] = MappingProxyType({})
+
+Choice = Mapping[Any, int]
+"""By a part's name how much of it stays, or which of its options is taken."""
 
 
 def met(
     limit: UnitLimit,
-    find: Callable[[float], Chosen],
-    estimated: Callable[[Chosen], float],
-    real: Callable[[Chosen], float],
-) -> tuple[float, Chosen] | None:
+    find: Callable[[float], Choice],
+    estimated: Callable[[Choice], float],
+    real: Callable[[Choice], float],
+    ties: Mapping[Any, Any] = NONE,
+) -> tuple[float, Choice] | None:
     """What it really costs, and the choice that has the most of those that were found to be within the limit; None
     where none was.
 
     `find` gives the best that is estimated to cost no more than so much, or the smallest where none is. Where it really
-    costs something else, another is looked for, between an aim that was met and one that was not.
+    costs something else, another is looked for, between an aim that was met and one that was not; and where estimates
+    leave out what lies between two choices, one that is in part like either. Parts of one of `ties` stay alike.
     """
-    best: tuple[float, Chosen] | None = None
-    last: tuple[Chosen, float] | None = None
+    tried: list[tuple[float, Choice]] = []
     aim, low, high = limit.most, 0.0, inf
     for _ in range(CORRECTIONS):
         choice = find(aim)
-        if last is None or choice != last[0]:
-            last = choice, real(choice)
-        told, has = estimated(choice), last[1]
-        if has <= limit.most and (best is None or has > best[0]):
-            best = has, choice
+        if not tried or choice != tried[-1][1]:
+            tried.append((real(choice), choice))
+        told, has = estimated(choice), tried[-1][0]
         if limit.is_met(has) or (has <= limit.most and abs(has - told) <= CLOSE * limit.whole):
             break
         low, high = (max(low, aim), high) if has <= limit.most else (low, min(high, aim))
@@ -44,4 +48,37 @@ def met(
         aim = max(aim, told) * CENTRE[limit.measure == LATENCY] * limit.most / has
         if not low < aim < high:
             aim = (low + high) / 2 if high < inf else 2 * low
-    return best
+    tried += _between(limit, tried, real, ties)
+    return max((own for own in tried if own[0] <= limit.most), key=_cost, default=None)
+
+
+def _between(
+    limit: UnitLimit, tried: list[tuple[float, Choice]], real: Callable[[Choice], float], ties: Mapping[Any, Any]
+) -> list[tuple[float, Choice]]:
+    """Choices between the best that is within the limit, where that is not near, and the cheapest that is not."""
+    inside = max((own for own in tried if own[0] <= limit.most), key=_cost, default=None)
+    outside = min((own for own in tried if own[0] > limit.most), key=_cost, default=None)
+    found: list[tuple[float, Choice]] = []
+    if inside is None or outside is None:
+        return found
+    small, large = inside[1], outside[1]
+    for _ in range(HALVINGS):
+        middle = halfway(small, large, ties)
+        if middle is None or any(limit.is_near(own[0]) for own in (inside, *found)):
+            break
+        found.append((real(middle), middle))
+        small, large = (middle, large) if found[-1][0] <= limit.most else (small, middle)
+    return found
+
+
+def halfway(one: Choice, other: Choice, ties: Mapping[Any, Any] = NONE) -> Choice | None:
+    """Like the other in every second part in which they differ, those of a tie being one; None where no more than one
+    does."""
+    differ = list(dict.fromkeys(ties.get(name, name) for name in one if one[name] != other[name]))
+    taken = set(differ[::2])
+    middle = {name: other[name] if ties.get(name, name) in taken else own for name, own in one.items()}
+    return middle if len(differ) > 1 else None
+
+
+def _cost(tried: tuple[float, Choice]) -> float:
+    return tried[0]

@@ -88,7 +88,8 @@ def _nearest(
         found = fitting(pools, cost, most) if losses is None else descending(pools, losses, cost, most)
         return found or smallest
 
-    found = met(limit, find, cost, lambda counts: real(_stay(pools, counts)))
+    ties = {pool.name: pool.tie for pool in pools if pool.tie is not None}
+    found = met(limit, find, cost, lambda counts: real(_stay(pools, counts)), ties)
     if found is not None:
         return found[0], _stay(pools, found[1])
     return real(_stay(pools, smallest)), _stay(pools, smallest)
