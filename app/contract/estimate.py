@@ -194,14 +194,14 @@ def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: Datase
 
 
 def _width_passes(step: ResizeWidth, model: ModelFacts, dataset: DatasetFacts | None) -> float:
-    """For gradients or inputs, for statistics of batch norms, and those and the outputs of each candidate; a search
-    that looks at narrower networks is counted as if these were as wide."""
+    """For gradients or inputs, for layers that are fitted again and statistics of batch norms, and all that and outputs
+    for each candidate; a search that looks at narrower networks is counted as if these were as wide."""
     given = min(step.samples, _samples(dataset, calibration_split(dataset)))
     passes = (1.0 + (step.criterion == "activations")) * given + (WIDTHS_TRIED if step.budget is not None else 0)
     if step.criterion in BY_GRADIENTS:
         passes += TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
-    passes += _reconstructing_passes(step, model, given)
-    return passes + (2 * step.candidates * given if step.search == "evolutionary" else 0.0)
+    renewed = _reconstructing_passes(step, model, given)
+    return passes + renewed + (step.candidates * (2 * given + renewed) if step.search == "evolutionary" else 0.0)
 
 
 def _reconstructing_passes(step: TakesUnits, model: ModelFacts, given: int) -> float:

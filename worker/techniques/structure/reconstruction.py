@@ -15,9 +15,7 @@ from app.contract.widths import TakesUnits
 from worker.constraints import owners, stored
 from worker.context import Context
 from worker.data.batch import Inputs
-from worker.structure.groups import Group, Structure
-from worker.structure.narrowing import Entries, Kept, left
-from worker.structure.sound import without
+from worker.structure.narrowing import Entries
 from worker.techniques.pruning.inputs import channels, columns, matrix, takes_columns, unmatrix
 from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.walk import Reached, stages
@@ -34,17 +32,23 @@ Seen = Callable[[nn.Module, int, Tensor, Tensor], None]
 """Takes a layer, the number of the batch, what comes into the layer and what it gives."""
 
 
-def refilled(step: TakesUnits, context: Context, structure: Structure, groups: Sequence[Group], kept: Kept) -> Found:
-    """Of the context's network with what is kept: weights that were fitted again, and statistics of batch norms."""
-    module, _ = without(context.model.module, structure, groups, kept)
-    found: Found = {}
-    if step.reconstructs:
-        found = Reconstruction(context, step.samples).of(module, left(structure, groups, kept))
-    return found | Statistics(context, step.samples).of(module)
+class Renewal:
+    """What a step's networks become without units that went: layers are fitted again, if it asks for that, and
+    statistics of batch norms found."""
+
+    def __init__(self, step: TakesUnits, context: Context) -> None:
+        self._reconstruction = Reconstruction(context, step.samples) if step.reconstructs else None
+        self._statistics = Statistics(context, step.samples)
+
+    def of(self, made: nn.Module, entries: Entries) -> Found:
+        """Puts it into a narrower copy of the context's network, `entries` being what it has of its parameters, and
+        gives it by names in a state dict."""
+        found = self._reconstruction.of(made, entries) if self._reconstruction is not None else {}
+        return found | self._statistics.of(made)
 
 
 def reconstructed(found: Found) -> int:
-    """How many layers of what `refilled` gives were fitted again."""
+    """How many layers of what is given here were fitted again."""
     return sum(name.rpartition(".")[2] == "weight" for name in found)
 
 

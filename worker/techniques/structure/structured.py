@@ -17,6 +17,7 @@ from worker.model import Model
 from worker.structure.calls import example_on
 from worker.structure.edits import Edit
 from worker.structure.groups import Group, Structure, structure_of
+from worker.structure.narrowing import left
 from worker.structure.patterns import matches
 from worker.structure.restructured import retake, take
 from worker.structure.sound import standing, without
@@ -24,7 +25,7 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
 from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import had, remaining
-from worker.techniques.structure.reconstruction import reconstructed, refilled
+from worker.techniques.structure.reconstruction import Renewal, reconstructed
 from worker.techniques.structure.selection import Stay, chosen, least_of
 from worker.techniques.structure.statistics import Found
 from worker.techniques.structure.unit_limits import UNITS, limit_for
@@ -177,7 +178,9 @@ class _Rounds:
         def choose() -> tuple[Stay, Found]:
             """Which units stay, and what layers become without the others."""
             kept = chosen(self._step, context, structure, groups, limit, self._least)
-            return kept, refilled(self._step, context, structure, [one for one in groups if one.name in kept], kept)
+            own = [one for one in groups if one.name in kept]
+            module, _ = without(context.model.module, structure, own, kept)
+            return kept, Renewal(self._step, context).of(module, left(structure, own, kept))
 
         kept, found = context.ranks.told(choose)
         module, edit = without(context.model.module, structure, [one for one in groups if one.name in kept], kept)

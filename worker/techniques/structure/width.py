@@ -15,6 +15,7 @@ from app.contract.widths import ResizeWidth
 from worker.context import Context
 from worker.structure.expressed import counted_by_hidden_size
 from worker.structure.groups import Group, Structure
+from worker.structure.narrowing import left
 from worker.structure.restructured import retake, take
 from worker.structure.sound import without
 from worker.techniques.base import Details
@@ -22,9 +23,9 @@ from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure import width_math
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.limits import had, remaining
-from worker.techniques.structure.reconstruction import reconstructed, refilled
+from worker.techniques.structure.reconstruction import Renewal, reconstructed
 from worker.techniques.structure.selection import least_of
-from worker.techniques.structure.statistics import Found, Statistics
+from worker.techniques.structure.statistics import Found
 from worker.techniques.structure.structured import free_groups, structure_in
 from worker.techniques.structure.unit_limits import LATENCY, UnitLimit, within_budget
 from worker.techniques.structure.units_math import Pool
@@ -110,7 +111,7 @@ class _Widths:
         own = scores(step, context, groups)
         self._groups = [group for group in groups if group.name in own]
         self._pools = _pools(step, context, self._groups, own)
-        self._statistics = Statistics(context, step.samples)
+        self._renewal = Renewal(step, context)
 
     def chosen(self) -> Choice:
         """Raises InvalidSpec for a budget that cannot be kept, with what can, and where nothing is narrower."""
@@ -132,9 +133,8 @@ class _Widths:
                 "No group of units becomes smaller: a share of what it has, rounded to round_to, is all of it. Give a "
                 "smaller multiplier, budget or round_to."
             )
-        stay = self._stay(counts)
-        found = refilled(self._step, self._context, self._structure, self._groups, stay)
-        return Choice(stay, shares, found, details | {"reconstructed_layers": reconstructed(found)})
+        found = self._renewed(counts)[1]
+        return Choice(self._stay(counts), shares, found, details | {"reconstructed_layers": reconstructed(found)})
 
     def _widest(self, limit: UnitLimit) -> float:
         """One multiplier for all groups."""
@@ -171,8 +171,7 @@ class _Widths:
         part = 1.0 if step.training is None else SEARCH
 
         def score(counts: width_math.Counts) -> float:
-            made = self._made(counts)
-            self._statistics.of(made)
+            made, _ = self._renewed(counts)
             own = far(made.eval())
             own = inf if isnan(own) else own
             if search.scores and own < min(search.scores.values()) and limit.real(context, made) > limit.most:
@@ -198,6 +197,11 @@ class _Widths:
 
     def _made(self, counts: Mapping[str, int]) -> nn.Module:
         return without(self._context.model.module, self._structure, self._groups, self._stay(counts))[0]
+
+    def _renewed(self, counts: Mapping[str, int]) -> tuple[nn.Module, Found]:
+        """As it would be delivered, and what in it is not the whole network's."""
+        made = self._made(counts)
+        return made, self._renewal.of(made, left(self._structure, self._groups, self._stay(counts)))
 
     def _stay(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         return {pool.name: pool.best(counts[pool.name]) for pool in self._pools}

@@ -141,10 +141,10 @@ def test_a_network_without_units_says_so() -> None:
 
 def test_statistics_are_found_again_and_that_shows(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = of(context.model.module, context.feed.data, context.scratch)  # type: ignore[union-attr]
-    details = narrow(context, multiplier=0.7, round_to=1)
+    details = narrow(context, multiplier=0.7, round_to=1, reconstruct=False)
     assert details["batch_norms_estimated"] == 6
     monkeypatch.setattr(Statistics, "of", lambda *_: {})
-    assert narrow(plain, multiplier=0.7, round_to=1)["batch_norms_estimated"] == 0
+    assert narrow(plain, multiplier=0.7, round_to=1, reconstruct=False)["batch_norms_estimated"] == 0
     assert accuracy(context) > accuracy(plain) + 0.1
     ours, theirs = context.model.module.state_dict(), plain.model.module.state_dict()
     differ = {name.rpartition(".")[2] for name, own in ours.items() if not torch.equal(own, theirs[name])}
@@ -172,8 +172,8 @@ def test_the_search_scores_no_worse_than_uniform_and_says_what_is_so(
     uniform, searched = of(trained, digits, tmp_path), of(trained, digits, tmp_path)
     shares: list[float] = []
     searched.progress = shares.append
-    one = narrow(uniform, budget=TimedBudget(macs=0.5))
-    details = narrow(searched, **SEARCHED)
+    one = narrow(uniform, budget=TimedBudget(macs=0.5), reconstruct=False)
+    details = narrow(searched, **SEARCHED, reconstruct=False)
     assert float(details["divergence"]) < float(details["uniform_divergence"])  # type: ignore[arg-type]
     assert score(whole, uniform.model.module) == pytest.approx(details["uniform_divergence"], rel=1e-4)
     assert score(whole, searched.model.module) == pytest.approx(details["divergence"], rel=1e-4)
@@ -186,6 +186,14 @@ def test_the_search_scores_no_worse_than_uniform_and_says_what_is_so(
     assert told[1] == told[2]  # equal blocks stay equal
     rows: Any = details["multipliers"]
     assert [row["groups"] for row in rows] == [1, 2, 1, 1]
+
+
+def test_candidates_are_judged_with_layers_fitted_again(trained: nn.Module, digits: Data, tmp_path: Path) -> None:
+    fitted, plain = of(trained, digits, tmp_path), of(trained, digits, tmp_path)
+    details, others = narrow(fitted, **SEARCHED), narrow(plain, **SEARCHED, reconstruct=False)
+    assert int(details["reconstructed_layers"]) > 0  # type: ignore[arg-type]
+    assert others["reconstructed_layers"] == 0
+    assert float(details["divergence"]) < 0.5 * float(others["divergence"])  # type: ignore[arg-type]
 
 
 def test_the_same_seed_finds_the_same(trained: nn.Module, digits: Data, tmp_path: Path) -> None:
