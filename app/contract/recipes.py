@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from app.contract.compression import Compress
 from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
-from app.contract.spec import ExportFormat, Finetune, JobSpec, Quantize, ResolvedSpec, Step
+from app.contract.spec import ExportFormat, Finetune, JobSpec, Quantize, ResolvedSpec, Step, training_of
 from app.contract.strict import Strict
 from app.contract.training import Training
+from app.contract.widths import TakesUnits
 
 
 class Recipe(Strict):
@@ -96,6 +99,15 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         if recipe.export is not None and "export" not in spec.model_fields_set:
             export = recipe.export
     assert steps is not None
+    steps = tuple(_settled(step, steps[place + 1 :]) for place, step in enumerate(steps))
     return ResolvedSpec(
         model=spec.model, dataset=spec.dataset, recipe=spec.recipe, steps=steps, export=export, seed=spec.seed
     )
+
+
+def _settled(step: Step, later: Sequence[Step]) -> Step:
+    """With what `auto` stands for where later steps say it."""
+    trained = any(training_of(one) is not None for one in later)
+    if isinstance(step, TakesUnits) and step.reconstruct == "auto" and trained:
+        return step.model_copy(update={"reconstruct": False})
+    return step

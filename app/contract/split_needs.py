@@ -15,7 +15,7 @@ from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.training import Training
 from app.contract.weight_only import WeightOnly
-from app.contract.widths import ResizeWidth
+from app.contract.widths import ResizeWidth, TakesUnits
 
 
 def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | None = None) -> None:
@@ -38,6 +38,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
             _check_structured_data(step, dataset, task, pointer)
         if isinstance(step, ResizeWidth):
             _check_width_data(step, dataset, task, pointer)
+        if isinstance(step, TakesUnits) and step.reconstruct is True:
+            _check_looked_at("reconstruct", dataset, pointer)
         if isinstance(step, Prune):
             _check_pruning_data(step, dataset, task, pointer)
         if isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None:

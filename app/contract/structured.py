@@ -34,15 +34,6 @@ LookedAt = Annotated[
     int, Field(ge=1, le=65_536, description="Samples that gradients, inputs or outputs are looked at with.")
 ]
 
-Reconstructed = Annotated[
-    bool | Literal["auto"],
-    Field(
-        description="Where the dataset has samples, layers that read units which are gone are fitted by least squares "
-        "to what they gave with them (He, Zhang & Sun 2017). auto: where no training follows, by which a network may "
-        "come out behind one that begins with the weights that it had."
-    ),
-]
-
 
 class GroupLasso(Strict):
     """A training in front, whose loss is larger by `strength` times the sum of the norms of what hangs on each unit:
@@ -58,7 +49,25 @@ class GroupLasso(Strict):
         return self
 
 
-class StructuredPrune(Strict):
+class Recovers(Strict):
+    """How a step that takes units out brings the network back to what it could."""
+
+    reconstruct: bool | Literal["auto"] = Field(
+        "auto",
+        description="Where the dataset has samples, layers that read units which are gone are fitted by least squares "
+        "to what they gave with them (He, Zhang & Sun 2017). auto: where no training follows, here or in a later step, "
+        "by which a network may come out behind one that begins with the weights that it had.",
+    )
+    training: Training | None = Field(None, description="Training that follows, behind every round, to recover.")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether layers are fitted again, where there are samples; later steps are looked at when a spec is
+        resolved."""
+        return self.training is None if self.reconstruct == "auto" else self.reconstruct
+
+
+class StructuredPrune(Recovers):
     """Takes the least important units out of the network, with all that hangs on them: a smaller dense network."""
 
     technique: Literal["prune"] = "prune"
@@ -80,14 +89,12 @@ class StructuredPrune(Strict):
         "8; and finer ones where the budget is not met so.",
     )
     keep_at_least: KeepAtLeast = 0.1
-    reconstruct: Reconstructed = "auto"
     samples: LookedAt = 256
     lasso: GroupLasso | None = None
     rounds: Annotated[
         int, Field(ge=1, le=100, description="In so many rounds, each with an equal share and the training behind it.")
     ] = 1
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-    training: Training | None = Field(None, description="Training behind every round, to recover.")
 
     @model_validator(mode="after")
     def _consistent(self) -> StructuredPrune:
@@ -106,11 +113,6 @@ class StructuredPrune(Strict):
     @staticmethod
     def _crew(training: Training) -> tuple[int, int]:
         return training.hosts, training.processes
-
-    @property
-    def reconstructs(self) -> bool:
-        """Whether layers are fitted again, where there are samples."""
-        return self.training is None if self.reconstruct == "auto" else self.reconstruct
 
     @property
     def looks_at_samples(self) -> bool:

@@ -8,12 +8,10 @@ from pydantic import Field, model_validator
 
 from app.contract.budgets import TimedBudget
 from app.contract.pruning import Pattern
-from app.contract.strict import Strict
-from app.contract.structured import BY_INPUTS, KeepAtLeast, LookedAt, Reconstructed, RoundTo, StructuredPrune, Worth
-from app.contract.training import Training
+from app.contract.structured import BY_INPUTS, KeepAtLeast, LookedAt, Recovers, RoundTo, StructuredPrune, Worth
 
 
-class ResizeWidth(Strict):
+class ResizeWidth(Recovers):
     """Makes the network narrower by width multipliers: each kind of layer keeps a share of its units, those of the
     highest worth, with the weights that they have."""
 
@@ -35,10 +33,8 @@ class ResizeWidth(Strict):
     criterion: Worth = "l2"
     round_to: RoundTo = 8
     keep_at_least: KeepAtLeast = 0.1
-    reconstruct: Reconstructed = "auto"
     samples: LookedAt = 256
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=256)] = ()
-    training: Training | None = Field(None, description="Training that follows, to recover.")
 
     @model_validator(mode="after")
     def _consistent(self) -> ResizeWidth:
@@ -51,11 +47,6 @@ class ResizeWidth(Strict):
                 f"multiplier {self.multiplier:g} is below keep_at_least, {self.keep_at_least:g}: give a smaller one"
             )
         return self
-
-    @property
-    def reconstructs(self) -> bool:
-        """Whether layers are fitted again, where there are samples."""
-        return self.training is None if self.reconstruct == "auto" else self.reconstruct
 
     @property
     def looks_at_samples(self) -> bool:

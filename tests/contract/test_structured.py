@@ -109,3 +109,13 @@ def test_layers_are_fitted_where_no_training_follows_and_that_takes_its_time(ste
     assert [fitted for fitted, _ in told] == [True, False, True, False]
     assert told[0][1] > told[1][1]
     assert told[2][1] > told[3][1]
+
+
+def test_a_training_in_a_later_step_counts_and_what_is_asked_for_needs_samples() -> None:
+    later = spec(STRUCTURED, {"technique": "finetune", "training": {"epochs": 1}})
+    asked = spec(STRUCTURED | {"reconstruct": True}, {"technique": "finetune", "training": {"epochs": 1}})
+    told = [own.steps[0].reconstructs for own in (later, asked) if isinstance(own.steps[0], StructuredPrune)]
+    assert told == [False, True]
+    check(spec(STRUCTURED), model(), None)
+    with pytest.raises(DatasetMismatch, match="reconstruct needs a `calibration`"):
+        check(spec(STRUCTURED | {"reconstruct": True}), model(), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -72,8 +72,13 @@ def drift(context: Context, samples: int, why: str) -> Callable[..., float]:
 
     Raises DatasetMismatch, saying `why` it is needed, without data.
     """
-    batches = held_batches(context, samples, why)
+    return drift_on(context, held_batches(context, samples, why))
+
+
+def drift_on(context: Context, batches: Sequence[Batch]) -> Callable[..., float]:
+    """The same on some samples, as many as their outputs leave room for."""
     task, own = context.model.task, context.model.module.eval()
+    batches = _with_room(context, batches)
     with torch.no_grad():
         usual = [own(*batch.inputs) for batch in batches]
 
@@ -115,9 +120,16 @@ def looked_at(context: Context, samples: int, why: str) -> int:
 
 def held_batches(context: Context, samples: int, why: str) -> list[Batch]:
     """Samples, prepared, as many as their outputs leave room for. Raises as `measuring` does."""
-    task, noise = context.model.task, torch.Generator().manual_seed(context.seed)
-    given = calibration(context, min(BATCH, task.evaluation_batch), samples, why)
-    found = [task.prepare(batch, noise) for batch in given]
+    return _with_room(context, prepared(context, min(BATCH, context.model.task.evaluation_batch), samples, why))
+
+
+def prepared(context: Context, size: int, samples: int, why: str) -> list[Batch]:
+    """Batches of samples as the task evaluates them. Raises as `measuring` does."""
+    noise = torch.Generator().manual_seed(context.seed)
+    return [context.model.task.prepare(batch, noise) for batch in calibration(context, size, samples, why)]
+
+
+def _with_room(context: Context, batches: Sequence[Batch]) -> list[Batch]:
     with torch.no_grad():
-        outputs: Tensor = context.model.module.eval()(*found[0].inputs)
-    return found[: max(1, MOST_HELD // max(1, outputs.nbytes))]
+        outputs: Tensor = context.model.module.eval()(*batches[0].inputs)
+    return list(batches[: max(1, MOST_HELD // max(1, outputs.nbytes))])

@@ -54,17 +54,20 @@ class Reached(Exception):
 
 
 def stages(module: nn.Module, batches: Sequence[Inputs], layers: Sequence[nn.Module]) -> Iterator[Stage]:
-    """Every one of `layers` in one stage, in the order of the network; whoever takes a stage may change its weights.
+    """Every one of `layers`, which are in the order of the network, in one stage: those in front of a row of blocks,
+    those of the blocks, and the others. Whoever takes a stage may change its weights.
 
     The module is in eval mode and its device holds the batches.
     """
     blocks = _row(module, batches[0], layers)
-    inside: set[nn.Module] = set()
+    inside = {layer for block in blocks for layer in block.modules()}
+    held = sum(tensor.nbytes for batch in batches for tensor in batch)
+    first = next((place for place, layer in enumerate(layers) if layer in inside), 0)
+    for layer in layers[:first]:
+        yield Stage([layer], lambda: _whole(module, batches), held)
     if blocks:
         yield from _blockwise(module, batches, blocks, layers)
-        inside = {layer for block in blocks for layer in block.modules()}
-    held = sum(tensor.nbytes for batch in batches for tensor in batch)
-    for layer in layers:
+    for layer in layers[first:]:
         if layer not in inside:
             yield Stage([layer], lambda: _whole(module, batches), held)
 

@@ -6,117 +6,109 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from app.contract.facts import calibration_split
-from app.contract.widths import TakesUnits
 from worker.constraints import owners, stored
-from worker.context import Context
 from worker.data.batch import Inputs
 from worker.structure.narrowing import Entries
 from worker.techniques.pruning.inputs import channels, columns, matrix, takes_columns, unmatrix
-from worker.techniques.pruning.samples import calibration
 from worker.techniques.pruning.walk import Reached, stages
 from worker.techniques.pruning.weights import PrunableWeight, has_inputs_first, prunable
-from worker.techniques.structure.reconstruction_math import Moments, nearest
-from worker.techniques.structure.statistics import Found, Statistics
+from worker.techniques.structure.reconstruction_math import Products, nearest
+from worker.techniques.structure.statistics import Found
 
-WHY = "Layers are fitted to their outputs for data"
-BATCH = 8
-HELD_OUT = 5  # of so many batches the second is for what is fitted to be tried on
 ROWS = 16_384  # products that a layer is fitted to, or four for each of its columns where these are more
+MOST_HELD = 1 << 30  # bytes of outputs that a layer is fitted to, and of sums of products: larger layers stay
+TOLERANCE = 1e-3  # of outputs, relative to the largest: sums in another order
+GEOMETRY = ("kernel_size", "stride", "dilation", "padding", "padding_mode")
 
 Seen = Callable[[nn.Module, int, Tensor, Tensor], None]
 """Takes a layer, the number of the batch, what comes into the layer and what it gives."""
 
 
-class Renewal:
-    """What a step's networks become without units that went: layers are fitted again, if it asks for that, and
-    statistics of batch norms found."""
-
-    def __init__(self, step: TakesUnits, context: Context) -> None:
-        self._reconstruction = Reconstruction(context, step.samples) if step.reconstructs else None
-        self._statistics = Statistics(context, step.samples)
-
-    def of(self, made: nn.Module, entries: Entries) -> Found:
-        """Puts it into a narrower copy of the context's network, `entries` being what it has of its parameters, and
-        gives it by names in a state dict."""
-        found = self._reconstruction.of(made, entries) if self._reconstruction is not None else {}
-        return found | self._statistics.of(made)
-
-
-def reconstructed(found: Found) -> int:
-    """How many layers of what is given here were fitted again."""
-    return sum(name.rpartition(".")[2] == "weight" for name in found)
-
-
 class Reconstruction:
     """Fits layers one behind the other: each gets what those before it, as they are by then, make of the samples, and
-    is fitted to what the whole network's layer gives for them (He, Zhang & Sun 2017, who fit convolutions so)."""
+    is fitted to what the whole network's layer gives for them (He, Zhang & Sun 2017, who fit convolutions so). The
+    batches of `held_out` are what a layer has to be nearer for."""
 
-    def __init__(self, context: Context, samples: int) -> None:
-        self._whole = context.model.module
-        self._batches: list[Inputs] = []
-        if context.feed is not None and calibration_split(context.feed.data.facts) is not None:
-            self._batches = [batch.inputs for batch in calibration(context, BATCH, samples, WHY)]
+    def __init__(self, whole: nn.Module, batches: Sequence[Inputs], held_out: Sequence[Inputs]) -> None:
+        self._whole = whole
+        self._batches, self._seen = [*batches, *held_out], len(batches)
 
     def of(self, made: nn.Module, entries: Entries) -> Found:
         """Fits the layers of a narrower copy, `entries` being what it has of the whole network's parameters, and gives
         their new weights and biases by their names in a state dict."""
-        weights = [own for own in prunable(made) if takes_columns(own.owner) and _has_its_own(made, own)]
-        if len(self._batches) < 2 or not any(_lost_inputs(own, entries) for own in weights):
-            return {}
         made.eval()
         self._whole.eval()
-        waves = _waves(made, self._batches[0], weights)
-        order = [own for wave in waves for own in wave]
+        weights = {own.owner: own for own in prunable(made) if takes_columns(own.owner)}
+        if not any(_lost_inputs(own, entries) for own in weights.values()):
+            return {}
+        theirs = {layer: self._whole.get_submodule(own.layer) for layer, own in weights.items()}
+        plain = {layer for layer, _ in plain_calls(self._whole, self._batches[0], list(theirs.values()))}
+        calls = plain_calls(made, self._batches[0], list(weights))
+        calls = [(layer, given) for layer, given in calls if theirs[layer] in plain]
+        waves = _waves([(weights[layer], given) for layer, given in calls if _can_be(made, weights[layer], entries)])
         found: Found = {}
         for before, now in zip(
-            stages(self._whole, self._batches, [self._whole.get_submodule(own.layer) for own in order]),
-            stages(made, self._batches, [own.owner for own in order]),
+            stages(self._whole, self._batches, [theirs[layer] for layer, _ in calls]),
+            stages(made, self._batches, [layer for layer, _ in calls]),
             strict=True,
         ):
             for wave in waves:
-                own = [one for one in wave if one.owner in now.layers and _lost_inputs(one, entries)]
-                if own:
-                    moments = self._moments(own, before.run, now.run, entries)
-                    for one in own:
-                        found |= _fit(one, *moments[one.layer])
+                if wave[0].owner in now.layers:
+                    found |= self._fit(wave, before.run, now.run, entries)
         return found
 
-    def _moments(
+    def _fit(
         self, wave: Sequence[PrunableWeight], before: Callable[[], None], now: Callable[[], None], entries: Entries
-    ) -> dict[str, tuple[Moments, Moments]]:
-        """By layer, of some that read the same: of what they read now and gave before, and that of held out samples."""
-        names = {self._whole.get_submodule(own.layer): own for own in wave}
-        gave: dict[str, list[Tensor]] = {own.layer: [] for own in wave}
-        first = wave[0]
-        rows = ceil(max(ROWS, 4 * matrix(first, first.value()).shape[1]) / len(self._batches))
-
-        def gives(layer: nn.Module, number: int, _: Tensor, output: Tensor) -> None:
-            own = names[layer]
-            output = channels(layer, output)
-            stay = entries.get((own.name, int(has_inputs_first(layer))))
-            output = output if stay is None else output.index_select(1, stay.to(output.device))
-            gave[own.layer].append(_some(output, rows, number))
-
-        with seeing(list(names), gives):
-            before()
-        moments = {own.layer: (Moments(), Moments()) for own in wave}
+    ) -> Found:
+        """Some layers that read the same; none that is called for other samples than the whole network's is."""
+        rows = ceil(max(ROWS, 4 * matrix(wave[0], wave[0].value()).shape[1]) / len(self._batches))
+        gave = self._given(wave, before, entries, rows)
+        sums = {own.layer: (Products(), Products()) for own in wave}
+        whole: set[str] = set()
 
         def reads(layer: nn.Module, number: int, given: Tensor, _: Tensor) -> None:
             x = _some(columns(layer, given), rows, number)
             for own in wave:
-                moments[own.layer][number % HELD_OUT == 1].see(x, gave[own.layer][number])
+                told = gave[own.layer]
+                if number >= len(told) or len(told[number]) != len(x):
+                    whole.add(own.layer)
+                else:
+                    sums[own.layer][number >= self._seen].see(x, told[number])
 
-        with seeing([first.owner], reads):
+        with seeing([wave[0].owner], reads):
             now()
-        return moments
+        found: Found = {}
+        for own in wave:
+            if own.layer not in whole and all(one.count for one in sums[own.layer]):
+                found |= _fitted(own, *sums[own.layer])
+        return found
+
+    def _given(
+        self, wave: Sequence[PrunableWeight], run: Callable[[], None], entries: Entries, rows: int
+    ) -> dict[str, list[Tensor]]:
+        """By layer and batch, of what the whole network's layers give the outputs that stay."""
+        names = {self._whole.get_submodule(own.layer): own for own in wave}
+        found: dict[str, list[Tensor]] = {own.layer: [] for own in wave}
+
+        def gives(layer: nn.Module, number: int, _: Tensor, output: Tensor) -> None:
+            own = names[layer]
+            outputs = _some(channels(layer, output), rows, number)
+            stay = entries.get((own.name, int(has_inputs_first(layer))))
+            # A copy: what comes behind may compute in place.
+            found[own.layer].append(outputs.clone() if stay is None else outputs[:, stay.to(outputs.device)])
+
+        with seeing(list(names), gives):
+            run()
+        return found
 
 
-def _fit(one: PrunableWeight, seen: Moments, held_out: Moments) -> Found:
+def _fitted(one: PrunableWeight, seen: Products, held_out: Products) -> Found:
     """Puts what is fitted into the layer, and gives it; nothing where the layer is nearer as it is."""
     bias = one.owner._parameters.get("bias")
     now = matrix(one, one.value()), None if bias is None else bias.detach()
@@ -131,43 +123,71 @@ def _fit(one: PrunableWeight, seen: Moments, held_out: Moments) -> Found:
     return told
 
 
-def _has_its_own(module: nn.Module, own: PrunableWeight) -> bool:
-    """Whether no other layer computes with its weight."""
-    return len(list(owners(module, stored(own.owner, own.attribute)))) == 1
+def _waves(calls: Sequence[tuple[PrunableWeight, Tensor]]) -> list[list[PrunableWeight]]:
+    """Layers that follow each other and read the same in the same way, together."""
+    waves: list[list[PrunableWeight]] = []
+    last: tuple[Any, ...] = ()
+    for own, given in calls:
+        reads = id(given), *(getattr(own.owner, name, None) for name in GEOMETRY)
+        if reads == last:
+            waves[-1].append(own)
+        else:
+            waves.append([own])
+        last = reads
+    return waves
+
+
+def _can_be(module: nn.Module, own: PrunableWeight, entries: Entries) -> bool:
+    """Whether a layer lost inputs, no other computes with its weight, and sums of its products can be held."""
+    alone = len(list(owners(module, stored(own.owner, own.attribute)))) == 1
+    return alone and _lost_inputs(own, entries) and _fits(own)
 
 
 def _lost_inputs(own: PrunableWeight, entries: Entries) -> bool:
     return (own.name, 1 - has_inputs_first(own.owner)) in entries
 
 
-def _waves(module: nn.Module, batch: Inputs, weights: Sequence[PrunableWeight]) -> list[list[PrunableWeight]]:
-    """In the order in which the network calls them, those together that follow each other and read the same; none that
-    it calls more than once, or never."""
-    by_layer = {own.owner: own for own in weights}
-    calls: list[tuple[nn.Module, Tensor]] = []
+def _fits(own: PrunableWeight) -> bool:
+    outputs, inputs = matrix(own, own.value()).shape
+    return max(4 * max(ROWS, 4 * inputs) * outputs, 8 * inputs * max(inputs, outputs)) <= MOST_HELD
 
-    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        calls.append((layer, given[0]))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in by_layer]
+def plain_calls(module: nn.Module, batch: Inputs, layers: Sequence[nn.Module]) -> list[tuple[nn.Module, Tensor]]:
+    """Those that the network calls once, in that order, with what comes in; none whose outputs are not the product
+    of its weight with what comes in: some compute in ways of their own, or are called by name."""
+    found: list[tuple[nn.Module, Tensor]] = []
+    calls = Counter[nn.Module]()
+
+    def note(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        calls[layer] += 1
+        if given and _is_product(layer, given[0], output):
+            found.append((layer, given[0]))
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad():
             module(*batch)
     finally:
         for hook in hooks:
             hook.remove()
-    counts = Counter(layer for layer, _ in calls)
-    waves: list[list[PrunableWeight]] = []
-    last = None
-    for layer, given in calls:
-        if counts[layer] > 1:
-            continue
-        if given is last:
-            waves[-1].append(by_layer[layer])
-        else:
-            waves.append([by_layer[layer]])
-        last = given
-    return waves
+    return [(layer, given) for layer, given in found if calls[layer] == 1]
+
+
+def _is_product(layer: nn.Module, given: Any, output: Any) -> bool:
+    if not isinstance(given, Tensor) or not isinstance(output, Tensor):
+        return False
+    if isinstance(layer, _ConvNd) and given.ndim != len(layer.kernel_size) + 2:
+        return False
+    try:
+        own = PrunableWeight("", "weight", layer, "weight")
+        expected = columns(layer, given) @ matrix(own, own.value()).T
+        bias = layer._parameters.get("bias")
+        expected = expected if bias is None else expected + bias
+        outputs = channels(layer, output)
+    except (IndexError, RuntimeError):  # of shapes that are not those of such a product
+        return False
+    most = float(expected.abs().max()) if expected.numel() else 0.0
+    return outputs.shape == expected.shape and torch.allclose(outputs, expected, TOLERANCE, TOLERANCE * most)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ Affine = tuple[Tensor, Tensor | None]
 """Weight [outputs, columns] and bias [outputs], where there is one."""
 
 
-class Moments:
+class Products:
     """Sums over what was seen of inputs x [columns] and of outputs y [outputs], in float64."""
 
     def __init__(self) -> None:
@@ -28,15 +28,15 @@ class Moments:
         )
         self.count += len(x)
 
-    def __add__(self, other: Moments) -> Moments:
-        both = Moments()
+    def __add__(self, other: Products) -> Products:
+        both = Products()
         both.count = self.count + other.count
         both.x, both.y = self.x + other.x, self.y + other.y
         both.xx, both.xy = self.xx + other.xx, self.xy + other.xy
         return both
 
 
-def nearest(seen: Moments, held_out: Moments, now: Affine) -> Affine | None:
+def nearest(seen: Products, held_out: Products, now: Affine) -> Affine | None:
     """What is fitted to all, with the damping by which what is fitted to `seen` comes nearest to the outputs of
     `held_out`; None where it is no nearer than `now`, and where not all that was seen is finite."""
     if not bool((seen.xx.sum() + seen.xy.sum() + held_out.xx.sum() + held_out.xy.sum()).isfinite()):
@@ -46,7 +46,7 @@ def nearest(seen: Moments, held_out: Moments, now: Affine) -> Affine | None:
     return fitted(seen + held_out, now, best) if found[best] < error(held_out, now) else None
 
 
-def fitted(moments: Moments, now: Affine, damping: float) -> Affine:
+def fitted(moments: Products, now: Affine, damping: float) -> Affine:
     """Weight W and bias b that minimize the mean of ||y - W x - b||^2 + damping d ||W - W0||^2, d being the mean square
     of an input and W0 the weight `now`: what the inputs do not say stays as it is. Without a bias none is found. (For
     feature maps without channels that went: He, Zhang & Sun 2017.)"""
@@ -61,7 +61,7 @@ def fitted(moments: Moments, now: Affine, damping: float) -> Affine:
     return found.to(weight.dtype), None if bias is None else (y - found @ x).to(bias.dtype)
 
 
-def error(moments: Moments, now: Affine) -> float:
+def error(moments: Products, now: Affine) -> float:
     """The mean of ||y - W x - b||^2, less that of ||y||^2, which is the same for all weights."""
     weight = now[0].double()
     bias = weight.new_zeros(len(weight)) if now[1] is None else now[1].double()

@@ -88,8 +88,9 @@ def _nearest(
         found = fitting(pools, cost, most) if losses is None else descending(pools, losses, cost, most)
         return found or smallest
 
-    ties = {pool.name: pool.tie for pool in pools if pool.tie is not None}
-    found = met(limit, find, cost, lambda counts: real(_stay(pools, counts)), ties)
+    # Groups that lose the same share are not to lose much and nothing in turns.
+    mixes = all(pool.tie is None for pool in pools)
+    found = met(limit, find, cost, lambda counts: real(_stay(pools, counts)), mixes)
     if found is not None:
         return found[0], _stay(pools, found[1])
     return real(_stay(pools, smallest)), _stay(pools, smallest)

@@ -16,7 +16,7 @@ from worker.techniques.pruning.sensitivity import held_batches
 
 WHY = "Statistics of batch norms are found on data"
 Found = dict[str, Tensor]
-"""Running means and variances by their names in a state dict."""
+"""What is found again for a network, such as running means and variances, by names in a state dict."""
 
 
 class Statistics:

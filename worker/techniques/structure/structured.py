@@ -25,7 +25,7 @@ from worker.techniques.base import Details
 from worker.techniques.pruning.weights import LAYERS_NAMED, prunable
 from worker.techniques.structure.lasso import Lasso
 from worker.techniques.structure.limits import had, remaining
-from worker.techniques.structure.reconstruction import Renewal, reconstructed
+from worker.techniques.structure.renewal import Renewal, fitted_layers
 from worker.techniques.structure.selection import Stay, chosen, least_of
 from worker.techniques.structure.statistics import Found
 from worker.techniques.structure.unit_limits import UNITS, limit_for
@@ -187,7 +187,7 @@ class _Rounds:
         module.load_state_dict(found, strict=False)
         take(context, module, [edit])
         self._done.edits.append(edit)
-        self._done.reconstructed = reconstructed(found)
+        self._done.reconstructed = fitted_layers(found)
         self._done.units |= {name: len(places) for name, places in kept.items()}
 
     def _remember(self, found: Details) -> None:

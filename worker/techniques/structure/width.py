@@ -23,7 +23,7 @@ from worker.techniques.pruning.sensitivity import drift
 from worker.techniques.structure import width_math
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.limits import had, remaining
-from worker.techniques.structure.reconstruction import Renewal, reconstructed
+from worker.techniques.structure.renewal import Renewal, fitted_layers
 from worker.techniques.structure.selection import least_of
 from worker.techniques.structure.statistics import Found
 from worker.techniques.structure.structured import free_groups, structure_in
@@ -134,7 +134,7 @@ class _Widths:
                 "smaller multiplier, budget or round_to."
             )
         found = self._renewed(counts)[1]
-        return Choice(self._stay(counts), shares, found, details | {"reconstructed_layers": reconstructed(found)})
+        return Choice(self._stay(counts), shares, found, details | {"reconstructed_layers": fitted_layers(found)})
 
     def _widest(self, limit: UnitLimit) -> float:
         """One multiplier for all groups."""

@@ -36,11 +36,13 @@ def test_estimates_that_are_wrong_by_a_factor_are_corrected(wrong: float) -> Non
 
 def test_what_no_estimate_finds_is_made_of_two_that_it_does() -> None:
     """Of multiples of 50 all alike only half the whole is within; of some parts whole and some half 0.6 is."""
-    alone = limit(0.6)
-    found = met(alone, alike(50), lambda choice: 0.9 * cost(choice), cost)
+    found = met(limit(0.6), alike(50), lambda choice: 0.9 * cost(choice), cost)
     assert found is not None
     assert set(found[1].values()) <= {50, 100}
     assert 0.55 <= found[0] / WHOLE <= 0.6
+    alone = met(limit(0.6), alike(50), lambda choice: 0.9 * cost(choice), cost, mixes=False)
+    assert alone is not None
+    assert set(alone[1].values()) == {50}
 
 
 def test_what_costs_more_than_it_should_is_none() -> None:
@@ -55,9 +57,3 @@ def test_a_choice_between_two_is_like_either_in_part() -> None:
         "d": 2,
     }
     assert halfway({"a": 1, "b": 1}, {"a": 1, "b": 2}) is None
-
-
-def test_parts_that_are_tied_stay_alike() -> None:
-    one, other = dict.fromkeys("abcd", 1), dict.fromkeys("abcd", 2)
-    assert halfway(one, other, {"a": "first", "b": "first"}) == {"a": 2, "b": 2, "c": 1, "d": 2}
-    assert halfway(one, other, dict.fromkeys("abcd", "all")) is None

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.techniques.structure.reconstruction_math import Affine, Moments, error, fitted, nearest
+from worker.techniques.structure.reconstruction_math import Affine, Products, error, fitted, nearest
 
 
-def seen(x: Tensor, y: Tensor) -> Moments:
-    moments = Moments()
+def seen(x: Tensor, y: Tensor) -> Products:
+    moments = Products()
     for rows, own in zip(x.split(70), y.split(70), strict=True):
         moments.see(rows, own)
     return moments

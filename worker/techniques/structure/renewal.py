@@ -1,0 +1,62 @@
+"""What a network becomes without units that went, before any training: as near to the whole one as samples make it."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from app.contract.facts import calibration_split
+from app.contract.widths import TakesUnits
+from worker.context import Context
+from worker.data.batch import Batch
+from worker.structure.narrowing import Entries
+from worker.techniques.pruning.sensitivity import drift_on, prepared
+from worker.techniques.structure.reconstruction import Reconstruction
+from worker.techniques.structure.statistics import Found, Statistics
+
+WHY = "Layers are fitted to their outputs for data"
+BATCH = 8
+HELD_OUT = 5  # of so many batches the second is for what is fitted to be tried on
+
+
+class Renewal:
+    """Layers are fitted again, if a step asks for that, and statistics of batch norms found. Where the outputs on held
+    out samples are no nearer to the whole network's with what was fitted, layers keep their weights."""
+
+    def __init__(self, step: TakesUnits, context: Context) -> None:
+        self._statistics = Statistics(context, step.samples)
+        self._reconstruction: Reconstruction | None = None
+        batches = _batches(context, step.samples) if step.reconstructs else []
+        if len(batches) > 1:  # one is held out
+            held_out = batches[1::HELD_OUT]
+            seen = [own for number, own in enumerate(batches) if number % HELD_OUT != 1]
+            whole = context.model.module
+            inputs = ([batch.inputs for batch in own] for own in (seen, held_out))
+            self._reconstruction = Reconstruction(whole, *inputs)
+            self._far = drift_on(context, held_out)
+
+    def of(self, made: nn.Module, entries: Entries) -> Found:
+        """Puts it into a narrower copy of the context's network, `entries` being what it has of its parameters, and
+        gives it by names in a state dict."""
+        if self._reconstruction is None:
+            return self._statistics.of(made)
+        plain = copy.deepcopy(made)
+        before = self._statistics.of(plain)
+        fitted = self._reconstruction.of(made, entries)
+        found = fitted | self._statistics.of(made)
+        if fitted and self._far(made.eval()) < self._far(plain.eval()):
+            return found
+        made.load_state_dict(plain.state_dict())
+        return before
+
+
+def fitted_layers(found: Found) -> int:
+    """How many layers of what a renewal gives were fitted again."""
+    return sum(name.rpartition(".")[2] == "weight" for name in found)
+
+
+def _batches(context: Context, samples: int) -> list[Batch]:
+    if context.feed is None or calibration_split(context.feed.data.facts) is None:
+        return []
+    return prepared(context, BATCH, samples, WHY)
