@@ -105,6 +105,36 @@ def test_a_network_without_a_row_of_blocks_goes_layer_by_layer() -> None:
     assert found == [[module[0]], [module[2]]]
 
 
+def test_what_lies_in_front_of_a_row_comes_first_and_what_lies_behind_it_last() -> None:
+    class Row(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+
+        def forward(self, given: Tensor) -> Tensor:
+            given = self.stem(given)
+            for block in self.blocks:
+                given = block(given)
+            found: Tensor = self.head(given)
+            return found
+
+    module, seen = Row().eval(), list[float]()
+    order = [module.stem, *(block[0] for block in module.blocks), module.head]  # type: ignore[index]
+    found = []
+    for stage in stages(module, [(torch.ones(5, 4),)], order):
+        found += stage.layers
+        with watching(stage.layers, full=False) as moments:
+            stage.run()
+        seen.append(float(moments[0].sum.sum()))  # type: ignore[union-attr]
+        with torch.no_grad():
+            for layer in stage.layers:
+                layer.get_parameter("weight").zero_()
+                layer.get_parameter("bias").fill_(len(seen))
+    assert found == order
+    assert seen == [20, 20, 80, 180]  # each sees what those before it have become
+
+
 class Shuffled(nn.Module):
     """A row of blocks that do not hand their outputs on."""
 
