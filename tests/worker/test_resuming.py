@@ -37,6 +37,7 @@ from worker.context import Context
 from worker.request import RunRequest
 from worker.run import Clock, optimize
 from worker.supervise import Supervisor
+from worker.training.states import Unusable
 
 LAYERS: list[dict[str, Any]] = [
     {"type": "Linear", "in_features": 64, "out_features": 64},
@@ -233,7 +234,10 @@ def in_the_last_step(bench: Bench, job_id: str) -> bool:
     found = {kind: bench.settings.data_dir / "blobs" / checkpoint_key(job_id, 1, kind) for kind in ("step", "training")}
     if not all(path.exists() for path in found.values()):
         return False
-    parts = file.read(found["training"])
+    try:
+        parts = file.read(found["training"])
+    except Unusable:  # another took its place while it was read
+        return False
     return bool(parts["job"]["index"] == 1 and parts["place"]["step"] > 0)
 
 

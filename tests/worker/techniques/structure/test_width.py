@@ -216,7 +216,8 @@ def test_where_all_candidates_may_be_tried_none_is_better(digits: Data, tmp_path
     x: Tensor = flat.splits["train"].read(range(64)).inputs["input"]
     net = tiny()
     usual = net(x).detach()
-    details = narrow(context, budget=TimedBudget(parameters=0.7), search="evolutionary", candidates=1000, round_to=1)
+    budget = TimedBudget(parameters=0.7)
+    details = narrow(context, budget=budget, search="evolutionary", candidates=1000, round_to=1, reconstruct=False)
     (first, second), whole = (net[0].weight, net[2].weight), sum(own.numel() for own in net.parameters())
     worth = [
         (first.square().sum(1) + second.square().sum(0)),  # type: ignore[operator]
