@@ -12,6 +12,11 @@ from worker.context import Context
 from worker.data.batch import Batch
 
 
+def has_samples(context: Context) -> bool:
+    """Whether there are any."""
+    return context.feed is not None and calibration_split(context.feed.data.facts) is not None
+
+
 def calibration(context: Context, size: int, samples: int, why: str) -> Iterator[Batch]:
     """Batches of at most `size`, `samples` in all and the same each time, on the model's device.
 

@@ -72,7 +72,7 @@ def drift(context: Context, samples: int, why: str) -> Callable[..., float]:
 
     Raises DatasetMismatch, saying `why` it is needed, without data.
     """
-    return drift_on(context, held_batches(context, samples, why))
+    return drift_on(context, _evaluated(context, samples, why))
 
 
 def drift_on(context: Context, batches: Sequence[Batch]) -> Callable[..., float]:
@@ -120,7 +120,11 @@ def looked_at(context: Context, samples: int, why: str) -> int:
 
 def held_batches(context: Context, samples: int, why: str) -> list[Batch]:
     """Samples, prepared, as many as their outputs leave room for. Raises as `measuring` does."""
-    return _with_room(context, prepared(context, min(BATCH, context.model.task.evaluation_batch), samples, why))
+    return _with_room(context, _evaluated(context, samples, why))
+
+
+def _evaluated(context: Context, samples: int, why: str) -> list[Batch]:
+    return prepared(context, min(BATCH, context.model.task.evaluation_batch), samples, why)
 
 
 def prepared(context: Context, size: int, samples: int, why: str) -> list[Batch]:

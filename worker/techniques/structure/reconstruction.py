@@ -70,14 +70,14 @@ class Reconstruction:
         rows = ceil(max(ROWS, 4 * matrix(wave[0], wave[0].value()).shape[1]) / len(self._batches))
         gave = self._given(wave, before, entries, rows)
         sums = {own.layer: (Products(), Products()) for own in wave}
-        whole: set[str] = set()
+        unlike: set[str] = set()
 
         def reads(layer: nn.Module, number: int, given: Tensor, _: Tensor) -> None:
             x = _some(columns(layer, given), rows, number)
             for own in wave:
                 told = gave[own.layer]
                 if number >= len(told) or len(told[number]) != len(x):
-                    whole.add(own.layer)
+                    unlike.add(own.layer)
                 else:
                     sums[own.layer][number >= self._seen].see(x, told[number])
 
@@ -85,7 +85,7 @@ class Reconstruction:
             now()
         found: Found = {}
         for own in wave:
-            if own.layer not in whole and all(one.count for one in sums[own.layer]):
+            if own.layer not in unlike and all(one.count for one in sums[own.layer]):
                 found |= _fitted(own, *sums[own.layer])
         return found
 

@@ -6,11 +6,11 @@ import copy
 
 from torch import nn
 
-from app.contract.facts import calibration_split
 from app.contract.widths import TakesUnits
 from worker.context import Context
 from worker.data.batch import Batch
 from worker.structure.narrowing import Entries
+from worker.techniques.pruning.samples import has_samples
 from worker.techniques.pruning.sensitivity import drift_on, prepared
 from worker.techniques.structure.reconstruction import Reconstruction
 from worker.techniques.structure.statistics import Found, Statistics
@@ -57,6 +57,4 @@ def fitted_layers(found: Found) -> int:
 
 
 def _batches(context: Context, samples: int) -> list[Batch]:
-    if context.feed is None or calibration_split(context.feed.data.facts) is None:
-        return []
-    return prepared(context, BATCH, samples, WHY)
+    return prepared(context, BATCH, samples, WHY) if has_samples(context) else []

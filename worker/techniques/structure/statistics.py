@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from app.contract.facts import calibration_split
 from worker.context import Context
 from worker.data.batch import Inputs
+from worker.techniques.pruning.samples import has_samples
 from worker.techniques.pruning.sensitivity import held_batches
 
 WHY = "Statistics of batch norms are found on data"
@@ -26,8 +26,7 @@ class Statistics:
 
     def __init__(self, context: Context, samples: int) -> None:
         self._inputs: list[Inputs] = []
-        feed = context.feed
-        if feed is not None and calibration_split(feed.data.facts) is not None and followed(context.model.module):
+        if has_samples(context) and followed(context.model.module):
             self._inputs = whole([batch.inputs for batch in held_batches(context, samples, WHY)])
 
     def of(self, module: nn.Module) -> Found:
