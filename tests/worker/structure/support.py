@@ -42,7 +42,9 @@ GRAPHS = {
     "PP-OCR detector (Paddle)": "python/rapidocr/models/PP-OCRv6_det_small.onnx",
     "PP-OCR recognizer (Paddle)": "python/rapidocr/models/PP-OCRv6_rec_small.onnx",
 }
-COLUMNS = ["network", "structured prune", "factorize", "resize, drop_layers", "resize, connections", "fuse"]
+COLUMNS = [
+    "network", "prune, structured; resize, width", "factorize", "resize, drop_layers", "resize, connections", "fuse",
+]  # fmt: skip
 
 
 def model_of(module: nn.Module, inputs: Inputs) -> Model:
@@ -112,7 +114,7 @@ def _count(number: int, what: str) -> str:
 
 def rows() -> Iterator[list[str]]:
     """Of all networks, and of the graphs that are there."""
-    for name in PUBLIC:
+    for name in (*PUBLIC, "lstm_deep"):
         module, inputs, _ = network(name)
         yield row(name, model_of(module, inputs))
     root = Path(os.environ.get("TERSOR_TEST_DATA", ".models"))

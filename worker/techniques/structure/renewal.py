@@ -21,8 +21,9 @@ HELD_OUT = 5  # of so many batches the second is for what is fitted to be tried 
 
 
 class Renewal:
-    """Layers are fitted again, if a step asks for that, and statistics of batch norms found. Where the outputs on held
-    out samples are no nearer to the whole network's with what was fitted, layers keep their weights."""
+    """Layers are fitted again, if a step asks for that, and statistics of batch norms found. Of what can be done, with
+    layers fitted or as they are, and fitted ones in front of norms that keep their statistics, what is best is that
+    whose outputs on held out samples are nearest to the whole network's."""
 
     def __init__(self, step: TakesUnits, context: Context) -> None:
         self._statistics = Statistics(context, step.samples)
@@ -42,13 +43,17 @@ class Renewal:
         if self._reconstruction is None:
             return self._statistics.of(made)
         plain = copy.deepcopy(made)
-        before = self._statistics.of(plain)
         fitted = self._reconstruction.of(made, entries)
-        found = fitted | self._statistics.of(made)
-        if fitted and self._far(made.eval()) < self._far(plain.eval()):
-            return found
-        made.load_state_dict(plain.state_dict())
-        return before
+        statistics = self._statistics.of(plain)
+        ways = [(plain, statistics)]
+        if fitted:
+            ways.append((made, fitted))
+        if fitted and statistics:
+            renewed = copy.deepcopy(made)
+            ways.append((renewed, fitted | self._statistics.of(renewed)))
+        best, found = min(ways, key=lambda way: self._far(way[0].eval()))
+        made.load_state_dict(best.state_dict())
+        return found
 
 
 def fitted_layers(found: Found) -> int:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
-from tests.worker.helpers import context_for, digits_data, tiny_model
+from tests.worker.helpers import context_for, digits_data, memory_data, tiny_model
 from worker.structure.groups import structure_of
 from worker.structure.narrowing import left
 from worker.structure.sound import without
@@ -100,6 +100,23 @@ def test_without_samples_nothing_is_fitted(tmp_path: Path) -> None:
     entries = left(structure, structure.groups, kept)
     assert Renewal(StructuredPrune(sparsity=0.5), context).of(made, entries) == {}
     assert torch.equal(made.state_dict()["second.weight"], module.state_dict()["second.weight"][:, :STAY])
+
+
+def test_batch_norms_keep_their_statistics_where_layers_give_what_they_gave(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pair = Pair(nn.Conv2d(3, 12, 3, bias=False), nn.Conv2d(12, 4, 3), 0)
+    module = nn.Sequential(pair, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(64, 3, 8, 8)
+    for _ in range(100):
+        module.train()(torch.randn(64, 3, 8, 8))
+    context = context_for(tiny_model(module.eval(), shape=(3, 8, 8)), memory_data({"train": (x, x)}), tmp_path)
+    structure = structure_of(module, (x[:2],))
+    group = next(one for one in structure.groups if one.units == 12)
+    made, _ = without(module, structure, [group], {group.name: torch.arange(STAY)})
+    entries = left(structure, [group], {group.name: torch.arange(STAY)})
+    found = Renewal(StructuredPrune(sparsity=0.5, reconstruct=True), context).of(made, entries)
+    assert set(found) == {"0.second.weight", "0.second.bias"}
+    assert far(module, made, x) < 0.05
 
 
 def test_a_layer_that_computes_twice_or_shares_its_weight_stays() -> None:
