@@ -23,7 +23,7 @@ from app.contract.errors import InvalidSpec, ModelRejected, Unsupported
 from app.contract.facts import DatasetFacts, ModelFacts
 from app.contract.native import written
 from app.contract.report import Report, StepReport
-from app.contract.spec import DistillStep, ResolvedSpec, Step, training_of
+from app.contract.spec import DistillStep, ResolvedSpec, Step, trainings_of
 from worker.checkpoints.points import Announce, Checkpoints
 from worker.constraints import baked
 from worker.context import Context
@@ -112,7 +112,7 @@ def follow(request: RunRequest, ranks: Ranks) -> None:
 
 def _last_trained(spec: ResolvedSpec) -> int:
     """The index of the last step that trains; -1 where none does."""
-    return max((index for index, step in enumerate(spec.steps) if training_of(step) is not None), default=-1)
+    return max((index for index, step in enumerate(spec.steps) if trainings_of(step)), default=-1)
 
 
 def optimize(

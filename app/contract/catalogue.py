@@ -18,7 +18,7 @@ from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
 from app.contract.rewiring import Rewire
-from app.contract.spec import RESTRUCTURING, DistillStep, Finetune, Quantize, ResolvedSpec, Step, training_of
+from app.contract.spec import RESTRUCTURING, DistillStep, Finetune, Quantize, ResolvedSpec, Step, trainings_of
 from app.contract.strict import Strict
 from app.contract.structured import StructuredPrune
 from app.contract.weight_only import FewBits, WeightOnly
@@ -197,7 +197,7 @@ def check_order(spec: ResolvedSpec) -> None:
                 f"{name} makes a new network, so what masks or shared values did before is lost: put it first.",
                 pointer=spec.pointer(i),
             )
-        if training_of(step) is not None and any(isinstance(one, Fuse) and one.for_inference for one in spec.steps[:i]):
+        if trainings_of(step) and any(isinstance(one, Fuse) and one.for_inference for one in spec.steps[:i]):
             raise OrderRefused(
                 "By then dropout is gone, as fuse was asked for_inference: leave that out, or train before it.",
                 pointer=spec.pointer(i),

@@ -19,7 +19,7 @@ from app.contract.facts import DatasetFacts, ModelFacts, SplitFacts, TensorFacts
 from app.contract.native import check_words
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
-from app.contract.spec import RESTRUCTURING, DistillStep, Quantize, ResolvedSpec, Step, training_of
+from app.contract.spec import RESTRUCTURING, DistillStep, Quantize, ResolvedSpec, Step, trainings_of
 from app.contract.split_needs import check_splits
 from app.contract.tasks import TASKS
 from app.contract.weight_only import FewBits
@@ -42,8 +42,8 @@ def check(spec: ResolvedSpec, model: ModelFacts, dataset: DatasetFacts | None) -
         if isinstance(step, DistillStep) and step.student is not None:
             _check_student(step.student, model, f"{pointer}/student")
             replaced = True
-        if (training := training_of(step)) is not None:  # a student has the task and the inputs
-            check_augmentable(training, model, dataset, f"{pointer}/training")
+        for where, training in trainings_of(step).items():  # a student has the task and the inputs
+            check_augmentable(training, model, dataset, f"{pointer}/{where}")
         if not replaced:  # else it is about a student, whose layers are not known yet: the worker asks
             check_step(step, model, pointer)
     if "pt2" in spec.export and not replaced and not model.trainable:
@@ -84,7 +84,7 @@ def check_step(step: Step, model: ModelFacts, pointer: str) -> None:
     ):
         what = "share values" if isinstance(step, Codebook) else "be pruned"
         raise Unsupported(f"The model has no layer with weights that can {what}.", pointer=pointer)
-    if (training_of(step) is not None or isinstance(step, RESTRUCTURING)) and not model.trainable:
+    if (trainings_of(step) or isinstance(step, RESTRUCTURING)) and not model.trainable:
         raise Unsupported(f"The model cannot be trained. {model.untrainable_reason}", pointer=pointer)
     if isinstance(step, Prune | Quantize | Codebook | Compress | FewBits | Qat | Cast | RESTRUCTURING):
         _check_patterns({f"exclude/{place}": pattern for place, pattern in enumerate(step.exclude)}, model, pointer)

@@ -17,7 +17,7 @@ from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.resizing import Resize
 from app.contract.rewiring import Rewire
-from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, Step, as_static, training_of
+from app.contract.spec import RANKED_ON, DistillStep, Quantize, ResolvedSpec, Step, as_static, trainings_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import evaluation_split
 from app.contract.training import Training
@@ -81,11 +81,10 @@ def estimate(
     for step in spec.steps:
         if isinstance(step, DistillStep) and step.student is not None:
             share = _share(step.student, cost, costs)
-        training = training_of(step)
-        if training is not None:
+        for where, training in trainings_of(step).items():
             rounds = CODED * (ROUNDS_DOWN + ROUNDS_BEHIND * step.longer) if isinstance(step, Compress) else 1.0
             rounds *= step.rounds if isinstance(step, Prune) and step.rewind is not None else 1
-            rounds *= step.rounds if isinstance(step, StructuredPrune) else 1
+            rounds *= step.rounds if isinstance(step, StructuredPrune) and where == "training" else 1
             noisy = isinstance(step, Compress) or (isinstance(step, Prune) and step.criterion == "variational")
             rounds *= NOISE_PASSES if noisy else 1
             passes += rounds * share * _training_passes(training, dataset)
@@ -109,8 +108,6 @@ def estimate(
             shapes = {layer.parameters for layer in model.layers if layer.type in ("Linear", "Conv1D")}
             seconds += PRODUCT_SECONDS * len(shapes)
             passes += PRODUCT_RUNS
-        if isinstance(step, StructuredPrune) and step.lasso is not None:
-            needs.append(_training_bytes(step.lasso.training, cost, 0, 1))
         passes += _choosing_passes(step, model, dataset)
     evaluated = _samples(dataset, evaluation_split(dataset, model.task))
     passes += evaluated * (1 + len(spec.export))
@@ -182,15 +179,14 @@ def _blocks(model: ModelFacts) -> int:
 
 def _structured_passes(step: StructuredPrune, model: ModelFacts, dataset: DatasetFacts | None) -> float:
     """In every round for gradients or inputs, for statistics of batch norms, and for those and outputs without parts
-    of each group; and for a training in front."""
+    of each group."""
     given = min(step.samples, _samples(dataset, calibration_split(dataset)))
     passes = (1.0 + (step.criterion == "activations")) * step.rounds * given
     if step.criterion in BY_GRADIENTS:
         passes += step.rounds * TRAINING_PASSES * min(step.samples, _samples(dataset, "train"))
     if step.scope == "auto":
         passes += 2 * step.rounds * len(model.layers) * LEVELS_MEASURED * given
-    passes += step.rounds * _reconstructing_passes(step, model, given)
-    return passes + (0.0 if step.lasso is None else _training_passes(step.lasso.training, dataset))
+    return passes + step.rounds * _reconstructing_passes(step, model, given)
 
 
 def _width_passes(step: ResizeWidth, model: ModelFacts, dataset: DatasetFacts | None) -> float:

@@ -10,7 +10,7 @@ from app.contract.compression import Compress
 from app.contract.distillation import Distill
 from app.contract.errors import InvalidSpec
 from app.contract.pruning import Prune
-from app.contract.spec import ExportFormat, Finetune, JobSpec, Quantize, ResolvedSpec, Step, training_of
+from app.contract.spec import ExportFormat, Finetune, JobSpec, Quantize, ResolvedSpec, Step, trainings_of
 from app.contract.strict import Strict
 from app.contract.training import Training
 from app.contract.widths import TakesUnits
@@ -107,7 +107,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
 
 def _settled(step: Step, later: Sequence[Step]) -> Step:
     """With what `auto` stands for where later steps say it."""
-    trained = any(training_of(one) is not None for one in later)
+    trained = any(trainings_of(one) for one in later)
     if isinstance(step, TakesUnits) and step.reconstruct == "auto" and trained:
         return step.model_copy(update={"reconstruct": False})
     return step

@@ -175,10 +175,11 @@ def as_static(step: Qat) -> Quantize:
     )
 
 
-def training_of(step: Step) -> Training | None:
-    """The step's training, where it has one."""
-    training = getattr(step, "training", None)
-    return training if isinstance(training, Training) else None
+def trainings_of(step: Step) -> dict[str, Training]:
+    """The step's trainings, in the order in which they run, by where in it they are (`lasso/training`)."""
+    lasso = step.lasso if isinstance(step, StructuredPrune) else None
+    found = {"lasso/training": lasso and lasso.training, "training": getattr(step, "training", None)}
+    return {place: training for place, training in found.items() if isinstance(training, Training)}
 
 
 class JobSpec(Strict):
@@ -232,19 +233,23 @@ class ResolvedSpec(Strict):
             pointer = self.pointer(index)
             if isinstance(step, DistillStep) and step.student is not None and step.student.kind == "model":
                 found.setdefault(step.student.model, f"{pointer}/student/model")
-            training = training_of(step)
-            distill = training.distill if training is not None else None
-            for place, teacher in enumerate(distill.teachers if distill is not None else ()):
-                if distill is not None and teacher != "uploaded":
-                    end = "" if isinstance(distill.teacher, str) else f"/{place}"
-                    found.setdefault(teacher, f"{pointer}/training/distill/teacher{end}")
+            for where, training in trainings_of(step).items():
+                distill = training.distill
+                for place, teacher in enumerate(distill.teachers if distill is not None else ()):
+                    if distill is not None and teacher != "uploaded":
+                        end = "" if isinstance(distill.teacher, str) else f"/{place}"
+                        found.setdefault(teacher, f"{pointer}/{where}/distill/teacher{end}")
         return found
 
     def training_pointer(self, field: str) -> str:
-        """The JSON pointer of a field of trainings, in the first step that has it as the whole job does."""
-        trainings = [training_of(step) for step in self.steps]
-        own = [one is not None and getattr(one, field) == getattr(self, field) for one in trainings]
-        return self.pointer(own.index(True)) + ("" if self.recipe is not None else f"/training/{field}")
+        """The JSON pointer of a field of trainings, in the first that has it as the whole job does."""
+        index, where = next(
+            (index, where)
+            for index, step in enumerate(self.steps)
+            for where, training in trainings_of(step).items()
+            if getattr(training, field) == getattr(self, field)
+        )
+        return self.pointer(index) + ("" if self.recipe is not None else f"/{where}/{field}")
 
     def pointer(self, index: int) -> str:
         """The JSON pointer of a step in what the client sent: a recipe's steps are not in it."""
@@ -253,5 +258,5 @@ class ResolvedSpec(Strict):
 
 def _crews(steps: tuple[Step, ...]) -> set[tuple[int, int]]:
     """Hosts, and processes of each, of the trainings that are for more than one process."""
-    trainings = [training for step in steps if (training := training_of(step)) is not None]
+    trainings = [training for step in steps for training in trainings_of(step).values()]
     return {(training.hosts, training.processes) for training in trainings if training.ranks > 1}

@@ -10,7 +10,7 @@ from app.contract.mixed import Mixed
 from app.contract.pruning import OF_GRADIENTS, OF_INPUTS, Prune
 from app.contract.resizing import Resize
 from app.contract.rewiring import Rewire
-from app.contract.spec import Quantize, ResolvedSpec, training_of
+from app.contract.spec import Quantize, ResolvedSpec, trainings_of
 from app.contract.structured import BY_GRADIENTS, StructuredPrune
 from app.contract.tasks import TASKS
 from app.contract.training import Training
@@ -25,9 +25,8 @@ def check_splits(spec: ResolvedSpec, dataset: DatasetFacts | None, task: Task | 
     """
     for index, step in enumerate(spec.steps):
         pointer = spec.pointer(index)
-        training = training_of(step)
-        if training is not None:
-            _check_training(training, dataset, task, pointer)
+        for where, training in trainings_of(step).items():
+            _check_training(training, dataset, task, pointer if where == "training" else f"{pointer}/{where}")
         if isinstance(step, Compress):
             _check_judged("compress", dataset, task, pointer)
         if isinstance(step, Factorize):
@@ -76,8 +75,6 @@ def _check_pruning_data(step: Prune, dataset: DatasetFacts | None, task: Task | 
 def _check_structured_data(
     step: StructuredPrune, dataset: DatasetFacts | None, task: Task | None, pointer: str
 ) -> None:
-    if step.lasso is not None:
-        _check_training(step.lasso.training, dataset, task, f"{pointer}/lasso/training")
     if step.criterion in BY_GRADIENTS:
         _check_taught(step.criterion, dataset, task, pointer)
     if step.looks_at_samples:

@@ -12,6 +12,7 @@ from app.contract.errors import DatasetMismatch, InvalidSpec, OrderRefused, Ters
 from app.contract.estimate import estimate
 from app.contract.native import planned
 from app.contract.pruning import Prune
+from app.contract.spec import trainings_of
 from app.contract.structured import StructuredPrune
 from app.contract.widths import ResizeWidth
 from tests.contract.facts import COST, dataset_facts
@@ -55,6 +56,12 @@ def test_the_granularity_tells_the_two_steps_apart() -> None:
         ([{"technique": "prune", "sparsity": 0.5}, STRUCTURED], None, OrderRefused, "/steps/1"),
         ([{"technique": "quantize", "method": "dynamic"}, STRUCTURED], None, OrderRefused, "/steps/1"),
         ([STRUCTURED, {"technique": "distill", "student": {"kind": "auto"}}], None, OrderRefused, "/steps/1"),
+        (
+            [{"technique": "fuse", "for_inference": True}, STRUCTURED | {"lasso": {}}],
+            dataset_facts("train"),
+            OrderRefused,
+            "/steps/1",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_its_place(
@@ -119,3 +126,18 @@ def test_a_training_in_a_later_step_counts_and_what_is_asked_for_needs_samples()
     check(spec(STRUCTURED), model(), None)
     with pytest.raises(DatasetMismatch, match="reconstruct needs a `calibration`"):
         check(spec(STRUCTURED | {"reconstruct": True}), model(), None)
+
+
+def test_a_training_in_front_counts_as_any_other() -> None:
+    teacher = "mdl_" + 26 * "0"
+    training = {"epochs": 1, "hosts": 2, "distill": {"teacher": teacher}}
+    width = {"technique": "resize", "method": "width", "multiplier": 0.5}
+    own = spec(width, STRUCTURED | {"lasso": {"training": training}})
+    assert own.named_models() == {teacher: "/steps/1/lasso/training/distill/teacher"}
+    assert own.hosts == 2
+    assert own.training_pointer("hosts") == "/steps/1/lasso/training/hosts"
+    assert isinstance(own.steps[0], ResizeWidth)
+    assert not own.steps[0].reconstructs
+    assert list(trainings_of(own.steps[1])) == ["lasso/training"]
+    both = spec(STRUCTURED | {"lasso": {}, "training": {}}).steps[0]
+    assert list(trainings_of(both)) == ["lasso/training", "training"]

@@ -13,7 +13,7 @@ from app.contract.native import STAND_IN
 from app.contract.pruning import Prune
 from app.contract.qat import Qat
 from app.contract.report import ArtifactReport, Measurement, Metric, StepReport
-from app.contract.spec import Quantize, ResolvedSpec, Step, training_of
+from app.contract.spec import Quantize, ResolvedSpec, Step, trainings_of
 from app.contract.tasks import TASKS
 from app.contract.weight_only import FewBits
 from worker.loading.onnx_constants import IN_A_BRANCH
@@ -64,8 +64,7 @@ def _chooses(step: Step) -> bool:
     """Whether the step looks at the validation split to choose what it leaves."""
     if isinstance(step, Compress) or (isinstance(step, Quantize | Mixed) and step.max_accuracy_drop is not None):
         return True
-    training = training_of(step)
-    return training is not None and training.early_stopping is not None
+    return any(training.early_stopping is not None for training in trainings_of(step).values())
 
 
 def _diverged(number: int, step: StepReport) -> Iterator[str]:

@@ -66,7 +66,7 @@ def chosen(
         pools = [_pool(step, group, own[group.name], least, multiples) for group in groups]
         tried.append(_nearest(limit, pools, losses, cost, real))
         if limit.is_near(tried[-1][0]):
-            break
+            return tried[-1][1]
     within_limit = [one for one in tried if one[0] <= limit.most]
     for has, stay in within_limit:  # of those that are as good the coarsest
         if has >= (1 - limit.near) * max(within_limit, key=itemgetter(0))[0]:
