@@ -20,6 +20,7 @@ from app.contract.distillation import ArchitectureStudent
 from app.contract.errors import InvalidSpec, ModelRejected, ModelsMismatch, Unsupported
 from app.contract.report import Report
 from app.contract.spec import DistillStep, Finetune, Quantize
+from app.contract.structured import StructuredPrune
 from app.contract.training import Training
 from tests.worker.helpers import MemorySplit, context_for, memory_data, part_of
 from tests.worker.jobs import LENET_LAYERS, Recorder, job, request_for
@@ -184,6 +185,16 @@ def test_an_ensemble_teaches_the_model_itself(trained_lenet: Model, digits: Data
     report = run_job(replace(request, named=(other,)), Recorder()).report
     assert report.steps[0].details["distill_losses"] == "soft_targets"
     assert by_format(report)["native"].measurement.parameters == 61_706
+
+
+def test_another_model_teaches_in_a_training_in_front(trained_lenet: Model, digits: Data, tmp_path: Path) -> None:
+    lasso = {"training": {"steps": 3, "distill": {"teacher": OTHER}}}
+    step = StructuredPrune.model_validate({"sparsity": 0.2, "lasso": lasso})
+    request = job(tmp_path / "job", trained_lenet.module, LENET_LAYERS, SHAPE, digits, (step,), export=("native",))
+    other = named(tmp_path, LENET_LAYERS, save(lenet(seed=3).state_dict()))
+    report = run_job(replace(request, named=(other,)), Recorder()).report
+    assert report.steps[0].details["lasso_last_epoch_loss"]
+    assert by_format(report)["native"].measurement.parameters < 61_706
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_is_computed(
