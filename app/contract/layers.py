@@ -72,13 +72,13 @@ def _conv_transpose(dimensions: int) -> Arguments:
     }
 
 
-def _batch_norm(**defaults: bool) -> Arguments:
+def _norm(affine: bool, track_running_stats: tuple[Any, bool]) -> Arguments:
     return {
         "num_features": (Size, ...),
         "eps": (Epsilon, 1e-5),
         "momentum": (Share | None, 0.1),
-        "affine": (Flag, defaults["affine"]),
-        "track_running_stats": (Flag, defaults["track_running_stats"]),
+        "affine": (Flag, affine),
+        "track_running_stats": track_running_stats,
     }
 
 
@@ -137,6 +137,12 @@ def _recurrent() -> Arguments:
     }
 
 
+_TRACKED = (
+    Annotated[
+        Literal[True], Field(description="Without them what a sample gives would depend on the others of its batch.")
+    ],
+    True,
+)
 _INPLACE: Arguments = {"inplace": (Flag, False)}
 _DROPOUT: Arguments = {"p": (Share, 0.5)} | _INPLACE
 _SHAPE = Annotated[
@@ -152,8 +158,8 @@ TABLE: dict[str, Arguments] = {
     "Linear": {"in_features": (Size, ...), "out_features": (Size, ...), "bias": (Flag, True)},
     **{f"Conv{n}d": _conv(n) for n in (1, 2, 3)},
     **{f"ConvTranspose{n}d": _conv_transpose(n) for n in (1, 2, 3)},
-    **{f"BatchNorm{n}d": _batch_norm(affine=True, track_running_stats=True) for n in (1, 2, 3)},
-    **{f"InstanceNorm{n}d": _batch_norm(affine=False, track_running_stats=False) for n in (1, 2, 3)},
+    **{f"BatchNorm{n}d": _norm(affine=True, track_running_stats=_TRACKED) for n in (1, 2, 3)},
+    **{f"InstanceNorm{n}d": _norm(affine=False, track_running_stats=(Flag, False)) for n in (1, 2, 3)},
     "LayerNorm": {
         "normalized_shape": (_SHAPE, ...),
         "eps": (Epsilon, 1e-5),

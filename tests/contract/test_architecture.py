@@ -94,6 +94,7 @@ def test_one_value_stands_for_every_axis() -> None:
         ({"type": "Residual", "layers": [{"type": "ReLU", "x": 1}]}, "/architecture/layers/0/layers/0/x", "Extra"),
         ({"type": "Softmax", "dim": 1}, "/architecture", "logits"),
         ({"type": "LSTM", "input_size": 1, "hidden_size": 1, "batch_first": False}, None, "True"),
+        ({"type": "BatchNorm2d", "num_features": 1, "track_running_stats": False}, None, "True"),
         (7, "/architecture/layers/0", "dictionary"),
     ],
 )
