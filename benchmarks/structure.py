@@ -141,26 +141,10 @@ def main() -> None:
     for (way, _), told in found.items():
         means = (statistics.mean(values) for values in zip(*told, strict=True))
         macs, untrained, accuracy, lost, faster, seconds = means
-        figures = [
-            f"{untrained:.2f}",
-            f"{accuracy:.2f}",
-            f"{lost:.2f}",
-            f"{faster:.2f}",
-            f"{faster * macs:.0%}",
-            f"{seconds:.1f}",
-        ]
-        rows.append([way, str(len(told)), f"{macs:.3f}", *figures])
-    columns = [
-        "way",
-        "seeds",
-        "MACs",
-        "before training, %",
-        "accuracy, %",
-        "points lost",
-        "times as fast",
-        "of what the MACs say",
-    ]
-    table([*columns, "seconds to prune"], rows)
+        figures = [f"{one:.2f}" for one in (untrained, accuracy, lost, faster)]
+        rows.append([way, str(len(told)), f"{macs:.3f}", *figures, f"{faster * macs:.0%}", f"{seconds:.1f}"])
+    columns = ["way", "seeds", "MACs", "before training, %", "accuracy, %", "points lost", "times as fast"]
+    table([*columns, "of what the MACs say", "seconds to prune"], rows)
     print(f"\n{SAMPLES} pictures of {SIDE} x {SIDE}, {SEEDS} seeds, {torch.get_num_threads()} threads", end="")
     where("torch", "onnxruntime", "torch-pruning")
 

@@ -44,11 +44,11 @@ class Renewal:
             return self._statistics.of(made)
         plain = copy.deepcopy(made)
         fitted = self._reconstruction.of(made, entries)
+        if not fitted:
+            return self._statistics.of(made)
         statistics = self._statistics.of(plain)
-        ways = [(plain, statistics)]
-        if fitted:
-            ways.append((made, fitted))
-        if fitted and statistics:
+        ways = [(plain, statistics), (made, fitted)]
+        if statistics:
             renewed = copy.deepcopy(made)
             ways.append((renewed, fitted | self._statistics.of(renewed)))
         best, found = min(ways, key=lambda way: self._far(way[0].eval()))

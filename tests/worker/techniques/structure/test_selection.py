@@ -14,9 +14,11 @@ from app.contract.budgets import TimedBudget
 from app.contract.errors import InvalidSpec
 from app.contract.structured import StructuredPrune
 from app.contract.training import Training
-from tests.worker.helpers import digits_data
+from tests.worker.helpers import context_for, digits_data, tiny_model
 from tests.worker.techniques.structure.test_structured import PICTURES, kept, network, of, prune
+from worker.evaluation.macs import module_macs
 from worker.techniques.base import Details
+from worker.techniques.pruning.prune import PruneTechnique
 from worker.techniques.structure.importance import scores
 from worker.techniques.structure.selection import _losses
 from worker.techniques.structure.structured import structure_in
@@ -58,3 +60,13 @@ def test_a_look_at_what_is_lost_leaves_the_network_as_it_was(tmp_path: Path) -> 
     for group in groups:
         told = [losses[group.name](count) for count in (group.units, group.units // 2, group.units // 4)]
         assert 0 == told[0] < told[1] <= told[2]
+
+
+def test_auto_is_as_fine_as_two_percent_ask_for(tmp_path: Path) -> None:
+    """A coarser multiple that is within 2 % of the finer one's share, and not of what is asked for, is none."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
+    context = context_for(tiny_model(module, shape=(64,)), None, tmp_path)
+    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=0.5)), context)
+    left = module_macs(context.model.module, (torch.zeros(1, 64),))
+    assert 0.49 <= left / module_macs(module, (torch.zeros(1, 64),)) <= 0.5

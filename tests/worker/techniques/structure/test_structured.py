@@ -394,13 +394,3 @@ def test_batch_norms_find_their_statistics_again(context: Context, trained: nn.M
     other: Any = next(one for one in blind.model.module.modules() if isinstance(one, nn.BatchNorm2d))
     assert torch.equal(layer.weight, other.weight)
     assert not torch.equal(layer.running_var, other.running_var)
-
-
-def test_auto_is_as_fine_as_two_percent_ask_for(tmp_path: Path) -> None:
-    """A coarser multiple that is within 2 % of the finer one's share, and not of what is asked for, is none."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
-    context = context_for(tiny_model(module, shape=(64,)), None, tmp_path)
-    PruneTechnique().apply(StructuredPrune(budget=TimedBudget(macs=0.5)), context)
-    left = module_macs(context.model.module, (torch.zeros(1, 64),))
-    assert 0.49 <= left / module_macs(module, (torch.zeros(1, 64),)) <= 0.5
